@@ -1,0 +1,15 @@
+//! What a job is written against, and what a system must offer to run it.
+//!
+//! Users see [`StreamTask`], [`MessageCollector`], [`TaskCoordinator`], [`KeyValueStore`] and the serdes; systems
+//! (Kafka is one) implement the traits of [`system`]. This crate knows no Kafka, no RocksDB and no tokio, so that
+//! a task can be tested with nothing else.
+
+pub mod serde;
+pub mod store;
+pub mod system;
+mod task;
+
+pub use serde::Serde;
+pub use store::{KeyValueStore, StoreError};
+pub use system::{Offset, SystemError};
+pub use task::*;

@@ -1,0 +1,111 @@
+//! Serdes: how keys and values become bytes. Numbers are big-endian, as Kafka's and Samza's serdes write them,
+//! with the sign bit flipped in [`OrderedI64`] only.
+
+use std::marker::PhantomData;
+
+use ::serde::{Serialize, de::DeserializeOwned};
+
+/// Bytes that are not what the serde reads.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct DecodeError(pub String);
+
+/// Writes and reads values of `T`.
+pub trait Serde<T> {
+    /// Appends the bytes of `value` to `out`.
+    fn encode(&self, value: &T, out: &mut Vec<u8>);
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// The bytes are not a `T`.
+    fn decode(&self, bytes: &[u8]) -> Result<T, DecodeError>;
+}
+
+/// UTF-8 text.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StringSerde;
+
+impl Serde<String> for StringSerde {
+    fn encode(&self, value: &String, out: &mut Vec<u8>) {
+        out.extend_from_slice(value.as_bytes());
+    }
+    fn decode(&self, bytes: &[u8]) -> Result<String, DecodeError> {
+        std::str::from_utf8(bytes).map(str::to_owned).map_err(|e| DecodeError(format!("not UTF-8: {e}")))
+    }
+}
+
+/// Bytes as they are.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BytesSerde;
+
+impl Serde<Vec<u8>> for BytesSerde {
+    fn encode(&self, value: &Vec<u8>, out: &mut Vec<u8>) {
+        out.extend_from_slice(value);
+    }
+    fn decode(&self, bytes: &[u8]) -> Result<Vec<u8>, DecodeError> {
+        Ok(bytes.to_vec())
+    }
+}
+
+fn eight(bytes: &[u8]) -> Result<[u8; 8], DecodeError> {
+    bytes.try_into().map_err(|_| DecodeError(format!("{} bytes where 8 were expected", bytes.len())))
+}
+
+/// A 64-bit integer, big-endian.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct I64Serde;
+
+impl Serde<i64> for I64Serde {
+    fn encode(&self, value: &i64, out: &mut Vec<u8>) {
+        out.extend_from_slice(&value.to_be_bytes());
+    }
+    fn decode(&self, bytes: &[u8]) -> Result<i64, DecodeError> {
+        eight(bytes).map(i64::from_be_bytes)
+    }
+}
+
+/// A 64-bit integer whose bytes sort as the numbers do; for keys that are scanned.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OrderedI64;
+
+impl Serde<i64> for OrderedI64 {
+    fn encode(&self, value: &i64, out: &mut Vec<u8>) {
+        out.extend_from_slice(&(value ^ i64::MIN).to_be_bytes());
+    }
+    fn decode(&self, bytes: &[u8]) -> Result<i64, DecodeError> {
+        eight(bytes).map(|bytes| i64::from_be_bytes(bytes) ^ i64::MIN)
+    }
+}
+
+/// A 64-bit float, big-endian IEEE 754.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct F64Serde;
+
+impl Serde<f64> for F64Serde {
+    fn encode(&self, value: &f64, out: &mut Vec<u8>) {
+        out.extend_from_slice(&value.to_be_bytes());
+    }
+    fn decode(&self, bytes: &[u8]) -> Result<f64, DecodeError> {
+        eight(bytes).map(f64::from_be_bytes)
+    }
+}
+
+/// JSON of anything that serde knows.
+#[derive(Debug)]
+pub struct JsonSerde<T>(PhantomData<T>);
+
+impl<T> Default for JsonSerde<T> {
+    fn default() -> Self {
+        JsonSerde(PhantomData)
+    }
+}
+
+impl<T: Serialize + DeserializeOwned> Serde<T> for JsonSerde<T> {
+    fn encode(&self, value: &T, out: &mut Vec<u8>) {
+        // Into a Vec only a value that refuses to be serialised can fail, e.g. a map with keys that are no text.
+        serde_json::to_writer(out, value).expect("a value kept as JSON must serialise");
+    }
+    fn decode(&self, bytes: &[u8]) -> Result<T, DecodeError> {
+        serde_json::from_slice(bytes).map_err(|e| DecodeError(e.to_string()))
+    }
+}

@@ -1,0 +1,281 @@
+//! What a system of streams must offer: Samza's SystemConsumer, SystemProducer and SystemAdmin, in batches.
+//!
+//! Calls block; each consumer and producer belongs to one task thread. [`Offset`] is an opaque text to everyone
+//! but its system; inside a batch offsets are `u64`s, ordered within a partition, that only the system may turn
+//! into text.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A place in a partition, as its system writes it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Offset(pub String);
+
+impl fmt::Display for Offset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A system's errors, by what the caller must do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SystemError {
+    /// A newer owner fenced this producer: exit as fenced, write nothing.
+    #[error("fenced: {0}")]
+    Fenced(String),
+    /// It may go well later.
+    #[error("{0}")]
+    Retriable(String),
+    /// It will not go well.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// One partition of one physical topic.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TopicPartition {
+    /// The physical topic.
+    pub topic: String,
+    /// The partition, from 0.
+    pub partition: i32,
+}
+
+/// One message of a batch, borrowed from the consumer's buffers.
+#[derive(Debug, Clone, Copy)]
+pub struct Message<'a> {
+    /// Which of the assigned partitions: its place in the list given to [`SystemConsumer::assign`].
+    pub source: usize,
+    /// Its offset.
+    pub offset: u64,
+    /// Its key.
+    pub key: Option<&'a [u8]>,
+    /// Its value; none is a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// Unix ms, -1 if unknown.
+    pub timestamp_ms: i64,
+}
+
+/// Where reading a partition begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StartAt {
+    /// The oldest message there is.
+    Oldest,
+    /// The next to arrive.
+    Newest,
+    /// This one: the next message to read.
+    At(Offset),
+}
+
+/// Reads messages that are committed (`read_committed`).
+pub trait SystemConsumer {
+    /// Starts reading these partitions and no others.
+    ///
+    /// # Errors
+    /// A partition is unknown or its offset no longer exists.
+    fn assign(&mut self, partitions: &[(TopicPartition, StartAt)]) -> Result<(), SystemError>;
+
+    /// Waits up to `timeout` for messages and hands them over in batches: `take` is called with slices whose
+    /// messages are in order within each source. Returns how many there were.
+    ///
+    /// # Errors
+    /// The system failed, or `take` did (its error is returned as it is, and the rest of the batch is lost: the
+    /// caller must end).
+    fn poll(
+        &mut self,
+        timeout: Duration,
+        take: &mut dyn FnMut(&[Message<'_>]) -> Result<(), SystemError>,
+    ) -> Result<usize, SystemError>;
+
+    /// The offset to read next for each source, given the last offset taken (none: where it was assigned).
+    fn position_after(&self, source: usize, last_taken: Option<u64>) -> Offset;
+
+    /// Messages between `last_taken` and the end of the source as last heard; none if nothing was heard yet.
+    fn lag(&self, source: usize, last_taken: Option<u64>) -> Option<u64>;
+}
+
+/// Writes messages. Sends are asynchronous; errors of earlier sends come back from later calls.
+pub trait SystemProducer {
+    /// A handle on `topic` for [`Self::send`]; the same text gives the same handle.
+    ///
+    /// # Errors
+    /// The system failed.
+    fn topic(&mut self, topic: &str) -> Result<TopicHandle, SystemError>;
+
+    /// Queues one message; blocks while the queue is full. No partition: the key's murmur2 chooses.
+    ///
+    /// # Errors
+    /// This or an earlier send failed; nothing more can be sent.
+    fn send(
+        &mut self,
+        topic: TopicHandle,
+        partition: Option<i32>,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+    ) -> Result<(), SystemError>;
+
+    /// Waits until everything sent is acknowledged by all in-sync replicas.
+    ///
+    /// # Errors
+    /// Some message was not, or not in time.
+    fn flush(&mut self, timeout: Duration) -> Result<(), SystemError>;
+}
+
+/// A topic known to one producer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TopicHandle(pub u32);
+
+/// A producer whose sends between `begin` and `commit` become visible together or not at all.
+pub trait TransactionalProducer: SystemProducer {
+    /// Registers its transactional id, once: aborts what an earlier owner of the id had open and fences it.
+    ///
+    /// # Errors
+    /// The system failed.
+    fn init(&mut self, timeout: Duration) -> Result<(), SystemError>;
+    /// Opens a transaction.
+    ///
+    /// # Errors
+    /// One is open, or the producer is fenced.
+    fn begin(&mut self) -> Result<(), SystemError>;
+    /// Flushes and commits.
+    ///
+    /// # Errors
+    /// [`SystemError::Fenced`], or it is unknown whether it was committed: the caller must end.
+    fn commit(&mut self, timeout: Duration) -> Result<(), SystemError>;
+    /// Drops what was sent since `begin`.
+    ///
+    /// # Errors
+    /// The system failed.
+    fn abort(&mut self, timeout: Duration) -> Result<(), SystemError>;
+}
+
+/// Which messages a reader sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// All.
+    ReadUncommitted,
+    /// Those of committed transactions and plain ones.
+    ReadCommitted,
+}
+
+/// The ends of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watermarks {
+    /// The first offset there is.
+    pub low: u64,
+    /// One past the last offset (control records count).
+    pub high: u64,
+    /// The last stable offset: below it every transaction is decided.
+    pub stable: u64,
+}
+
+/// One partition's place in the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PartitionMetadata {
+    /// Its number.
+    pub partition: i32,
+    /// Its leader's broker id, none if it has none now.
+    pub leader: Option<i32>,
+    /// Its replicas' broker ids.
+    pub replicas: Vec<i32>,
+}
+
+/// A topic.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TopicMetadata {
+    /// Its name.
+    pub topic: String,
+    /// The id that a recreated topic does not share.
+    pub topic_id: String,
+    /// By partition.
+    pub partitions: Vec<PartitionMetadata>,
+}
+
+/// A broker.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BrokerMetadata {
+    /// Its id.
+    pub id: i32,
+    /// Its advertised host.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Its rack, empty if it has none.
+    pub rack: String,
+}
+
+/// A topic to create.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewTopic {
+    /// Its name.
+    pub topic: String,
+    /// How many partitions.
+    pub partitions: i32,
+    /// Copies of each.
+    pub replication: u16,
+    /// Its configuration.
+    pub config: BTreeMap<String, String>,
+}
+
+/// Questions and orders about a system. Every call blocks, at most for its timeout (30 s where none is given).
+pub trait SystemAdmin: Send + Sync {
+    /// The brokers with their racks.
+    ///
+    /// # Errors
+    /// No broker answered; the text names the bootstrap servers.
+    fn brokers(&self) -> Result<Vec<BrokerMetadata>, SystemError>;
+    /// The topics that exist among `topics`.
+    ///
+    /// # Errors
+    /// No broker answered.
+    fn describe(&self, topics: &[String]) -> Result<Vec<TopicMetadata>, SystemError>;
+    /// Creates what does not exist; one that exists with fewer partitions is an error, all else is left as it is.
+    ///
+    /// # Errors
+    /// A topic could not be created.
+    fn create(&self, topics: &[NewTopic]) -> Result<(), SystemError>;
+    /// The ends of each partition, in the order given.
+    ///
+    /// # Errors
+    /// A partition is unknown or no broker answered.
+    fn watermarks(&self, partitions: &[TopicPartition]) -> Result<Vec<Watermarks>, SystemError>;
+    /// Reads `partition` from offset `from` (or its low watermark, if that is higher) up to but without `until`,
+    /// and hands over what `isolation` lets see, in order (`source` is 0). Ends by position, so control records
+    /// and aborted ones at the end do not hold it back. `progress` hears the position now and then.
+    ///
+    /// # Errors
+    /// The system failed or `take` did.
+    fn read_range(
+        &self,
+        partition: &TopicPartition,
+        from: u64,
+        until: u64,
+        isolation: Isolation,
+        take: &mut dyn FnMut(&[Message<'_>]) -> Result<(), SystemError>,
+    ) -> Result<(), SystemError>;
+    /// Appends plain (not transactional) messages, acknowledged by all in-sync replicas when it returns.
+    ///
+    /// # Errors
+    /// A message was not acknowledged.
+    fn append(&self, messages: &[PlainMessage]) -> Result<(), SystemError>;
+    /// Runs init_transactions on `transactional_id`: aborts what it had open, waits for what it was committing,
+    /// and fences it for ever.
+    ///
+    /// # Errors
+    /// The system failed.
+    fn fence(&self, transactional_id: &str) -> Result<(), SystemError>;
+}
+
+/// One message for [`SystemAdmin::append`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlainMessage {
+    /// Where.
+    pub to: TopicPartition,
+    /// Its key.
+    pub key: Vec<u8>,
+    /// Its value; none is a tombstone.
+    pub value: Option<Vec<u8>>,
+}

@@ -1,0 +1,253 @@
+//! A job as submitted: job.toml after parsing, checking and filling in of defaults.
+//!
+//! Durations are milliseconds, memory is bytes. `job-file` makes these from text; everyone else trusts them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Digest, JobId, Resource};
+
+/// One job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// `[job] name, id`.
+    pub job: JobId,
+    /// `[job] queue`.
+    pub queue: String,
+    /// `[job] priority`; higher goes first within a queue.
+    pub priority: i32,
+    /// `[app-master]`: what the application master's own container gets.
+    pub app_master: Resource,
+    /// `[package]`.
+    pub package: PackageSpec,
+    /// `[containers]`.
+    pub containers: ContainersSpec,
+    /// `[task]`.
+    pub task: TaskSpec,
+    /// `[systems.<name>]`.
+    pub systems: BTreeMap<String, SystemSpec>,
+    /// `[streams."<system>.<stream>"]`; an input or output without an entry has the defaults of
+    /// [`StreamSpec::default_for`].
+    pub streams: BTreeMap<String, StreamSpec>,
+    /// `[stores.<name>]`.
+    pub stores: BTreeMap<String, StoreSpec>,
+    /// `[placement]`.
+    pub placement: PlacementSpec,
+    /// `[restart]`.
+    pub restart: RestartSpec,
+}
+
+/// What is run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PackageSpec {
+    /// Where the client found it: a path, or a URL. For people; nodes use [`PackageSpec::artefact`].
+    pub source: String,
+    /// The content in the resource manager's artefact store; filled in by the client's upload.
+    pub artefact: Option<Artefact>,
+    /// The command line; empty means the artefact itself without arguments. Its first word may be a path in the
+    /// work directory.
+    pub command: Vec<String>,
+    /// Extra environment.
+    pub env: BTreeMap<String, String>,
+}
+
+/// One file that a container is given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Artefact {
+    /// Its name in the work directory.
+    pub name: String,
+    /// Its content.
+    pub digest: Digest,
+    /// Its size, bytes.
+    pub bytes: u64,
+}
+
+/// `[containers]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContainersSpec {
+    /// How many, 1 or more.
+    pub count: u32,
+    /// What each gets.
+    pub resource: Resource,
+    /// Task threads in each.
+    pub threads: u32,
+}
+
+/// `[task]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskSpec {
+    /// Input streams, `<system>.<stream>`.
+    pub inputs: Vec<String>,
+    /// How often `window` is called, ms; none if it never is.
+    pub window_ms: Option<u64>,
+    /// How often a task thread commits, ms.
+    pub commit_ms: u64,
+    /// What a reader of the outputs may rely on.
+    pub delivery: Delivery,
+    /// How input partitions become tasks.
+    pub grouper: Grouper,
+    /// The job's own settings, handed to `StreamTask::init`.
+    pub config: BTreeMap<String, String>,
+}
+
+/// Delivery of outputs. State is exact in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Delivery {
+    /// After a crash some outputs may be repeated.
+    AtLeastOnce,
+    /// Outputs join the transaction of state and checkpoint.
+    ExactlyOnce,
+}
+
+/// How input partitions become tasks (Samza's SystemStreamPartitionGrouper).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Grouper {
+    /// Task `Partition N` owns partition N of every input.
+    Partition,
+    /// One task owns every partition of every input (`grouper = "single"`).
+    Single,
+}
+
+/// `[systems.<name>]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SystemSpec {
+    /// `type`; "kafka" today.
+    pub kind: String,
+    /// `bootstrap`: host:port, comma separated.
+    pub bootstrap: String,
+    /// Extra librdkafka consumer settings.
+    pub consumer: BTreeMap<String, String>,
+    /// Extra librdkafka producer settings.
+    pub producer: BTreeMap<String, String>,
+    /// Replication factor of the topics that we create; none means as many as brokers, at most 3.
+    pub replication: Option<u16>,
+}
+
+/// `[streams."<system>.<stream>"]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StreamSpec {
+    /// The physical topic.
+    pub topic: String,
+    /// `key-serde`, `serde`: checked names, for tools; tasks choose serdes in code.
+    pub key_serde: Option<String>,
+    /// `serde`.
+    pub serde: Option<String>,
+    /// Where a task without a checkpoint starts.
+    pub offset_default: OffsetDefault,
+    /// Whether all of it is read before any other input.
+    pub bootstrap: bool,
+    /// Higher is read first.
+    pub priority: i32,
+    /// Whether every task gets every partition.
+    pub broadcast: bool,
+}
+
+impl StreamSpec {
+    /// The settings of stream `name` (without its system) when job.toml has no entry for it.
+    #[must_use]
+    pub fn default_for(name: &str) -> StreamSpec {
+        StreamSpec {
+            topic: name.to_owned(),
+            key_serde: None,
+            serde: None,
+            offset_default: OffsetDefault::Oldest,
+            bootstrap: false,
+            priority: 0,
+            broadcast: false,
+        }
+    }
+}
+
+/// Where a task without a checkpoint starts reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OffsetDefault {
+    /// At the oldest message that the stream still has.
+    Oldest,
+    /// At the next message to arrive (Samza's `upcoming`).
+    Newest,
+}
+
+/// `[stores.<name>]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StoreSpec {
+    /// The changelog topic, or none for a store that is lost with its node.
+    pub changelog: Option<String>,
+    /// The system that the changelog is on.
+    pub changelog_system: String,
+    /// `key-serde`, for tools.
+    pub key_serde: Option<String>,
+    /// `serde`, for tools.
+    pub serde: Option<String>,
+    /// Rows that the write-back cache may hold per task before a commit is forced.
+    pub cache_rows: u64,
+    /// Extra settings of the changelog topic.
+    pub changelog_config: BTreeMap<String, String>,
+}
+
+/// `[placement]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlacementSpec {
+    /// How long an ask waits for its preferred hosts, ms.
+    pub wait_ms: u64,
+    /// How much longer it waits for their racks, ms.
+    pub rack_wait_ms: u64,
+    /// Whether preferred hosts are asked for at all.
+    pub host_affinity: bool,
+    /// What a container does when its node's lease ends.
+    pub on_lease_loss: OnLeaseLoss,
+    /// Labels that a node must have, all of them.
+    pub labels: BTreeMap<String, String>,
+    /// Keep the job's containers on different hosts or racks when possible.
+    pub spread: Spread,
+}
+
+/// What the containers of a node that lost its lease do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnLeaseLoss {
+    /// They run on; a successor fences them in Kafka.
+    Keep,
+    /// Their shim kills them at lease end.
+    Stop,
+}
+
+/// Which of the job's containers should not be together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Spread {
+    /// No wish.
+    None,
+    /// Not on one host when another will do.
+    Host,
+    /// Not in one rack when another will do.
+    Rack,
+}
+
+/// `[restart]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RestartSpec {
+    /// Failures of one slot within the window that are forgiven.
+    pub retries: u32,
+    /// The window, ms.
+    pub window_ms: u64,
+    /// The wait before the second retry in a window, ms; it doubles from there. The first is immediate.
+    pub backoff_min_ms: u64,
+    /// The longest wait, ms.
+    pub backoff_max_ms: u64,
+    /// What follows when retries are spent.
+    pub on_exhausted: OnExhausted,
+}
+
+/// What follows when a slot's retries are spent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnExhausted {
+    /// The job fails.
+    Fail,
+    /// The job runs on without the slot.
+    Degrade,
+}

@@ -1,0 +1,20 @@
+//! The words of samza-rs: what every crate of the house may name.
+//!
+//! Plain data with serde; no behaviour beyond parsing, ordering and printing. This crate knows no clock, no
+//! randomness, no network and no other crate of ours.
+
+mod exit;
+mod id;
+mod job;
+mod model;
+mod report;
+mod resource;
+mod session;
+
+pub use exit::*;
+pub use id::*;
+pub use job::*;
+pub use model::*;
+pub use report::*;
+pub use resource::*;
+pub use session::*;
