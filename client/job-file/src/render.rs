@@ -1,0 +1,193 @@
+//! A spec as a job file that says everything, defaults included.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use types::{Delivery, Grouper, JobSpec, OffsetDefault, OnExhausted, OnLeaseLoss, Resource, Spread};
+
+use crate::units::{print_duration, print_memory};
+
+/// The job file that [`crate::parse`] reads as `spec` (without `package.artefact`, which no file holds).
+#[must_use]
+pub fn render(spec: &JobSpec) -> String {
+    let mut out = Toml(String::new());
+    out.section("job");
+    out.text("name", &spec.job.name);
+    out.text("id", &spec.job.id);
+    out.text("queue", &spec.queue);
+    out.plain("priority", spec.priority);
+    out.section("app-master");
+    out.resource(&spec.app_master);
+    out.section("package");
+    out.text("path", &spec.package.source);
+    out.list("command", &spec.package.command);
+    out.table("env", &spec.package.env);
+    out.section("containers");
+    out.plain("count", spec.containers.count);
+    out.resource(&spec.containers.resource);
+    out.plain("threads", spec.containers.threads);
+    task(&mut out, spec);
+    systems(&mut out, spec);
+    placement(&mut out, spec);
+    out.section("restart");
+    out.plain("retries", spec.restart.retries);
+    out.duration("window", spec.restart.window_ms);
+    out.plain(
+        "backoff",
+        format!(
+            "{{ min = \"{}\", max = \"{}\" }}",
+            print_duration(spec.restart.backoff_min_ms),
+            print_duration(spec.restart.backoff_max_ms)
+        ),
+    );
+    out.text(
+        "on-exhausted",
+        match spec.restart.on_exhausted {
+            OnExhausted::Fail => "fail",
+            OnExhausted::Degrade => "degrade",
+        },
+    );
+    out.0
+}
+
+fn task(out: &mut Toml, spec: &JobSpec) {
+    out.section("task");
+    out.list("inputs", &spec.task.inputs);
+    if let Some(window) = spec.task.window_ms {
+        out.duration("window", window);
+    }
+    out.duration("commit", spec.task.commit_ms);
+    out.text(
+        "delivery",
+        match spec.task.delivery {
+            Delivery::AtLeastOnce => "at-least-once",
+            Delivery::ExactlyOnce => "exactly-once",
+        },
+    );
+    out.text(
+        "grouper",
+        match spec.task.grouper {
+            Grouper::Partition => "partition",
+            Grouper::Single => "single",
+        },
+    );
+    out.table("config", &spec.task.config);
+}
+
+fn systems(out: &mut Toml, spec: &JobSpec) {
+    for (name, system) in &spec.systems {
+        out.section(&format!("systems.{}", quoted(name)));
+        out.text("type", &system.kind);
+        out.text("bootstrap", &system.bootstrap);
+        out.table("consumer", &system.consumer);
+        out.table("producer", &system.producer);
+        if let Some(replication) = system.replication {
+            out.plain("replication", replication);
+        }
+    }
+    for (name, stream) in &spec.streams {
+        out.section(&format!("streams.{}", quoted(name)));
+        out.text("topic", &stream.topic);
+        out.optional("key-serde", stream.key_serde.as_deref());
+        out.optional("serde", stream.serde.as_deref());
+        out.text(
+            "offset-default",
+            match stream.offset_default {
+                OffsetDefault::Oldest => "oldest",
+                OffsetDefault::Newest => "newest",
+            },
+        );
+        out.plain("bootstrap", stream.bootstrap);
+        out.plain("priority", stream.priority);
+        out.plain("broadcast", stream.broadcast);
+    }
+    for (name, store) in &spec.stores {
+        out.section(&format!("stores.{}", quoted(name)));
+        match &store.changelog {
+            Some(topic) => out.text("changelog", topic),
+            None => out.plain("changelog", false),
+        }
+        out.text("changelog-system", &store.changelog_system);
+        out.optional("key-serde", store.key_serde.as_deref());
+        out.optional("serde", store.serde.as_deref());
+        out.plain("cache-rows", store.cache_rows);
+        out.table("changelog-config", &store.changelog_config);
+    }
+}
+
+fn placement(out: &mut Toml, spec: &JobSpec) {
+    out.section("placement");
+    out.duration("wait", spec.placement.wait_ms);
+    out.duration("rack-wait", spec.placement.rack_wait_ms);
+    out.plain("host-affinity", spec.placement.host_affinity);
+    out.text(
+        "spread",
+        match spec.placement.spread {
+            Spread::None => "none",
+            Spread::Host => "host",
+            Spread::Rack => "rack",
+        },
+    );
+    out.table("labels", &spec.placement.labels);
+    out.text(
+        "on-lease-loss",
+        match spec.placement.on_lease_loss {
+            OnLeaseLoss::Keep => "keep",
+            OnLeaseLoss::Stop => "stop",
+        },
+    );
+}
+
+struct Toml(String);
+
+impl Toml {
+    fn section(&mut self, name: &str) {
+        let gap = if self.0.is_empty() { "" } else { "\n" };
+        writeln!(self.0, "{gap}[{name}]").expect("writing to a string");
+    }
+    fn plain(&mut self, key: &str, value: impl std::fmt::Display) {
+        writeln!(self.0, "{key} = {value}").expect("writing to a string");
+    }
+    fn text(&mut self, key: &str, value: &str) {
+        self.plain(key, quoted(value));
+    }
+    fn optional(&mut self, key: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.text(key, value);
+        }
+    }
+    fn duration(&mut self, key: &str, ms: u64) {
+        self.text(key, &print_duration(ms));
+    }
+    fn resource(&mut self, resource: &Resource) {
+        self.text("memory", &print_memory(resource.memory_bytes));
+        self.plain("cpu", f64::from(resource.cpu_millis) / 1000.0);
+    }
+    fn list(&mut self, key: &str, values: &[String]) {
+        let values: Vec<String> = values.iter().map(|value| quoted(value)).collect();
+        self.plain(key, format!("[{}]", values.join(", ")));
+    }
+    fn table(&mut self, key: &str, values: &BTreeMap<String, String>) {
+        let pairs: Vec<String> =
+            values.iter().map(|(name, value)| format!("{} = {}", quoted(name), quoted(value))).collect();
+        if !pairs.is_empty() {
+            self.plain(key, format!("{{ {} }}", pairs.join(", ")));
+        }
+    }
+}
+
+/// A TOML basic string.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            c if c.is_control() => write!(quoted, "\\u{:04X}", u32::from(c)).expect("writing to a string"),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}

@@ -1,0 +1,179 @@
+//! What holds for every text and every spec.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use types::{
+    ContainersSpec, Delivery, Grouper, JobId, JobSpec, OffsetDefault, OnExhausted, OnLeaseLoss, PackageSpec,
+    PlacementSpec, Resource, RestartSpec, Spread, StoreSpec, StreamSpec, SystemSpec, TaskSpec,
+};
+
+fn name() -> impl Strategy<Value = String> {
+    "[a-zA-Z0-9][a-zA-Z0-9._-]{0,20}"
+}
+
+fn settings() -> impl Strategy<Value = BTreeMap<String, String>> {
+    prop::collection::btree_map("[a-z]{1,8}(\\.[a-z]{1,8}){0,2}", any::<String>(), 0..4)
+}
+
+fn resource() -> impl Strategy<Value = Resource> {
+    (16u64 << 20..1 << 42, 10u32..=1_024_000)
+        .prop_map(|(memory_bytes, cpu_millis)| Resource { memory_bytes, cpu_millis })
+}
+
+fn serde_name() -> impl Strategy<Value = Option<String>> {
+    prop::option::of(
+        prop::sample::select(vec!["string", "bytes", "i64", "f64", "json"]).prop_map(str::to_owned),
+    )
+}
+
+fn stream() -> impl Strategy<Value = StreamSpec> {
+    (name(), serde_name(), serde_name(), any::<[bool; 3]>(), -9i32..9).prop_map(
+        |(topic, key_serde, serde, [newest, bootstrap, broadcast], priority)| StreamSpec {
+            topic,
+            key_serde,
+            serde,
+            offset_default: if newest { OffsetDefault::Newest } else { OffsetDefault::Oldest },
+            bootstrap,
+            priority,
+            broadcast,
+        },
+    )
+}
+
+fn store() -> impl Strategy<Value = StoreSpec> {
+    (any::<bool>(), serde_name(), 1u64..1_000_000, settings()).prop_map(
+        |(changelog, serde, cache_rows, changelog_config)| StoreSpec {
+            changelog: changelog.then(String::new),
+            changelog_system: "kafka".to_owned(),
+            key_serde: serde.clone(),
+            serde,
+            cache_rows,
+            changelog_config,
+        },
+    )
+}
+
+fn task() -> impl Strategy<Value = TaskSpec> {
+    (
+        prop::collection::btree_set(name().prop_map(|topic| format!("kafka.{topic}")), 1..4),
+        prop::option::of(1u64..1 << 40),
+        1u64..1 << 40,
+        any::<[bool; 2]>(),
+        settings(),
+    )
+        .prop_map(|(inputs, window_ms, commit_ms, [exactly, single], config)| TaskSpec {
+            inputs: inputs.into_iter().collect(),
+            window_ms,
+            commit_ms,
+            delivery: if exactly { Delivery::ExactlyOnce } else { Delivery::AtLeastOnce },
+            grouper: if single { Grouper::Single } else { Grouper::Partition },
+            config,
+        })
+}
+
+fn placement() -> impl Strategy<Value = PlacementSpec> {
+    (0u64..1 << 40, 0u64..1 << 40, any::<[bool; 2]>(), settings()).prop_map(
+        |(wait_ms, rack_wait_ms, [host_affinity, stop], labels)| PlacementSpec {
+            wait_ms,
+            rack_wait_ms,
+            host_affinity,
+            on_lease_loss: if stop { OnLeaseLoss::Stop } else { OnLeaseLoss::Keep },
+            labels,
+            spread: if stop { Spread::Rack } else { Spread::Host },
+        },
+    )
+}
+
+prop_compose! {
+    fn spec()(
+        job in (name(), "[a-z0-9]{1,8}"),
+        (priority, count, retries) in (-99i32..99, 1u32..100, 0u32..100),
+        (app_master, resource) in (resource(), resource()),
+        source in "[^/\\pC]{1,20}".prop_filter("a path", |path| !path.trim().is_empty()),
+        command in prop::collection::vec("\\PC{1,10}", 0..3),
+        env in prop::collection::btree_map("[A-RT-Z][A-Z_]{0,8}", "\\PC{0,10}", 0..3),
+        task in task(),
+        consumer in settings(),
+        streams in prop::collection::btree_map(name().prop_map(|topic| format!("kafka.{topic}")), stream(), 0..3),
+        stores in prop::collection::btree_map("[a-c][a-z]{1,8}", store(), 0..3),
+        placement in placement(),
+        (backoff_min_ms, more) in (1u64..100_000, 0u64..100_000),
+    ) -> JobSpec {
+        let system = SystemSpec {
+            kind: "kafka".to_owned(),
+            bootstrap: "127.0.0.1:9092,[::1]:9093".to_owned(),
+            consumer,
+            producer: BTreeMap::new(),
+            replication: (priority > 0).then_some(3),
+        };
+        let mut stores = stores;
+        for (name, store) in &mut stores {
+            store.changelog = store.changelog.take().map(|_| format!("log-{name}"));
+        }
+        JobSpec {
+            job: JobId { name: job.0, id: job.1 },
+            queue: "default".to_owned(),
+            priority,
+            app_master,
+            package: PackageSpec { source, artefact: None, command, env },
+            containers: ContainersSpec { count, resource, threads: count },
+            task,
+            systems: BTreeMap::from([("kafka".to_owned(), system)]),
+            streams,
+            stores,
+            placement,
+            restart: RestartSpec {
+                retries,
+                window_ms: more + 1,
+                backoff_min_ms,
+                backoff_max_ms: backoff_min_ms + more,
+                on_exhausted: if retries > 9 { OnExhausted::Degrade } else { OnExhausted::Fail },
+            },
+        }
+    }
+}
+
+const KNOWN: &str = include_str!("known.toml");
+
+proptest! {
+    #[test]
+    fn printing_a_spec_and_reading_it_gives_the_spec(spec in spec()) {
+        let text = job_file::render(&spec);
+        let read = job_file::parse(&text, "job.toml");
+        prop_assert_eq!(read.map(|file| file.spec).map_err(|problems| format!("{problems}\n{text}")), Ok(spec));
+    }
+
+    #[test]
+    fn no_text_makes_it_panic(text in "\\PC*") {
+        let _ = job_file::parse(&text, "job.toml");
+    }
+
+    #[test]
+    fn no_damage_to_a_job_file_makes_it_panic(
+        cuts in prop::collection::vec((0usize..KNOWN.len(), 0usize..8, "[\\[\\]{}=\".#\n0a-]{0,3}"), 1..4)
+    ) {
+        let mut text: Vec<char> = KNOWN.chars().collect();
+        for (at, len, put) in cuts {
+            let at = at.min(text.len());
+            text.splice(at..(at + len).min(text.len()), put.chars());
+        }
+        let text: String = text.into_iter().collect();
+        if let Err(problems) = job_file::parse(&text, "job.toml") {
+            prop_assert!(!problems.0.is_empty());
+            let last = text.matches('\n').count() + 1;
+            for problem in problems.0 {
+                prop_assert!(problem.line.is_none_or(|line| (1..=last).contains(&line)), "{}", problem);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_with_every_key_is_valid() {
+    let file = job_file::parse(KNOWN, "known.toml").unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(file.spec.placement.on_lease_loss, OnLeaseLoss::Stop);
+    assert_eq!(file.spec.restart.on_exhausted, OnExhausted::Degrade);
+    assert_eq!(file.spec.streams["kafka.flights"].offset_default, OffsetDefault::Newest);
+    assert_eq!(file.spec.package.env["RETRIES"], "3");
+}
