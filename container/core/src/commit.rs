@@ -1,0 +1,217 @@
+//! When a task thread commits, in which order, and after which commits its clean rows go to disk.
+
+use types::{Delivery, Timestamp};
+
+/// Why a commit is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// `task.commit` has passed since the last.
+    Interval,
+    /// A cache is full of dirty rows.
+    CacheFull,
+    /// A task asked for it.
+    Requested,
+    /// The container ends.
+    Stopping,
+    /// Local state would get too old to be used: a commit proves that the thread still owns its tasks.
+    Refresh,
+}
+
+/// The steps of a commit. Their order is what makes state exact: see [`steps`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CommitStep {
+    /// Wait until every output is acknowledged.
+    FlushOutputs,
+    /// Open the transaction, unless outputs have.
+    Begin,
+    /// Send dirty rows to the changelogs, sorted by key.
+    DrainCaches,
+    /// Send the checkpoints.
+    Checkpoints,
+    /// Wait for the acknowledgements, then read the changelogs' high watermarks: everything of this transaction is
+    /// below them, and nobody else's can be unless this commit fails.
+    ChangelogEnds,
+    /// Commit the transaction. Only now are the rows clean.
+    Commit,
+    /// Write the clean rows with the offsets row to disk.
+    FlushStores,
+}
+
+/// The steps of a commit that is (or is not) followed by a flush of the stores.
+#[must_use]
+pub fn steps(delivery: Delivery, flush_stores: bool) -> Vec<CommitStep> {
+    use CommitStep::{Begin, ChangelogEnds, Checkpoints, Commit, DrainCaches, FlushOutputs, FlushStores};
+    let mut steps = Vec::with_capacity(7);
+    match delivery {
+        // An output must be safe before the position that caused it is.
+        Delivery::AtLeastOnce => steps.push(FlushOutputs),
+        Delivery::ExactlyOnce => {}
+    }
+    steps.extend([Begin, DrainCaches, Checkpoints]);
+    if flush_stores {
+        steps.push(ChangelogEnds);
+    }
+    steps.push(Commit);
+    if flush_stores {
+        steps.push(FlushStores);
+    }
+    steps
+}
+
+/// A thread's clock of commits and of flushes to disk.
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    interval_ms: u64,
+    flush_ms: u64,
+    refresh_ms: u64,
+    last_commit: Timestamp,
+    last_flush: Timestamp,
+}
+
+/// What has happened since the last commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pending {
+    /// A message was processed, a row written or an output sent.
+    pub anything: bool,
+    /// A cache holds as many dirty rows or bytes as it may.
+    pub cache_full: bool,
+    /// A task asked for a commit.
+    pub requested: bool,
+    /// The container is to end.
+    pub stopping: bool,
+    /// Clean rows wait for the disk and take up much of the cache.
+    pub clean_rows_full: bool,
+    /// Clean or dirty rows wait for the disk.
+    pub unflushed: bool,
+}
+
+impl Schedule {
+    /// Commits every `interval_ms`, flushes stores every `flush_ms`, and refreshes the age of local state that
+    /// is `keeps_tombstones_ms / 4` old.
+    #[must_use]
+    pub fn new(interval_ms: u64, flush_ms: u64, keeps_tombstones_ms: u64, now: Timestamp) -> Schedule {
+        let refresh_ms = (keeps_tombstones_ms / 4).max(1);
+        Schedule { interval_ms, flush_ms, refresh_ms, last_commit: now, last_flush: now }
+    }
+
+    /// Whether to commit now.
+    #[must_use]
+    pub fn due(&self, now: Timestamp, pending: Pending) -> Option<Due> {
+        if now.since(self.last_flush) >= self.refresh_ms {
+            return Some(Due::Refresh);
+        }
+        // Rows that are clean but not on disk make a last commit worth its while: the restart then reads nothing.
+        if !(pending.anything || pending.stopping && pending.unflushed) {
+            return None;
+        }
+        if pending.stopping {
+            Some(Due::Stopping)
+        } else if pending.cache_full {
+            Some(Due::CacheFull)
+        } else if pending.requested {
+            Some(Due::Requested)
+        } else if now.since(self.last_commit) >= self.interval_ms {
+            Some(Due::Interval)
+        } else {
+            None
+        }
+    }
+
+    /// Whether the commit that is due shall be followed by a flush of the stores to disk.
+    #[must_use]
+    pub fn flush_stores(&self, now: Timestamp, due: Due, pending: Pending) -> bool {
+        match due {
+            Due::Stopping | Due::Refresh => true,
+            Due::Interval | Due::CacheFull | Due::Requested => {
+                pending.clean_rows_full || (pending.unflushed && now.since(self.last_flush) >= self.flush_ms)
+            }
+        }
+    }
+
+    /// A commit is done.
+    pub fn committed(&mut self, now: Timestamp, flushed_stores: bool) {
+        self.last_commit = now;
+        if flushed_stores {
+            self.last_flush = now;
+        }
+    }
+
+    /// When to look again if nothing happens.
+    #[must_use]
+    pub fn next(&self) -> Timestamp {
+        self.last_commit.plus(self.interval_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schedule() -> Schedule {
+        Schedule::new(1_000, 10_000, 86_400_000, Timestamp(0))
+    }
+    const SOMETHING: Pending = Pending {
+        anything: true,
+        cache_full: false,
+        requested: false,
+        stopping: false,
+        clean_rows_full: false,
+        unflushed: true,
+    };
+
+    #[test]
+    fn nothing_happened_nothing_committed() {
+        assert_eq!(schedule().due(Timestamp(5_000), Pending::default()), None);
+        assert_eq!(schedule().due(Timestamp(5_000), Pending { requested: true, ..Pending::default() }), None);
+        assert_eq!(schedule().due(Timestamp(5_000), Pending { stopping: true, ..Pending::default() }), None);
+    }
+
+    #[test]
+    fn each_cause_makes_a_commit_due() {
+        let due = |now, pending| schedule().due(Timestamp(now), pending);
+        assert_eq!(due(999, SOMETHING), None);
+        assert_eq!(due(1_000, SOMETHING), Some(Due::Interval));
+        assert_eq!(due(1, Pending { cache_full: true, ..SOMETHING }), Some(Due::CacheFull));
+        assert_eq!(due(1, Pending { requested: true, ..SOMETHING }), Some(Due::Requested));
+        assert_eq!(due(1, Pending { stopping: true, ..SOMETHING }), Some(Due::Stopping));
+        let clean_only = Pending { stopping: true, unflushed: true, ..Pending::default() };
+        assert_eq!(due(1, clean_only), Some(Due::Stopping));
+        assert_eq!(due(86_400_000 / 4, Pending::default()), Some(Due::Refresh));
+    }
+
+    #[test]
+    fn stores_are_flushed_now_and_then_and_at_the_end() {
+        let mut schedule = schedule();
+        let flush = |schedule: &Schedule, now, due| schedule.flush_stores(Timestamp(now), due, SOMETHING);
+        assert!(!flush(&schedule, 1_000, Due::Interval));
+        schedule.committed(Timestamp(1_000), false);
+        assert_eq!(schedule.next(), Timestamp(2_000));
+        assert!(flush(&schedule, 10_000, Due::Interval));
+        assert!(flush(&schedule, 1_500, Due::Stopping));
+        schedule.committed(Timestamp(10_000), true);
+        assert!(!flush(&schedule, 19_999, Due::CacheFull));
+        let full = Pending { clean_rows_full: true, ..SOMETHING };
+        assert!(schedule.flush_stores(Timestamp(10_001), Due::CacheFull, full));
+    }
+
+    #[test]
+    fn outputs_are_safe_before_positions_and_rows_are_clean_only_after_the_commit() {
+        for delivery in [Delivery::AtLeastOnce, Delivery::ExactlyOnce] {
+            for flush in [false, true] {
+                let steps = steps(delivery, flush);
+                let at = |step| steps.iter().position(|s| *s == step);
+                assert_eq!(at(CommitStep::FlushOutputs).is_some(), delivery == Delivery::AtLeastOnce);
+                assert!(at(CommitStep::FlushOutputs) < at(CommitStep::Begin));
+                assert!(at(CommitStep::Begin) < at(CommitStep::DrainCaches));
+                assert!(at(CommitStep::DrainCaches) < at(CommitStep::Checkpoints));
+                assert!(at(CommitStep::Checkpoints) < at(CommitStep::Commit));
+                assert_eq!(at(CommitStep::ChangelogEnds).is_some(), flush);
+                if flush {
+                    assert!(at(CommitStep::Checkpoints) < at(CommitStep::ChangelogEnds));
+                    assert!(at(CommitStep::ChangelogEnds) < at(CommitStep::Commit));
+                    assert_eq!(steps.last(), Some(&CommitStep::FlushStores));
+                }
+            }
+        }
+    }
+}

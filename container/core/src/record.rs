@@ -1,0 +1,215 @@
+//! What the checkpoint topic (and the coordinator topic, for owners) holds: owner records and checkpoints, as JSON.
+//!
+//! Keys are written field by field in a fixed order, so that one owner or task has one key and compaction works.
+//! Decoding never panics and takes anything it does not know for a foreign record, which is skipped.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use types::{Incarnation, TaskName};
+
+/// Says which transactional id writes for a partition; it stands until its tombstone.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OwnerRecord {
+    /// The owner's incarnation: the first thing that owners are compared by.
+    pub incarnation: Incarnation,
+    /// The owner's transactional id, never used by another.
+    pub id: String,
+    /// Its slot, for people; none for an application master.
+    pub slot: Option<u32>,
+    /// Its task thread, for people; none for an application master.
+    pub thread: Option<u32>,
+}
+
+/// How far a task has come.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Who wrote it.
+    pub incarnation: Incarnation,
+    /// The next offset to read, by stream (`system.stream`) and partition number.
+    pub offsets: BTreeMap<String, BTreeMap<String, String>>,
+    /// Where its writer's restore ended; only in its first checkpoint of the task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<Restored>,
+}
+
+/// The watermarks that a restore went up to.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Restored {
+    /// Of the task's checkpoint partition.
+    pub checkpoint: u64,
+    /// Of its changelog partitions, by store.
+    pub changelogs: BTreeMap<String, u64>,
+}
+
+impl Checkpoint {
+    /// The next offset to read of a partition of a stream.
+    #[must_use]
+    pub fn offset(&self, stream: &str, partition: i32) -> Option<&str> {
+        self.offsets.get(stream)?.get(&partition.to_string()).map(String::as_str)
+    }
+    /// Sets the next offset to read.
+    pub fn set_offset(&mut self, stream: &str, partition: i32, offset: String) {
+        match self.offsets.get_mut(stream) {
+            Some(partitions) => {
+                partitions.insert(partition.to_string(), offset);
+            }
+            None => {
+                self.offsets.insert(stream.to_owned(), BTreeMap::from([(partition.to_string(), offset)]));
+            }
+        }
+    }
+}
+
+/// One record of the topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// An owner of the partition.
+    Owner(OwnerRecord),
+    /// The owner with this id is fenced: its tombstone.
+    OwnerGone(String),
+    /// A task's checkpoint.
+    Checkpoint(TaskName, Checkpoint),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+enum Key {
+    Owner { id: String },
+    Checkpoint { task: TaskName },
+}
+
+#[derive(Serialize, Deserialize)]
+struct OwnerValue {
+    incarnation: Incarnation,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    slot: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    thread: Option<u32>,
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("texts, numbers and maps with text keys always serialise")
+}
+
+/// The key of the owner record of `id`; its tombstone has the same.
+#[must_use]
+pub fn owner_key(id: &str) -> Vec<u8> {
+    json(&Key::Owner { id: id.to_owned() })
+}
+
+/// The value of an owner record.
+#[must_use]
+pub fn owner_value(owner: &OwnerRecord) -> Vec<u8> {
+    json(&OwnerValue { incarnation: owner.incarnation, slot: owner.slot, thread: owner.thread })
+}
+
+/// The key of a task's checkpoint.
+#[must_use]
+pub fn checkpoint_key(task: &TaskName) -> Vec<u8> {
+    json(&Key::Checkpoint { task: task.clone() })
+}
+
+/// The value of a checkpoint.
+#[must_use]
+pub fn checkpoint_value(checkpoint: &Checkpoint) -> Vec<u8> {
+    json(checkpoint)
+}
+
+/// What a record says; none if it is not ours or not readable.
+#[must_use]
+pub fn decode(key: Option<&[u8]>, value: Option<&[u8]>) -> Option<Record> {
+    match (serde_json::from_slice(key?).ok()?, value) {
+        (Key::Owner { id }, None) => Some(Record::OwnerGone(id)),
+        (Key::Owner { id }, Some(value)) => {
+            let OwnerValue { incarnation, slot, thread } = serde_json::from_slice(value).ok()?;
+            Some(Record::Owner(OwnerRecord { incarnation, id, slot, thread }))
+        }
+        (Key::Checkpoint { .. }, None) => None,
+        (Key::Checkpoint { task }, Some(value)) => {
+            Some(Record::Checkpoint(task, serde_json::from_slice(value).ok()?))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use types::Epoch;
+
+    use super::*;
+
+    fn incarnation(epoch: u64, seq: u64) -> Incarnation {
+        Incarnation { epoch: Epoch(epoch), seq }
+    }
+
+    #[test]
+    fn records_have_the_documented_bytes() {
+        let owner = OwnerRecord {
+            incarnation: incarnation(17, 3),
+            id: "wordcount-1-0-0-17-3".into(),
+            slot: Some(0),
+            thread: Some(0),
+        };
+        assert_eq!(owner_key(&owner.id), br#"{"type":"owner","id":"wordcount-1-0-0-17-3"}"#);
+        assert_eq!(owner_value(&owner), br#"{"incarnation":"17-3","slot":0,"thread":0}"#);
+        assert_eq!(checkpoint_key(&"Partition 0".into()), br#"{"type":"checkpoint","task":"Partition 0"}"#);
+        let mut checkpoint = Checkpoint { incarnation: incarnation(17, 3), ..Checkpoint::default() };
+        checkpoint.set_offset("kafka.flights", 0, "123".into());
+        assert_eq!(
+            checkpoint_value(&checkpoint),
+            br#"{"incarnation":"17-3","offsets":{"kafka.flights":{"0":"123"}}}"#
+        );
+        checkpoint.restored =
+            Some(Restored { checkpoint: 5, changelogs: BTreeMap::from([("seen".to_owned(), 9)]) });
+        assert_eq!(
+            checkpoint_value(&checkpoint),
+            br#"{"incarnation":"17-3","offsets":{"kafka.flights":{"0":"123"}},"restored":{"checkpoint":5,"changelogs":{"seen":9}}}"#
+        );
+    }
+
+    #[test]
+    fn a_tombstone_of_an_owner_is_its_end_and_one_of_a_checkpoint_is_nothing() {
+        assert_eq!(decode(Some(&owner_key("a")), None), Some(Record::OwnerGone("a".into())));
+        assert_eq!(decode(Some(&checkpoint_key(&"t".into())), None), None);
+        assert_eq!(decode(None, Some(b"{}")), None);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            id in ".*", epoch: u64, seq: u64, slot: Option<u32>, task in ".*",
+            offsets in proptest::collection::vec((".*", 0..64i32, ".*"), 0..6),
+            restored in proptest::option::of((any::<u64>(), proptest::collection::btree_map(".*", any::<u64>(), 0..4))),
+        ) {
+            let owner = OwnerRecord { incarnation: incarnation(epoch, seq), id, slot, thread: slot };
+            prop_assert_eq!(
+                decode(Some(&owner_key(&owner.id)), Some(&owner_value(&owner))),
+                Some(Record::Owner(owner.clone()))
+            );
+            let mut checkpoint = Checkpoint { incarnation: owner.incarnation, ..Checkpoint::default() };
+            for (stream, partition, offset) in offsets {
+                checkpoint.set_offset(&stream, partition, offset.clone());
+                prop_assert_eq!(checkpoint.offset(&stream, partition), Some(offset.as_str()));
+            }
+            checkpoint.restored = restored.map(|(checkpoint, changelogs)| Restored { checkpoint, changelogs });
+            let task = TaskName(task);
+            prop_assert_eq!(
+                decode(Some(&checkpoint_key(&task)), Some(&checkpoint_value(&checkpoint))),
+                Some(Record::Checkpoint(task, checkpoint))
+            );
+        }
+
+        #[test]
+        fn foreign_bytes_are_skipped_without_a_panic(
+            key in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..64)),
+            value in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..64)),
+            cut in 0usize..80,
+        ) {
+            prop_assert_eq!(decode(key.as_deref(), value.as_deref()), None);
+            let whole = checkpoint_value(&Checkpoint::default());
+            let part = &whole[..cut.min(whole.len() - 1)];
+            prop_assert_eq!(decode(Some(&checkpoint_key(&"t".into())), Some(part)), None);
+        }
+    }
+}

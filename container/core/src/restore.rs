@@ -1,0 +1,153 @@
+//! What of a store must be restored: whether the rows on this disk are still a prefix of the changelog.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Written into a store's database in the same batch as the rows: how far of the changelog they are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OffsetsRow {
+    /// The changelog topic's id; a recreated topic has another.
+    pub topic_id: String,
+    /// The first changelog offset that the rows do not hold.
+    pub offset: u64,
+    /// When that was true, unix ms.
+    pub flushed_unix_ms: u64,
+}
+
+impl OffsetsRow {
+    /// Its bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("texts and numbers always serialise")
+    }
+    /// Reads it; none if it is not one.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<OffsetsRow> {
+        serde_json::from_slice(bytes).ok()
+    }
+}
+
+/// The changelog as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changelog {
+    /// The topic's id.
+    pub topic_id: String,
+    /// The partition's first offset.
+    pub low: u64,
+    /// The high watermark of the start order's last step: restore to exactly there.
+    pub high: u64,
+    /// For how long the topic keeps tombstones, ms (`delete.retention.ms`).
+    pub keeps_tombstones_ms: u64,
+}
+
+/// Where a restore reads from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Plan {
+    /// Keep the local rows, read from here on.
+    FromLocal {
+        /// The first offset to read.
+        from: u64,
+    },
+    /// Empty the store, read the whole changelog.
+    Full(Why),
+}
+
+/// Why local rows are of no use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// There are none, or they were left in the middle of a full restore.
+    NoLocalState,
+    /// They are of another topic, since deleted and made again.
+    TopicRecreated,
+    /// The changelog no longer has what comes next.
+    Truncated,
+    /// The changelog ends before them.
+    AheadOfChangelog,
+    /// So old that a tombstone after them may be compacted away.
+    TooOld,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Why::NoLocalState => "no local state",
+            Why::TopicRecreated => "the changelog topic was recreated",
+            Why::Truncated => "the changelog starts after the local state",
+            Why::AheadOfChangelog => "the changelog ends before the local state",
+            Why::TooOld => "local state is older than the changelog keeps tombstones",
+        })
+    }
+}
+
+/// Decides from the local offsets row, if there is one, and the changelog; `now_unix_ms` is the wall clock.
+#[must_use]
+pub fn plan(local: Option<&OffsetsRow>, changelog: &Changelog, now_unix_ms: u64) -> Plan {
+    let Some(local) = local else { return Plan::Full(Why::NoLocalState) };
+    if local.topic_id != changelog.topic_id {
+        return Plan::Full(Why::TopicRecreated);
+    }
+    if local.offset < changelog.low {
+        return Plan::Full(Why::Truncated);
+    }
+    if local.offset > changelog.high {
+        return Plan::Full(Why::AheadOfChangelog);
+    }
+    // A clock set back since makes the age zero; one day of retention against such a step is the operator's bet.
+    if now_unix_ms.saturating_sub(local.flushed_unix_ms) >= changelog.keeps_tombstones_ms {
+        return Plan::Full(Why::TooOld);
+    }
+    Plan::FromLocal { from: local.offset }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DAY: u64 = 86_400_000;
+
+    fn changelog() -> Changelog {
+        Changelog { topic_id: "a".into(), low: 10, high: 100, keeps_tombstones_ms: DAY }
+    }
+    fn row(topic_id: &str, offset: u64, flushed_unix_ms: u64) -> OffsetsRow {
+        OffsetsRow { topic_id: topic_id.into(), offset, flushed_unix_ms }
+    }
+
+    #[test]
+    fn valid_local_state_is_used_from_its_offset_on() {
+        assert_eq!(plan(Some(&row("a", 10, 0)), &changelog(), DAY - 1), Plan::FromLocal { from: 10 });
+        assert_eq!(plan(Some(&row("a", 100, 5)), &changelog(), 0), Plan::FromLocal { from: 100 });
+    }
+
+    #[test]
+    fn every_reason_against_local_state_is_told() {
+        assert_eq!(plan(None, &changelog(), 0), Plan::Full(Why::NoLocalState));
+        assert_eq!(plan(Some(&row("b", 50, 0)), &changelog(), 0), Plan::Full(Why::TopicRecreated));
+        assert_eq!(plan(Some(&row("a", 9, 0)), &changelog(), 0), Plan::Full(Why::Truncated));
+        assert_eq!(plan(Some(&row("a", 101, 0)), &changelog(), 0), Plan::Full(Why::AheadOfChangelog));
+        assert_eq!(plan(Some(&row("a", 50, 0)), &changelog(), DAY), Plan::Full(Why::TooOld));
+    }
+
+    proptest! {
+        #[test]
+        fn an_offsets_row_is_read_as_written_and_foreign_bytes_are_none(
+            topic_id in ".*", offset: u64, at: u64, foreign in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let row = row(&topic_id, offset, at);
+            prop_assert_eq!(OffsetsRow::decode(&row.encode()), Some(row));
+            prop_assert_eq!(OffsetsRow::decode(&foreign), None);
+        }
+
+        #[test]
+        fn a_plan_never_reads_outside_the_changelog(
+            offset in 0u64..200, low in 0u64..100, len in 0u64..100, age in 0u64..2 * DAY,
+        ) {
+            let changelog = Changelog { topic_id: "a".into(), low, high: low + len, keeps_tombstones_ms: DAY };
+            if let Plan::FromLocal { from } = plan(Some(&row("a", offset, 0)), &changelog, age) {
+                prop_assert!(from >= low && from <= low + len && age < DAY);
+            }
+        }
+    }
+}
