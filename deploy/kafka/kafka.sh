@@ -9,6 +9,9 @@
 #   deploy/kafka/kafka.sh stop --data DIR             stop them, by pid
 #   deploy/kafka/kafka.sh kill --data DIR --id I      SIGKILL broker I
 #   deploy/kafka/kafka.sh start --data DIR            start again what is not running of a DIR used before
+#   deploy/kafka/kafka.sh run [options] -- COMMAND    brokers in a temporary folder around COMMAND, which finds them in
+#                                                     SAMZA_TEST_KAFKA (bootstrap) and SAMZA_TEST_KAFKA_DATA (DIR)
+#   deploy/kafka/kafka.sh tool CLASS ARGS             one of Kafka's own tools, e.g. org.apache.kafka.tools.TopicCommand
 #
 # `start` leaves in DIR: bootstrap (host:port,...), kI.pid, kI.log, kI.properties and kI, the data of broker I.
 # Broker I has rack rI. With three brokers every topic has three replicas and min.insync.replicas=2 by default.
@@ -191,7 +194,18 @@ stop() {
   done
 }
 
+run() {
+  data=$(mktemp -d "${TMPDIR:-/tmp}/samza-kafka.XXXXXX")
+  trap 'stop; rm -rf "$data"' EXIT
+  start > "$data/started" || exit 1
+  SAMZA_TEST_KAFKA=$(cat "$data/bootstrap") SAMZA_TEST_KAFKA_DATA=$data "$@"
+}
+
 command=${1:-}; shift || true
+if [ "$command" = tool ]; then
+  fetch
+  exec java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -cp "$lib/*" "$@"
+fi
 data="" brokers=1 host_list=127.0.0.1,127.0.0.2,127.0.0.3 port=9092 broker=""
 while [ $# -gt 0 ]; do
   case $1 in
@@ -199,6 +213,7 @@ while [ $# -gt 0 ]; do
     --brokers) brokers=${2:?}; shift 2 ;;
     --hosts) host_list=${2:?}; shift 2 ;;
     --port) port=${2:?}; shift 2 ;;
+    --) shift; break ;;
     --id) broker=${2:?}; shift 2 ;;
     *) usage >&2; die "unknown option $1" ;;
   esac
@@ -208,6 +223,7 @@ case $command in
   start|stop|kill) [ -n "$data" ] || die "$command needs --data DIR" ;;&
   start) start ;;
   stop) stop ;;
+  run) [ $# -gt 0 ] || die "run needs a command after --"; run "$@" ;;
   kill) data=$(cd "$data" && pwd)
         running "${broker:?kill needs --id}" || die "broker $broker is not running"
         kill -KILL "$(cat "$data/k$broker.pid")" ;;

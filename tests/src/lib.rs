@@ -1,1 +1,17 @@
-//! To be written.
+//! What the tests of whole processes, the demo and the benches stand on: brokers, clusters of real processes, jobs,
+//! Kafka's contents, and waiting for conditions.
+
+pub mod brokers;
+pub mod cluster;
+pub mod http;
+pub mod job;
+pub mod log_segment;
+pub mod process;
+pub mod topic;
+pub mod wait;
+
+pub use brokers::Brokers;
+pub use cluster::{Cluster, Settings};
+pub use job::Job;
+pub use topic::Topics;
+pub use wait::{Pending, wait_until};

@@ -1,0 +1,117 @@
+//! Counts messages by key in a store and sends each new count; goes wrong on request, so that tests can see what
+//! follows.
+//!
+//! `[task] config`: `output` (a stream) gets `key → count` for each message. `fault` is `exit` (code 3), `fail`
+//! (the task's error), `hog` (memory without end), `fork` (a child that leaves the process tree) or `slow` (10 ms a
+//! message); it strikes at the task's message `fault-at` (from 1, default 1), in task `fault-task` (default: any),
+//! and, if `fault-once` names a file, only while that file does not exist. `spin = "true"` keeps one CPU busy.
+
+use std::process::Command;
+use std::time::Duration;
+
+use samza::{
+    I64Serde, IncomingMessageEnvelope, KeyValueStore, MessageCollector, OutgoingMessage, StreamTask, StringSerde,
+    TaskContext, TaskCoordinator, TaskResult,
+};
+
+/// What goes wrong.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    Exit,
+    Fail,
+    Hog,
+    Fork,
+    Slow,
+}
+
+/// One task.
+#[derive(Default)]
+struct Counter {
+    counts: Option<KeyValueStore<String, i64>>,
+    output: Option<String>,
+    fault: Option<Fault>,
+    fault_at: u64,
+    seen: u64,
+}
+
+impl StreamTask for Counter {
+    fn init(&mut self, context: &mut TaskContext) -> TaskResult {
+        let config = |key: &str| context.config.get(key).cloned();
+        self.counts = Some(context.store("counts", StringSerde, I64Serde)?);
+        self.output = config("output");
+        self.fault_at = config("fault-at").map_or(Ok(1), |text| text.parse())?;
+        self.fault = match config("fault").as_deref() {
+            None => None,
+            Some("exit") => Some(Fault::Exit),
+            Some("fail") => Some(Fault::Fail),
+            Some("hog") => Some(Fault::Hog),
+            Some("fork") => Some(Fault::Fork),
+            Some("slow") => Some(Fault::Slow),
+            Some(other) => return Err(format!("unknown fault `{other}`").into()),
+        };
+        let elsewhere = config("fault-task").is_some_and(|task| task != context.task.0);
+        let spent = config("fault-once").is_some_and(|file| std::path::Path::new(&file).exists());
+        if elsewhere || spent {
+            self.fault = None;
+        } else if let Some(file) = config("fault-once") {
+            std::fs::write(file, "")?;
+        }
+        if config("spin").is_some() {
+            std::thread::spawn(|| {
+                loop {
+                    std::hint::black_box(0);
+                }
+            });
+        }
+        Ok(())
+    }
+
+    fn process(
+        &mut self,
+        envelope: &IncomingMessageEnvelope<'_>,
+        collector: &mut dyn MessageCollector,
+        _coordinator: &mut TaskCoordinator,
+    ) -> TaskResult {
+        self.seen += 1;
+        if self.seen >= self.fault_at {
+            self.go_wrong()?;
+        }
+        let key = std::str::from_utf8(envelope.key.ok_or("a message without a key")?)?.to_owned();
+        let counts = self.counts.as_mut().ok_or("process before init")?;
+        let count = counts.get(&key)?.unwrap_or(0) + 1;
+        counts.put(&key, &count)?;
+        if let Some(stream) = &self.output {
+            let (key, value) = (Some(key.as_bytes()), count.to_string());
+            collector.send(OutgoingMessage { stream, partition: None, key, value: Some(value.as_bytes()) })?;
+        }
+        Ok(())
+    }
+}
+
+impl Counter {
+    fn go_wrong(&mut self) -> TaskResult {
+        match self.fault {
+            None => {}
+            Some(Fault::Slow) => std::thread::sleep(Duration::from_millis(10)),
+            Some(Fault::Exit) => std::process::exit(3),
+            Some(Fault::Fail) => return Err(format!("told to fail at message {}", self.seen).into()),
+            Some(Fault::Fork) => {
+                // The shell that forks the sleeper ends at once, so the sleeper's parent is init.
+                Command::new("setsid").args(["sh", "-c", "sleep 1000 & exit 0"]).status()?;
+                self.fault = None;
+            }
+            Some(Fault::Hog) => {
+                let mut held: Vec<Vec<u8>> = Vec::new();
+                loop {
+                    held.push(vec![1; 1 << 20]);
+                    std::hint::black_box(&held);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn main() {
+    samza::run(Counter::default);
+}
