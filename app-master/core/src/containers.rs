@@ -46,9 +46,9 @@ impl AmCore {
         self.react_to(now, id, out);
     }
 
-    /// Reacts to everything that was reported before the model was known.
+    /// Reacts to everything that was reported before the model was known, the newest first.
     pub(crate) fn adopt_all(&mut self, now: Timestamp, out: &mut Vec<Command>) {
-        let ids: Vec<ContainerId> = self.containers.keys().copied().collect();
+        let ids: Vec<ContainerId> = self.containers.keys().rev().copied().collect();
         for id in ids {
             self.react_to(now, id, out);
         }

@@ -287,22 +287,26 @@ impl AmCore {
         for tracked in self.containers.values_mut() {
             tracked.listed = false;
         }
+        let stopping: Vec<ContainerId> =
+            self.containers.iter().filter(|(_, t)| t.stop.is_some()).map(|(id, _)| *id).collect();
+        // The newest first: an older one of its slot must not have it even for a moment.
         let mut placed = welcome.containers;
-        placed.sort_by_key(|p| p.report.id);
+        placed.sort_by_key(|p| std::cmp::Reverse(p.report.id));
         for container in placed {
             self.container(now, container, out);
         }
-        for (id, tracked) in &self.containers {
-            if let Some((grace_ms, cause)) = tracked.stop.clone().filter(|_| tracked.is_live()) {
-                out.push(Command::Stop { container: *id, grace_ms, cause });
+        for id in stopping {
+            let Some(tracked) = self.containers.get(&id).filter(|t| t.is_live()) else { continue };
+            if let Some((grace_ms, cause)) = tracked.stop.clone() {
+                out.push(Command::Stop { container: id, grace_ms, cause });
             }
         }
         if let Some(stop) = welcome.stop {
             self.stop(now, stop, out);
         }
         self.repeat_ending(now, out);
-        self.ask_where_needed(now, out);
         out.extend(self.open_asks(now).into_iter().map(|a| Command::Ask(Box::new(a))));
+        self.ask_where_needed(now, out);
     }
 
     /// The session is down. Nothing is decided about containers until it is up again.

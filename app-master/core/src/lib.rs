@@ -25,6 +25,8 @@ pub mod slot;
 mod status;
 
 pub use check::Violation;
+pub use containers::{DEAF_MS, SILENCE_MS, UNLISTED_MS};
 pub use core::{AmCore, AmIdentity, Denied, HelloAnswer, Phase};
+pub use ending::{Ending, EndingStep, STOP_GRACE_MS};
 pub use event::{Command, Event, Failure};
 pub use status::View;
