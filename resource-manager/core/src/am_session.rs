@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use types::{
-    AmHello, AmWelcome, AppId, AppState, Ask, ContainerId, FromAm, JobOutcome, NodeState, PlacedContainer, RequestId,
-    StopJob, Timestamp, ToAm, ToNode,
+    AmHello, AmWelcome, AppId, AppState, Ask, ContainerId, FromAm, JobOutcome, NodeState, PlacedContainer,
+    RequestId, StopJob, Timestamp, ToAm, ToNode,
 };
 
+use crate::RmCore;
 use crate::app::{AppEvent, AttemptEvent, OpenAsk, app_after};
 use crate::command::{Command, Denied};
 use crate::container::StopOrder;
 use crate::node::{Liveness, NodeIx};
 use crate::timers::TimerKey;
-use crate::RmCore;
 
 impl RmCore {
     /// Registers an application master, or takes it back after a lost session. Returns the session's number.
@@ -117,7 +117,8 @@ impl RmCore {
             .map(|it| it.node)
             .collect();
         for ix in nodes {
-            let item = ToNode::AmAddress { app: id.clone(), attempt: app.attempt_no, address: address.clone() };
+            let item =
+                ToNode::AmAddress { app: id.clone(), attempt: app.attempt_no, address: address.clone() };
             self.to_node(ix, item, out);
         }
     }
@@ -149,7 +150,8 @@ impl RmCore {
         item: FromAm,
         out: &mut Vec<Command>,
     ) -> Result<(), Denied> {
-        let app = self.apps.get_mut(id).filter(|app| app.session == Some(session)).ok_or(Denied::StaleSession)?;
+        let app =
+            self.apps.get_mut(id).filter(|app| app.session == Some(session)).ok_or(Denied::StaleSession)?;
         app.heard = now;
         if app.state.is_over() {
             return Ok(());
@@ -187,7 +189,9 @@ impl RmCore {
         let app = self.known(id);
         let why = match outcome {
             JobOutcome::Failed { reason } => reason.clone(),
-            JobOutcome::Finished | JobOutcome::Killed if app.state == AppState::Stopping => app.diagnostics.clone(),
+            JobOutcome::Finished | JobOutcome::Killed if app.state == AppState::Stopping => {
+                app.diagnostics.clone()
+            }
             JobOutcome::Finished => "it ended by itself".to_owned(),
             JobOutcome::Killed => "killed".to_owned(),
         };
@@ -240,7 +244,8 @@ impl RmCore {
     fn unmatched(&self, ask: &Ask) -> Vec<String> {
         let mut lines: BTreeMap<String, String> = BTreeMap::new();
         for preference in &ask.preferences {
-            let mut names = std::iter::once(&preference.host).chain(&preference.aliases).filter(|it| !it.is_empty());
+            let mut names =
+                std::iter::once(&preference.host).chain(&preference.aliases).filter(|it| !it.is_empty());
             let matches = names.any(|name| self.nodes.named(name).next().is_some());
             if !matches && !preference.host.is_empty() {
                 let line = format!("no node is named {} ({})", preference.host, preference.reason);

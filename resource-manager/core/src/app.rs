@@ -23,8 +23,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use types::{
-    AppId, AppState, Artefact, Ask, ContainerId, ExitCause, JobId, JobOutcome, JobSpec, JobStatus, NodeId, RequestId,
-    Timestamp,
+    AppId, AppState, Artefact, Ask, ContainerId, ExitCause, JobId, JobOutcome, JobSpec, JobStatus, NodeId,
+    RequestId, Timestamp,
 };
 
 use crate::command::{StoredApp, StoredMaster};
@@ -57,9 +57,14 @@ impl Attempt {
             (Attempt::Scheduling, AttemptEvent::Placed) => Some(Attempt::Launching),
             (Attempt::Scheduling, AttemptEvent::Registered | AttemptEvent::Exited(_)) => None,
             (Attempt::Launching | Attempt::Running, AttemptEvent::Registered) => Some(Attempt::Running),
-            (Attempt::Launching | Attempt::Running, AttemptEvent::Exited(cause)) => Some(Attempt::Ended(cause)),
+            (Attempt::Launching | Attempt::Running, AttemptEvent::Exited(cause)) => {
+                Some(Attempt::Ended(cause))
+            }
             (Attempt::Launching | Attempt::Running, AttemptEvent::Placed) => None,
-            (Attempt::Ended(_), AttemptEvent::Placed | AttemptEvent::Registered | AttemptEvent::Exited(_)) => None,
+            (
+                Attempt::Ended(_),
+                AttemptEvent::Placed | AttemptEvent::Registered | AttemptEvent::Exited(_),
+            ) => None,
         }
     }
 }
@@ -77,12 +82,16 @@ pub(crate) fn app_after(state: AppState, event: &AppEvent<'_>) -> AppState {
     match (state, event) {
         (AppState::Accepted | AppState::Running, AppEvent::Registered) => AppState::Running,
         (AppState::Stopping, AppEvent::Registered) => AppState::Stopping,
-        (AppState::Accepted | AppState::Running | AppState::Stopping, AppEvent::StopAsked) => AppState::Stopping,
-        (AppState::Accepted | AppState::Running | AppState::Stopping, AppEvent::Over(outcome)) => match outcome {
-            JobOutcome::Finished => AppState::Finished,
-            JobOutcome::Failed { .. } => AppState::Failed,
-            JobOutcome::Killed => AppState::Killed,
-        },
+        (AppState::Accepted | AppState::Running | AppState::Stopping, AppEvent::StopAsked) => {
+            AppState::Stopping
+        }
+        (AppState::Accepted | AppState::Running | AppState::Stopping, AppEvent::Over(outcome)) => {
+            match outcome {
+                JobOutcome::Finished => AppState::Finished,
+                JobOutcome::Failed { .. } => AppState::Failed,
+                JobOutcome::Killed => AppState::Killed,
+            }
+        }
         (
             AppState::Finished | AppState::Failed | AppState::Killed,
             AppEvent::Registered | AppEvent::StopAsked | AppEvent::Over(_),

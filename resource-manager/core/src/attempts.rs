@@ -92,7 +92,8 @@ impl RmCore {
         }
         let failures = app.failures.len();
         if failed && failures >= limit {
-            let reason = format!("its application master failed {failures} times in {} s; {said}", window_ms / 1000);
+            let reason =
+                format!("its application master failed {failures} times in {} s; {said}", window_ms / 1000);
             return self.end_app(now, id, &JobOutcome::Failed { reason: reason.clone() }, &reason, out);
         }
         if app.kill {

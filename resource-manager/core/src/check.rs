@@ -63,11 +63,15 @@ impl RmCore {
                 Role::AppMaster { .. } if container.is_live() => {
                     masters += 1;
                     let current = app.master == Some(container.id);
-                    ensure(current, || format!("{} is a live master of {id} and not its current one", container.id))?;
+                    ensure(current, || {
+                        format!("{} is a live master of {id} and not its current one", container.id)
+                    })?;
                 }
                 Role::AppMaster { .. } => {}
                 Role::Worker { request } => {
-                    ensure(requests.insert(request), || format!("{id} has two containers for request {request}"))?;
+                    ensure(requests.insert(request), || {
+                        format!("{id} has two containers for request {request}")
+                    })?;
                     ensure(app.is_answered(request), || format!("{id} forgot that {request} was answered"))?;
                 }
             }
@@ -75,11 +79,15 @@ impl RmCore {
         ensure(masters <= 1, || format!("{id} has {masters} live masters"))?;
         let placed = matches!(app.attempt, Attempt::Launching | Attempt::Running) && !app.state.is_over();
         ensure(!placed || masters == 1, || format!("{id} is {:?} without a live master", app.attempt))?;
-        ensure(app.session.is_none() || app.master.is_some(), || format!("{id} has a session and no master"))?;
+        ensure(app.session.is_none() || app.master.is_some(), || {
+            format!("{id} has a session and no master")
+        })?;
         ensure(!app.state.is_over() || app.asks.is_empty(), || format!("{id} is over and asks"))?;
         for request in app.asks.keys() {
             ensure(!app.is_answered(*request), || format!("{id} asks {request} again"))?;
-            ensure(request.attempt == app.attempt_no, || format!("{id} has an ask of attempt {}", request.attempt))?;
+            ensure(request.attempt == app.attempt_no, || {
+                format!("{id} has an ask of attempt {}", request.attempt)
+            })?;
         }
         Ok(())
     }

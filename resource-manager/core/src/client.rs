@@ -30,7 +30,12 @@ impl RmCore {
     ///
     /// # Errors
     /// [`Denied::LiveJob`] without `replace`; [`Denied::BadJob`] for one that could never run.
-    pub fn submit(&mut self, now: Timestamp, submit: Submit, out: &mut Vec<Command>) -> Result<AppId, Denied> {
+    pub fn submit(
+        &mut self,
+        now: Timestamp,
+        submit: Submit,
+        out: &mut Vec<Command>,
+    ) -> Result<AppId, Denied> {
         if let Some(app) = self.clients.get(&submit.client_id) {
             return Ok(app.clone());
         }
@@ -129,7 +134,13 @@ impl RmCore {
     ///
     /// # Errors
     /// [`Denied::UnknownApp`], [`Denied::Over`].
-    pub fn stop(&mut self, now: Timestamp, name: &str, kill: bool, out: &mut Vec<Command>) -> Result<AppId, Denied> {
+    pub fn stop(
+        &mut self,
+        now: Timestamp,
+        name: &str,
+        kill: bool,
+        out: &mut Vec<Command>,
+    ) -> Result<AppId, Denied> {
         let id = self.find(name).ok_or_else(|| Denied::UnknownApp(name.to_owned()))?;
         if self.known(&id).state.is_over() {
             return Err(Denied::Over(id));
@@ -139,7 +150,14 @@ impl RmCore {
         Ok(id)
     }
 
-    pub(crate) fn stop_app(&mut self, now: Timestamp, id: &AppId, kill: bool, why: &str, out: &mut Vec<Command>) {
+    pub(crate) fn stop_app(
+        &mut self,
+        now: Timestamp,
+        id: &AppId,
+        kill: bool,
+        why: &str,
+        out: &mut Vec<Command>,
+    ) {
         let app = self.known_mut(id);
         if !app.registered || app.waits_for.is_some() {
             // No attempt ever registered, so there is no container whose tasks would need fencing.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use types::{
-    AppId, AppState, Artefact, CommandStamp, ContainerId, JobSpec, NodeId, NodeIncarnation, Resource, ToAm, ToNode,
+    AppId, AppState, Artefact, CommandStamp, ContainerId, JobSpec, NodeId, NodeIncarnation, Resource, ToAm,
+    ToNode,
 };
 
 /// One effect. Every [`Command::Persist`] of a batch must be durable before anything else of that batch, replies

@@ -1,7 +1,8 @@
 //! A container's life, as its node tells it and as others wish it.
 
 use types::{
-    AppId, ContainerId, ContainerReport, ContainerState, ExitCause, PlacedContainer, Role, Timestamp, ToAm, ToNode,
+    AppId, ContainerId, ContainerReport, ContainerState, ExitCause, PlacedContainer, Role, Timestamp, ToAm,
+    ToNode,
 };
 
 use crate::RmCore;
@@ -12,7 +13,13 @@ use crate::timers::TimerKey;
 
 impl RmCore {
     /// Orders a container's end. An order stands until it is over: it is sent again at each Hello.
-    pub(crate) fn order_stop(&mut self, now: Timestamp, id: ContainerId, order: StopOrder, out: &mut Vec<Command>) {
+    pub(crate) fn order_stop(
+        &mut self,
+        now: Timestamp,
+        id: ContainerId,
+        order: StopOrder,
+        out: &mut Vec<Command>,
+    ) {
         let _ = now;
         let Some(container) = self.containers.get_mut(&id) else { return };
         if !container.is_live() {
@@ -101,7 +108,13 @@ impl RmCore {
     }
 
     /// A container is over, by its node's word or because its node is.
-    pub(crate) fn container_exited(&mut self, now: Timestamp, id: ContainerId, exit: ExitCause, out: &mut Vec<Command>) {
+    pub(crate) fn container_exited(
+        &mut self,
+        now: Timestamp,
+        id: ContainerId,
+        exit: ExitCause,
+        out: &mut Vec<Command>,
+    ) {
         let unix_ms = self.unix_ms(now);
         let container = self.containers.get_mut(&id).expect("callers hold it");
         container.state = ContainerState::Exited { exit: exit.clone() };

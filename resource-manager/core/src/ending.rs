@@ -72,7 +72,12 @@ impl RmCore {
             out.push(Command::CloseAmSession { app: id.clone(), session, reason: "the application is over" });
         }
         if let Some(container) = master {
-            self.order_stop(now, container, StopOrder { grace_ms: 1_000, cause: ExitCause::KilledByUser }, out);
+            self.order_stop(
+                now,
+                container,
+                StopOrder { grace_ms: 1_000, cause: ExitCause::KilledByUser },
+                out,
+            );
         }
     }
 

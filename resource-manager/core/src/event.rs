@@ -2,9 +2,9 @@
 
 use types::{AmHello, AmWelcome, AppId, FromAm, FromNode, JobId, NodeHello, NodeId, NodeWelcome, Timestamp};
 
+use crate::RmCore;
 use crate::client::Submit;
 use crate::command::{Command, Denied};
-use crate::RmCore;
 
 /// One verb with its arguments.
 #[derive(Debug, Clone, PartialEq)]

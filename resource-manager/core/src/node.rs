@@ -11,8 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use types::{
-    CommandStamp, ContainerId, Epoch, JobId, NodeHello, NodeId, NodeIncarnation, NodeState, NodeStateName, Resource,
-    StateEntry, Timestamp,
+    CommandStamp, ContainerId, Epoch, JobId, NodeHello, NodeId, NodeIncarnation, NodeState, NodeStateName,
+    Resource, StateEntry, Timestamp,
 };
 
 use crate::command::StoredNode;

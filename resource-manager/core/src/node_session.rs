@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use types::{
-    AppId, ContainerId, ContainerReport, ContainerState, ExitCause, FromNode, JobId, NodeBeat, NodeHello, NodeId,
-    NodeState, NodeWelcome, Timestamp, ToAm, ToNode,
+    AppId, ContainerId, ContainerReport, ContainerState, ExitCause, FromNode, JobId, NodeBeat, NodeHello,
+    NodeId, NodeState, NodeWelcome, Timestamp, ToAm, ToNode,
 };
 
 use crate::RmCore;
@@ -70,7 +70,13 @@ impl RmCore {
         })
     }
 
-    fn resync(&mut self, now: Timestamp, ix: NodeIx, inventory: Vec<ContainerReport>, out: &mut Vec<Command>) {
+    fn resync(
+        &mut self,
+        now: Timestamp,
+        ix: NodeIx,
+        inventory: Vec<ContainerReport>,
+        out: &mut Vec<Command>,
+    ) {
         let listed: BTreeSet<ContainerId> = inventory.iter().map(|report| report.id).collect();
         // What occupied it but is neither listed nor ours to start again has no process any more.
         let held: Vec<ContainerId> = self.nodes.get(ix).holding.keys().copied().collect();

@@ -146,7 +146,8 @@ impl RmCore {
                 self.queue.remove(demand);
                 let container = self.allocate(id, ix, Role::AppMaster { attempt }, resource);
                 let app = self.known_mut(id);
-                app.attempt = app.attempt.after(AttemptEvent::Placed).expect("only what is Scheduling is queued");
+                app.attempt =
+                    app.attempt.after(AttemptEvent::Placed).expect("only what is Scheduling is queued");
                 app.master = Some(container);
                 app.address = None;
                 app.heard = now;
@@ -230,7 +231,13 @@ impl RmCore {
         count
     }
 
-    fn tell_waiting(&mut self, id: &AppId, request: RequestId, mut reasons: Vec<String>, out: &mut Vec<Command>) {
+    fn tell_waiting(
+        &mut self,
+        id: &AppId,
+        request: RequestId,
+        mut reasons: Vec<String>,
+        out: &mut Vec<Command>,
+    ) {
         let Some(open) = self.known_mut(id).asks.get_mut(&request) else { return };
         reasons.extend(open.unmatched.iter().cloned());
         if open.told != reasons {

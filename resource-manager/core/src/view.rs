@@ -1,6 +1,8 @@
 //! What users may see, as plain data.
 
-use types::{AppContainer, AppReport, AppState, ClusterReport, ContainerState, NodeReport, Timestamp, WaitingAsk};
+use types::{
+    AppContainer, AppReport, AppState, ClusterReport, ContainerState, NodeReport, Timestamp, WaitingAsk,
+};
 
 use crate::app::{App, Attempt};
 use crate::container::Container;

@@ -42,7 +42,8 @@ pub(crate) fn suits(node: &Node, want: &Want<'_>) -> Result<(), Unfit> {
     if node.session.is_none() {
         return Err(Unfit::Disconnected);
     }
-    if let Some((key, value)) = want.labels.iter().find(|(key, value)| node.labels.get(*key) != Some(*value)) {
+    if let Some((key, value)) = want.labels.iter().find(|(key, value)| node.labels.get(*key) != Some(*value))
+    {
         return Err(Unfit::Label(format!("{key}={value}")));
     }
     if !node.total.fits(&want.resource) {

@@ -49,7 +49,8 @@ pub(crate) fn choose(nodes: &Nodes, want: &Want<'_>, now: Timestamp) -> Choice {
         }
     }
     let rack_until = if near.waits_for_rack { host_until.plus(want.rack_wait_ms) } else { host_until };
-    let in_racks: BTreeSet<NodeIx> = near.racks.keys().flat_map(|rack| nodes.in_rack(rack)).collect();
+    let mut in_racks: BTreeSet<NodeIx> = near.racks.keys().flat_map(|rack| nodes.in_rack(rack)).collect();
+    in_racks.retain(|ix| crowd.wants(*ix, nodes.get(*ix), want));
     if now >= host_until
         && !in_racks.is_empty()
         && let Some(best) = best(nodes, want, &near, &crowd, in_racks.iter().copied())
@@ -64,7 +65,14 @@ pub(crate) fn choose(nodes: &Nodes, want: &Want<'_>, now: Timestamp) -> Choice {
     wait(nodes, want, &near, now, host_until, rack_until)
 }
 
-fn wait(nodes: &Nodes, want: &Want<'_>, near: &Near, now: Timestamp, host: Timestamp, rack: Timestamp) -> Choice {
+fn wait(
+    nodes: &Nodes,
+    want: &Want<'_>,
+    near: &Near,
+    now: Timestamp,
+    host: Timestamp,
+    rack: Timestamp,
+) -> Choice {
     let mut tally = Tally::default();
     let mut nowhere = true;
     for (_, node) in nodes.iter() {
@@ -110,11 +118,12 @@ impl Near {
     fn of(nodes: &Nodes, want: &Want<'_>, crowd: &Crowd<'_>) -> Near {
         let mut near = Near::default();
         for preference in want.preferences {
-            let names = std::iter::once(&preference.host).chain(&preference.aliases).filter(|name| !name.is_empty());
+            let names =
+                std::iter::once(&preference.host).chain(&preference.aliases).filter(|name| !name.is_empty());
             let matched: BTreeSet<NodeIx> = names.flat_map(|name| nodes.named(name)).collect();
             let usable = |ix: &NodeIx| -> bool {
                 let node = nodes.get(*ix);
-                suits(node, want).is_ok() && !want.avoids(*ix) && crowd.apart(*ix, node) == 0
+                suits(node, want).is_ok() && crowd.wants(*ix, node, want)
             };
             let mut found = preference.host.is_empty();
             for ix in matched.iter().filter(|ix| usable(ix)) {
@@ -159,6 +168,11 @@ impl<'a> Crowd<'a> {
             }
         }
         Crowd { spread: want.spread, on_host: want.siblings, in_rack }
+    }
+
+    /// Whether a node could be a preferred one: neither avoided nor against the spread.
+    fn wants(&self, ix: NodeIx, node: &Node, want: &Want<'_>) -> bool {
+        !want.avoids(ix) && self.apart(ix, node) == 0
     }
 
     fn apart(&self, ix: NodeIx, node: &Node) -> u32 {

@@ -1,0 +1,265 @@
+//! Leases, resync, and a resource manager that comes back.
+
+mod world;
+
+use rm_core::Denied;
+use rm_core::Event;
+use types::{AppState, ContainerState, ExitCause, FromAm, FromNode, NodeBeat, NodeStateName, ToAm};
+use world::{World, ask, request, spec};
+
+#[test]
+fn a_node_that_misses_three_beats_is_suspect_and_gets_nothing_new() {
+    let mut world = World::new();
+    world.join("a", "r1");
+    let app = world.submit(spec("flights", 1)).expect("admitted");
+    world.register(&app, vec![]);
+    world.cut("a");
+    world.pass(1_000, &[&app]);
+    assert_eq!(world.node_report("a").state, NodeStateName::Active);
+    world.pass(1_000, &[&app]);
+    assert_eq!(world.node_report("a").state, NodeStateName::Suspect);
+    world.say(&app, FromAm::Ask(ask(request(1, 0, 1))));
+    assert_eq!(world.report(&app).waiting[0].reasons, ["1 node is suspect"]);
+    world.connect("a");
+    assert_eq!(world.node_report("a").state, NodeStateName::Active);
+    assert!(world.container_of(&app, 0).is_some(), "it is placed as soon as the node is back");
+}
+
+#[test]
+fn a_lost_session_alone_replaces_nobody() {
+    let mut world = World::new();
+    world.join("a", "r1");
+    world.join("b", "r1");
+    let (app, ids) = world.running_job("flights", 2);
+    for _ in 0..5 {
+        world.cut("a");
+        world.pass(3_000, &[&app]);
+        world.connect("a");
+    }
+    assert!(ids.iter().all(|id| world.starts()[id] == 1));
+    assert_eq!(world.starts().len(), 3);
+    assert_eq!(world.report(&app).containers_running, 2);
+}
+
+#[test]
+fn a_lost_nodes_containers_are_node_lost_after_the_lease_and_its_margin_and_not_before() {
+    let mut world = World::new();
+    world.join("a", "r1");
+    world.join("b", "r2");
+    let (app, _) = world.running_job("flights", 2);
+    let (master_on, _) = world.master_container(&app).expect("it runs");
+    let other = if master_on.0 == "a" { "b" } else { "a" };
+    let lost: Vec<_> =
+        (0..2).filter_map(|slot| world.container_of(&app, slot)).filter(|it| it.1.0 == other).collect();
+    assert!(!lost.is_empty());
+    world.power_off(other);
+    world.pass(5_400, &[&app]);
+    assert!(!world.heard(&app).iter().any(is_node_lost));
+    world.pass(300, &[&app]);
+    assert!(world.heard(&app).iter().any(is_node_lost));
+    assert_eq!(world.node_report(other).state, NodeStateName::Lost);
+    assert!(world.node_store[&other.into()].lost);
+}
+
+fn is_node_lost(item: &ToAm) -> bool {
+    matches!(item, ToAm::Container(it) if it.report.state == ContainerState::Exited { exit: ExitCause::NodeLost })
+}
+
+#[test]
+fn what_was_replaced_is_stopped_when_its_node_is_back() {
+    let mut world = World::new();
+    world.join("a", "r1");
+    world.join("b", "r2");
+    let (app, ids) = world.running_job("flights", 2);
+    let (master_on, _) = world.master_container(&app).expect("it runs");
+    let away = if master_on.0 == "a" { "b" } else { "a" };
+    let slot =
+        (0..2).find(|slot| world.container_of(&app, *slot).is_some_and(|it| it.1.0 == away)).expect("spread");
+    world.cut(away);
+    world.pass(6_000, &[&app]);
+    world.say(&app, FromAm::AckExit(ids[slot as usize]));
+    world.say(&app, FromAm::Ask(ask(request(1, slot, 2))));
+    let (successor, _) = world.container_of(&app, slot).expect("it is replaced");
+    assert!(successor > ids[slot as usize]);
+    assert_eq!(world.nodes[&away.into()].containers[&ids[slot as usize]].state, ContainerState::Running);
+    world.connect(away);
+    assert!(world.nodes[&away.into()].forgotten.contains(&ids[slot as usize]), "stopped, told, forgotten");
+    assert_eq!(world.container_of(&app, slot).map(|it| it.0), Some(successor));
+}
+
+#[test]
+fn another_boot_means_that_the_old_containers_are_lost() {
+    let mut world = World::new();
+    world.join("a", "r1");
+    let (app, _) = world.running_job("flights", 1);
+    world.power_off("a");
+    world.connect("a");
+    let (_, next) = world.master_container(&app).expect("the next attempt is placed at once");
+    assert_eq!(next.role, types::Role::AppMaster { attempt: 2 });
+    let welcome = world.register(&app, vec![]);
+    assert_eq!(welcome.containers[0].report.state, ContainerState::Exited { exit: ExitCause::NodeLost });
+}
+
+#[test]
+fn a_start_that_was_lost_on_the_way_is_said_again() {
+    let mut world = World::new();
+    world.join("a", "r1");
+    let app = world.submit(spec("flights", 1)).expect("admitted");
+    world.register(&app, vec![]);
+    // The node is deaf, and the core does not know it yet.
+    let session = world.nodes.get_mut(&"a".into()).expect("joined").session.take();
+    world.say(&app, FromAm::Ask(ask(request(1, 0, 1))));
+    assert!(session.is_some() && world.container_of(&app, 0).is_none());
+    world.connect("a");
+    assert!(world.container_of(&app, 0).is_some());
+    assert_eq!(world.starts().values().max(), Some(&1));
+}
+
+#[test]
+fn two_machines_of_one_node_id_do_not_take_turns() {
+    let mut world = World::new();
+    world.join("a", "r1");
+    let node = world.nodes.get_mut(&"a".into()).expect("joined");
+    let own = node.hello.incarnation.clone();
+    node.hello.incarnation.state_id = "another root".into();
+    assert_eq!(world.try_connect("a"), Err(Denied::NodeIdTaken("a".into())));
+    world.nodes.get_mut(&"a".into()).expect("joined").hello.incarnation = own;
+    world.try_connect("a").expect("the same machine may always come back");
+}
+
+#[test]
+fn a_restart_disturbs_nothing() {
+    let mut world = World::new();
+    for node in ["a", "b", "c"] {
+        world.join(node, "r1");
+    }
+    let (app, ids) = world.running_job("flights", 3);
+    world.restart();
+    world.pass(400, &[]);
+    world.connect("a");
+    world.connect("b");
+    assert!(world.core.recovering());
+    let (_, master) = world.master_container(&app).expect("it runs");
+    assert_eq!(world.try_register(&app, vec![]), Err(Denied::Recovering), "its list would have holes");
+    world.connect("c");
+    let welcome = world.register(&app, vec![]);
+    assert_eq!(welcome.containers.iter().map(|it| it.report.id).collect::<Vec<_>>(), ids);
+    world.pass(20_000, &[&app]);
+    assert_eq!(world.starts().len(), 4, "nothing was started");
+    assert_eq!(world.master_container(&app).map(|it| it.1.id), Some(master.id), "nothing was stopped");
+    assert_eq!(world.report(&app).state, AppState::Running);
+}
+
+#[test]
+fn an_exit_during_the_restart_is_told_with_its_code_and_answered() {
+    let mut world = World::new();
+    world.join("a", "r1");
+    let (app, ids) = world.running_job("flights", 1);
+    world.restart();
+    world.exit(ids[0], ExitCause::Failed { code: 7 });
+    world.connect("a");
+    let welcome = world.register(&app, vec![]);
+    assert_eq!(
+        welcome.containers[0].report.state,
+        ContainerState::Exited { exit: ExitCause::Failed { code: 7 } }
+    );
+    world.say(&app, FromAm::AckExit(ids[0]));
+    world.say(&app, FromAm::Ask(ask(request(1, 0, 2))));
+    assert!(world.container_of(&app, 0).is_some());
+    assert!(world.nodes[&"a".into()].forgotten.contains(&ids[0]));
+}
+
+#[test]
+fn a_stored_node_that_never_reports_is_lost_after_a_full_lease_from_the_start() {
+    let mut world = World::new();
+    world.join("a", "r1");
+    world.join("b", "r2");
+    let (app, _) = world.running_job("flights", 2);
+    let (master_on, _) = world.master_container(&app).expect("it runs");
+    let (stays, goes) = if master_on.0 == "a" { ("a", "b") } else { ("b", "a") };
+    world.power_off(goes);
+    world.pass(60_000, &[]);
+    let (_, master) = world.master_container(&app).map_or((None, None), |it| (Some(it.0), Some(it.1)));
+    assert!(master.is_some());
+    world.register(&app, vec![]);
+    // Down for long: the leases of those who are still there count from the new start.
+    world.restart();
+    world.now = world.now.plus(1_000);
+    world.connect(stays);
+    world.pass(30_000, &[]);
+    assert_eq!(world.node_report(stays).state, NodeStateName::Active);
+    assert_eq!(world.node_report(goes).state, NodeStateName::Lost);
+    assert!(!world.core.recovering());
+}
+
+#[test]
+fn containers_of_unknown_applications_are_stopped_and_forgotten() {
+    let mut world = World::new();
+    world.join("a", "r1");
+    world.running_job("flights", 2);
+    world.store.clear();
+    world.restart();
+    world.connect("a");
+    assert!(world.nodes[&"a".into()].containers.is_empty());
+    assert_eq!(world.node_report("a").used, types::Resource::default());
+}
+
+#[test]
+fn of_two_containers_of_a_slot_the_newer_one_stays_after_a_restart() {
+    let mut world = World::new();
+    world.join("a", "r1");
+    world.join("b", "r2");
+    let (app, ids) = world.running_job("flights", 2);
+    let (master_on, _) = world.master_container(&app).expect("it runs");
+    let (stays, away) = if master_on.0 == "a" { ("a", "b") } else { ("b", "a") };
+    let slot =
+        (0..2).find(|slot| world.container_of(&app, *slot).is_some_and(|it| it.1.0 == away)).expect("spread");
+    world.cut(away);
+    world.pass(6_000, &[&app]);
+    world.say(&app, FromAm::Ask(ask(request(1, slot, 2))));
+    let (successor, _) = world.container_of(&app, slot).expect("it is replaced");
+    world.restart();
+    world.connect(away);
+    world.connect(stays);
+    world.register(&app, vec![]);
+    let old = &world.nodes[&away.into()].containers[&ids[slot as usize]];
+    assert_eq!(old.state, ContainerState::Exited { exit: ExitCause::Fenced });
+    assert_eq!(world.container_of(&app, slot).map(|it| it.0), Some(successor));
+}
+
+#[test]
+fn after_a_pause_of_its_own_it_listens_before_it_judges() {
+    let mut world = World::new();
+    world.join("a", "r1");
+    let (app, _) = world.running_job("flights", 1);
+    world.now = world.now.plus(60_000);
+    world.settle();
+    assert_ne!(world.node_report("a").state, NodeStateName::Lost);
+    world.pass(5_000, &[&app]);
+    assert_eq!(world.node_report("a").state, NodeStateName::Active);
+    assert_eq!(world.starts().len(), 2, "nobody was replaced");
+}
+
+#[test]
+fn an_unhealthy_node_gets_nothing_new_and_says_why() {
+    let mut world = World::new();
+    world.join("a", "r1");
+    let session = world.nodes[&"a".into()].session.as_ref().expect("connected").session;
+    let beat = NodeBeat { sent_at_ms: 1, unhealthy: Some("disk full".into()) };
+    world.apply(Event::NodeItem { node: "a".into(), session, item: FromNode::Beat(beat) });
+    let app = world.submit(spec("flights", 1)).expect("admitted");
+    assert!(world.report(&app).diagnostics.contains("1 node is unhealthy: disk full"));
+    world.pass(1_000, &[]);
+    assert!(world.master_container(&app).is_some(), "its next beat was well again");
+}
+
+#[test]
+fn words_of_a_former_session_change_nothing() {
+    let mut world = World::new();
+    world.join("a", "r1");
+    let old = world.nodes[&"a".into()].session.as_ref().expect("connected").session;
+    world.connect("a");
+    let item = FromNode::Beat(NodeBeat::default());
+    let event = Event::NodeItem { node: "a".into(), session: old, item };
+    assert_eq!(world.try_apply(event), Err(Denied::StaleSession));
+}
