@@ -3,15 +3,16 @@
 //!
 //! `[task] config`: `output` (a stream) gets `key → count` for each message. `fault` is `exit` (code 3), `fail`
 //! (the task's error), `hog` (memory without end), `fork` (a child that leaves the process tree) or `slow` (10 ms a
-//! message); it strikes at the task's message `fault-at` (from 1, default 1), in task `fault-task` (default: any),
-//! and, if `fault-once` names a file, only while that file does not exist. `spin = "true"` keeps one CPU busy.
+//! message). It strikes from the task's message `fault-at` on (from 1, the default), in task `fault-task` (default:
+//! any); if `fault-when` names a file, then once, at the message at which it could remove that file.
+//! `spin = "true"` keeps one CPU busy.
 
 use std::process::Command;
 use std::time::Duration;
 
 use samza::{
-    I64Serde, IncomingMessageEnvelope, KeyValueStore, MessageCollector, OutgoingMessage, StreamTask, StringSerde,
-    TaskContext, TaskCoordinator, TaskResult,
+    I64Serde, IncomingMessageEnvelope, KeyValueStore, MessageCollector, OutgoingMessage, StreamTask,
+    StringSerde, TaskContext, TaskCoordinator, TaskResult,
 };
 
 /// What goes wrong.
@@ -31,6 +32,7 @@ struct Counter {
     output: Option<String>,
     fault: Option<Fault>,
     fault_at: u64,
+    fault_when: Option<String>,
     seen: u64,
 }
 
@@ -50,12 +52,10 @@ impl StreamTask for Counter {
             Some(other) => return Err(format!("unknown fault `{other}`").into()),
         };
         let elsewhere = config("fault-task").is_some_and(|task| task != context.task.0);
-        let spent = config("fault-once").is_some_and(|file| std::path::Path::new(&file).exists());
-        if elsewhere || spent {
+        if elsewhere {
             self.fault = None;
-        } else if let Some(file) = config("fault-once") {
-            std::fs::write(file, "")?;
         }
+        self.fault_when = config("fault-when");
         if config("spin").is_some() {
             std::thread::spawn(|| {
                 loop {
@@ -73,7 +73,11 @@ impl StreamTask for Counter {
         _coordinator: &mut TaskCoordinator,
     ) -> TaskResult {
         self.seen += 1;
-        if self.seen >= self.fault_at {
+        let file = self.fault_when.as_ref();
+        if self.fault.is_some()
+            && self.seen >= self.fault_at
+            && file.is_none_or(|f| std::fs::remove_file(f).is_ok())
+        {
             self.go_wrong()?;
         }
         let key = std::str::from_utf8(envelope.key.ok_or("a message without a key")?)?.to_owned();
@@ -82,7 +86,12 @@ impl StreamTask for Counter {
         counts.put(&key, &count)?;
         if let Some(stream) = &self.output {
             let (key, value) = (Some(key.as_bytes()), count.to_string());
-            collector.send(OutgoingMessage { stream, partition: None, key, value: Some(value.as_bytes()) })?;
+            collector.send(OutgoingMessage {
+                stream,
+                partition: None,
+                key,
+                value: Some(value.as_bytes()),
+            })?;
         }
         Ok(())
     }

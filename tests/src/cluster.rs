@@ -116,17 +116,35 @@ impl Cluster {
             folder,
         };
         cluster.start_rm();
-        for (place, node) in cluster.settings.nodes.clone().into_iter().enumerate() {
-            let root = cluster.folder.path().join(format!("node{}", place + 1));
-            cluster.nodes.push(Node { settings: node, root, process: None });
-            cluster.start_nm(place);
+        for node in cluster.settings.nodes.clone() {
+            cluster.launch_node(node);
         }
-        let all = cluster.nodes.len();
-        cluster.wait("every node active", SOON, |cluster| {
+        cluster.wait_active();
+        cluster
+    }
+
+    fn launch_node(&mut self, settings: NodeSettings) {
+        let place = self.nodes.len();
+        let root = self.folder.path().join(format!("node{}", place + 1));
+        self.nodes.push(Node { settings, root, process: None });
+        self.start_nm(place);
+    }
+
+    fn wait_active(&self) {
+        let all = self.nodes.len();
+        self.wait("every node active", SOON, |cluster| {
             let active = cluster.nodes()?.nodes.iter().filter(|n| n.state == NodeStateName::Active).count();
             check(active == all, || format!("{active} of {all} active"))
         });
-        cluster
+    }
+
+    /// Adds a node and waits until it is active.
+    ///
+    /// # Panics
+    /// It does not come up.
+    pub fn add_node(&mut self, settings: NodeSettings) {
+        self.launch_node(settings);
+        self.wait_active();
     }
 
     fn log(&self, name: &str) -> File {

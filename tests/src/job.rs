@@ -35,6 +35,8 @@ pub struct Job {
     pub window: Option<String>,
     /// `task.config`.
     pub config: BTreeMap<String, String>,
+    /// `package.command`; empty runs the binary itself.
+    pub command: Vec<String>,
     /// `package.env`.
     pub env: BTreeMap<String, String>,
     /// The stores, each with a changelog.
@@ -73,6 +75,7 @@ impl Job {
             delivery: "exactly-once".into(),
             commit: "200ms".into(),
             window: None,
+            command: Vec::new(),
             env: BTreeMap::new(),
             stores: vec!["counts".into()],
             placement: String::new(),
@@ -101,8 +104,10 @@ impl Job {
         let table = |map: &BTreeMap<String, String>| {
             map.iter().map(|(key, value)| format!("{key} = {value:?}")).collect::<Vec<_>>().join(", ")
         };
+        let command =
+            if self.command.is_empty() { String::new() } else { format!("command = {:?}\n", self.command) };
         let mut text = format!(
-            "[job]\nname = {:?}\n\n[package]\npath = {:?}\nenv = {{ {} }}\n\n\
+            "[job]\nname = {:?}\n\n[package]\npath = {:?}\n{command}env = {{ {} }}\n\n\
              [containers]\ncount = {}\nmemory = {:?}\ncpu = {:?}\n\n\
              [task]\ninputs = [{}]\ndelivery = {:?}\ncommit = {:?}\nconfig = {{ {} }}\n",
             self.name,

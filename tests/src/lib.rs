@@ -3,6 +3,7 @@
 
 pub mod brokers;
 pub mod cluster;
+pub mod feed;
 pub mod http;
 pub mod job;
 pub mod log_segment;
@@ -12,6 +13,7 @@ pub mod wait;
 
 pub use brokers::Brokers;
 pub use cluster::{Cluster, Settings};
+pub use feed::Feed;
 pub use job::Job;
 pub use topic::Topics;
 pub use wait::{Pending, wait_until};

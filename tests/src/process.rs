@@ -68,6 +68,23 @@ fn stat(pid: u32) -> Option<Vec<String>> {
     Some(rest.split_whitespace().map(str::to_owned).collect())
 }
 
+/// The state of `pid` as `ps` shows it: `T` is stopped, `Z` is over and not yet waited for.
+#[must_use]
+pub fn state(pid: u32) -> Option<char> {
+    stat(pid)?.first()?.chars().next()
+}
+
+/// The code with which `pid` exited (128 + n for signal n), none while it runs. Only for one whose parent does not
+/// reap it, as a stopped shim.
+#[must_use]
+pub fn exit_code(pid: u32) -> Option<i32> {
+    if state(pid)? != 'Z' {
+        return None;
+    }
+    let status: i32 = stat(pid)?.get(49)?.parse().ok()?;
+    Some(if status & 0x7f == 0 { status >> 8 } else { 128 + (status & 0x7f) })
+}
+
 /// CPU that `pid` has used, in ticks of 10 ms; none if it is gone.
 #[must_use]
 pub fn cpu_ticks(pid: u32) -> Option<u64> {

@@ -1,6 +1,8 @@
 //! The house's rules, checked: who may import whom, what a file may hold, that the documents name files that exist.
 
+#[path = "tidy/floors.rs"]
 mod floors;
+#[path = "tidy/source.rs"]
 mod source;
 
 use std::path::{Path, PathBuf};
@@ -13,7 +15,7 @@ const FILE_LINES: usize = 600;
 /// Lines a function may have outside tests.
 const FUNCTION_LINES: usize = 70;
 /// Where `unsafe` is allowed, with the reason on the module itself.
-const UNSAFE: [&str; 2] = ["container/kafka/src/native", "node-manager/shim/src/child"];
+const UNSAFE: [&str; 2] = ["container/kafka/src/native", "node-manager/shim/src/sys.rs"];
 /// Macros that mean "not done".
 const UNFINISHED: [&str; 4] = ["todo!", "unimplemented!", "dbg!", "FIXME"];
 /// What logic must not name: time is a parameter, effects are values.
@@ -127,7 +129,7 @@ fn unsafe_stays_in_its_two_modules() {
 #[test]
 fn nothing_unfinished_is_left() {
     let mut broken = Vec::new();
-    for file in rust_sources().iter().filter(|file| !file.name.starts_with("tests/tests/tidy/")) {
+    for file in rust_sources().iter().filter(|file| !file.name.starts_with("tests/tests/tidy")) {
         for word in UNFINISHED.iter().filter(|word| file.code.contains(**word)) {
             broken.push(format!("{}: {word}", file.name));
         }

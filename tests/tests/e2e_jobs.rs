@@ -1,0 +1,235 @@
+//! Whole jobs: submitted, run, stopped, refused.
+
+use std::time::Duration;
+
+use tests::cluster::{SOON, master, pid_of, slot_of};
+use tests::feed::{self, Counts, Feed};
+use tests::wait::check;
+use tests::{Brokers, Cluster, Job, Settings, Topics, process};
+use types::{AppState, ExitCause};
+
+fn stderr(output: &std::process::Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn job_runs_and_output_is_exact() {
+    let brokers = Brokers::shared();
+    let topics = Topics::on(brokers);
+    let cluster = Cluster::start(2);
+    for delivery in ["at-least-once", "exactly-once"] {
+        let job = Job { containers: 2, delivery: delivery.into(), ..Job::counter("exact", brokers) };
+        topics.create(&job.inputs[0], 4);
+        topics.create(&job.output, 2);
+        let mut sent = Counts::new();
+        feed::send(&topics, &job.inputs[0], 500, 10_000, &mut sent);
+        cluster.submit(&job);
+        let app = cluster.wait_running(&job);
+        assert_eq!(
+            slot_of(&app, 0).tasks.len() + slot_of(&app, 1).tasks.len(),
+            4,
+            "four partitions make four tasks"
+        );
+        feed::send(&topics, &job.inputs[0], 700, 10_000, &mut sent);
+        cluster.wait(delivery, SOON, |_| feed::is_whole(&topics, &job.output, &sent));
+        feed::assert_exact(&topics, &job.output, &sent);
+        cluster.stop(&job);
+        feed::assert_exact(&topics, &job.output, &sent);
+    }
+}
+
+#[test]
+fn sigterm_commits() {
+    let brokers = Brokers::shared();
+    let topics = Topics::on(brokers);
+    let cluster = Cluster::start(1);
+    // Nothing but the end commits.
+    let job = Job { commit: "1h".into(), ..Job::counter("sigterm", brokers) };
+    topics.create(&job.inputs[0], 2);
+    topics.create(&job.output, 1);
+    let mut sent = Counts::new();
+    feed::send(&topics, &job.inputs[0], 100, 3_000, &mut sent);
+    cluster.submit(&job);
+    let processed = |cluster: &Cluster, wanted: u64| {
+        let app = cluster.all_running(&job)?;
+        let count = slot_of(&app, 0).status.processed;
+        check(count >= wanted, || format!("{count} of {wanted} processed")).map(|()| count)
+    };
+    cluster.wait("all processed", SOON, |cluster| processed(cluster, 3_000));
+    assert_eq!(topics.read(&job.output).len(), 0, "nothing is committed before the end");
+    cluster.stop(&job);
+    feed::assert_exact(&topics, &job.output, &sent);
+
+    cluster.submit(&job);
+    feed::send(&topics, &job.inputs[0], 100, 200, &mut sent);
+    let count = cluster.wait("the new messages processed", SOON, |cluster| processed(cluster, 200));
+    assert_eq!(count, 200, "the restart reprocesses nothing");
+    cluster.stop(&job);
+    feed::assert_exact(&topics, &job.output, &sent);
+}
+
+#[test]
+fn bad_job_file_is_refused_with_line_and_key() {
+    let brokers = Brokers::shared();
+    let cluster = Cluster::start(1);
+    let good = Job::counter("bad", brokers).toml();
+    let binary = Job::counter("bad", brokers).binary.to_string_lossy().into_owned();
+    let line_of = |text: &str, part: &str| 1 + text.lines().position(|line| line.contains(part)).unwrap();
+    let unknown = good.replace("delivery =", "delivrey =");
+    let unknown_line = format!("line {}", line_of(&unknown, "delivrey"));
+    let kind = good.replace("count = 1", "count = \"one\"");
+    let kind_line = format!("line {}", line_of(&kind, "count ="));
+    let no_file = good.replace(&binary, "/no/such/binary");
+    let no_broker = good.replace(&brokers.bootstrap, "127.0.0.1:1");
+    let cases: [(&str, &str, &[&str]); 4] = [
+        ("an unknown key", &unknown, &["delivrey", &unknown_line, "delivery"]),
+        ("a wrong type", &kind, &["count", &kind_line]),
+        ("a missing file", &no_file, &["/no/such/binary"]),
+        ("an unreachable broker", &no_broker, &["127.0.0.1:1"]),
+    ];
+    for (what, text, words) in cases {
+        let path = cluster.folder().join("bad.toml");
+        std::fs::write(&path, text).unwrap();
+        let output = cluster.client("samza-submit", &[path.to_str().unwrap()]);
+        let told = stderr(&output);
+        assert!(!output.status.success(), "{what}: accepted");
+        for word in words {
+            assert!(told.contains(word), "{what}: `{word}` is not in: {told}");
+        }
+    }
+    let path = cluster.folder().join("good.toml");
+    std::fs::write(&path, &good).unwrap();
+    let output = cluster.client("samza-submit", &[path.to_str().unwrap(), "--rm", "127.0.0.1:1"]);
+    assert!(!output.status.success() && stderr(&output).contains("127.0.0.1:1"), "{}", stderr(&output));
+    let checked = cluster.client("samza-submit", &[path.to_str().unwrap(), "--check"]);
+    assert!(checked.status.success(), "the unspoilt file is good: {}", stderr(&checked));
+    let list = cluster.client("samza", &["list", "-o", "json"]);
+    assert_eq!(String::from_utf8_lossy(&list.stdout).trim(), "[]", "nothing was changed");
+}
+
+#[test]
+fn second_submit_of_a_live_job_is_refused() {
+    let brokers = Brokers::shared();
+    let topics = Topics::on(brokers);
+    let cluster = Cluster::start(1);
+    let job = Job::counter("second", brokers);
+    topics.create(&job.inputs[0], 1);
+    topics.create(&job.output, 1);
+    cluster.submit(&job);
+    let before = cluster.wait_running(&job);
+    let refused = cluster.try_submit(&job, &[]);
+    assert!(!refused.status.success(), "accepted");
+    assert!(stderr(&refused).contains(&job.name), "it names the job: {}", stderr(&refused));
+    assert!(stderr(&refused).contains("--replace"), "it says the way out: {}", stderr(&refused));
+    let after = cluster.wait_running(&job);
+    assert_eq!(
+        (before.app.clone(), pid_of(&before, 0)),
+        (after.app.clone(), pid_of(&after, 0)),
+        "undisturbed"
+    );
+    cluster.stop(&job);
+    cluster.submit(&job);
+    let again = cluster.wait_running(&job);
+    assert_ne!(before.app, again.app, "after its end it may be submitted again");
+}
+
+#[test]
+fn failing_task_exhausts_retries_and_job_fails_with_the_reason() {
+    let brokers = Brokers::shared();
+    let topics = Topics::on(brokers);
+    let cluster = Cluster::start(1);
+    let mut job = Job::counter("failing", brokers);
+    job.config.insert("fault".into(), "fail".into());
+    job.restart = "retries = 2\nwindow = \"5m\"\nbackoff = { min = \"100ms\", max = \"200ms\" }".into();
+    topics.create(&job.inputs[0], 1);
+    topics.create(&job.output, 1);
+    feed::send(&topics, &job.inputs[0], 1, 1, &mut Counts::new());
+    cluster.submit(&job);
+    let app = cluster.wait("the job failed", SOON, |cluster| {
+        let app = cluster.app(&job)?;
+        check(app.state == AppState::Failed, || format!("{:?}", app.state)).map(|()| app)
+    });
+    assert!(app.diagnostics.contains("exit code 1"), "the reason names the exit: {}", app.diagnostics);
+    assert!(app.diagnostics.contains('2'), "the reason names the retries: {}", app.diagnostics);
+    let runs = app.containers.iter().filter(|container| container.slot == Some(0)).count();
+    assert_eq!(runs, 3, "one start and two retries");
+    let logs = cluster.client("samza", &["logs", &job.name, "--stderr"]);
+    let logs = String::from_utf8_lossy(&logs.stdout).into_owned();
+    assert!(logs.contains("told to fail at message 1"), "logs of the exited containers say why: {logs}");
+    assert_eq!(topics.read(&job.output).len(), 0);
+}
+
+#[test]
+fn containers_prefer_hosts_of_their_brokers() {
+    let brokers = Brokers::shared();
+    let topics = Topics::on(brokers);
+    let cluster = Cluster::start(3);
+    for host in 1..=3 {
+        let job = Job { containers: 2, ..Job::counter("prefer", brokers) };
+        // Every partition lives on one broker alone; the three nodes have the same room.
+        topics.create_on(&job.inputs[0], &[&[host], &[host], &[host], &[host]]);
+        topics.create(&job.output, 1);
+        cluster.submit(&job);
+        let app = cluster.wait_running(&job);
+        for slot in [slot_of(&app, 0), slot_of(&app, 1)] {
+            assert_eq!(slot.node.as_ref().unwrap().0, format!("127.0.0.{host}"), "{slot:?}");
+            assert_eq!(slot.on_preferred, Some(true), "{slot:?}");
+        }
+        cluster.stop(&job);
+    }
+    // A cluster without a node beside broker 3: the preference is shown, and the job runs all the same.
+    let elsewhere = Cluster::with(Settings::nodes(2));
+    let job = Job {
+        placement: "wait = \"300ms\"\nrack-wait = \"300ms\"".into(),
+        ..Job::counter("prefer", brokers)
+    };
+    topics.create_on(&job.inputs[0], &[&[3]]);
+    topics.create(&job.output, 1);
+    elsewhere.submit(&job);
+    let app = elsewhere.wait_running(&job);
+    let slot = slot_of(&app, 0);
+    assert_eq!((slot.unmatched.clone(), slot.on_preferred), (vec!["127.0.0.3".to_owned()], Some(false)));
+    let shown = elsewhere.client("samza", &["status", &job.name]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("127.0.0.3"), "people are shown it too");
+}
+
+#[test]
+fn stop_leaves_no_process_and_no_cgroup() {
+    let brokers = Brokers::shared();
+    let topics = Topics::on(brokers);
+    let cluster = Cluster::start(1);
+    let before = cluster.cgroups();
+    let mut job = Job { containers: 2, ..Job::counter("stop", brokers) };
+    job.config.insert("fault".into(), "fork".into());
+    topics.create(&job.inputs[0], 2);
+    topics.create(&job.output, 1);
+    cluster.submit(&job);
+    let app = cluster.wait_running(&job);
+    let feed = Feed::start(brokers, &job.inputs[0], 100, 200);
+    // A sleeper per task that left its parent; only its cgroup still knows where it belongs.
+    let sleepers = cluster.wait("the double-forked children", SOON, |cluster| {
+        let mut found = cluster.node_processes(0);
+        found.retain(|seen| seen.command == "sleep 1000");
+        check(found.len() == 2, || format!("{found:?}")).map(|()| found)
+    });
+    assert!(cluster.cgroups().len() > before.len(), "containers have cgroups");
+    feed.finish(&mut Counts::new());
+    let workers = [pid_of(&app, 0), pid_of(&app, 1), master(&app).ok().unwrap().pid.unwrap()];
+    cluster.stop(&job);
+    cluster.wait("no process and no cgroup left", Duration::from_secs(10), |cluster| {
+        let left = cluster.node_processes(0);
+        check(left.is_empty(), || format!("{left:?}"))?;
+        let groups = cluster.cgroups();
+        check(groups == before, || format!("{groups:?}"))
+    });
+    for pid in sleepers.iter().map(|seen| seen.pid).chain(workers) {
+        assert!(!process::is_alive(pid), "{pid} lives");
+    }
+    let app = cluster.app(&job).ok().unwrap();
+    assert!(matches!(app.state, AppState::Finished | AppState::Killed), "{:?}", app.state);
+    let exits: Vec<_> = app.containers.iter().map(|container| &container.state).collect();
+    assert!(
+        !exits.is_empty() && !format!("{exits:?}").contains(&format!("{:?}", ExitCause::NodeLost)),
+        "{exits:?}"
+    );
+}
