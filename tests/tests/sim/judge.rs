@@ -1,0 +1,120 @@
+//! What must hold after each step, and what must have come to rest at the end.
+
+use types::{AppId, AppState, ContainerId, Resource, Role, StartContainer};
+
+use crate::node::What;
+use crate::world::World;
+
+/// Two containers with one of these are the same thing twice.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Master(AppId),
+    Slot(AppId, u32),
+}
+
+impl Place {
+    fn of(start: &StartContainer) -> Place {
+        match start.role {
+            Role::AppMaster { .. } => Place::Master(start.app.clone()),
+            Role::Worker { request } => Place::Slot(start.app.clone(), request.slot),
+        }
+    }
+}
+
+impl World {
+    /// After each step.
+    pub fn judge(&self) -> Result<(), String> {
+        if let Some(core) = &self.rm.core {
+            core.check().map_err(|e| format!("resource manager: {e}"))?;
+        }
+        for machine in &self.machines {
+            if let Some(core) = &machine.core {
+                core.check().map_err(|e| format!("node {}: {e:?}", machine.id))?;
+            }
+            let used =
+                machine.running.values().fold(Resource::default(), |sum, it| sum.plus(&it.start.resource));
+            if !machine.total.fits(&used) {
+                return Err(format!("node {} runs {used} and has {}", machine.id, machine.total));
+            }
+            for running in machine.running.values() {
+                if let What::Master(master) = &running.what {
+                    master.core.check().map_err(|e| format!("application master: {e}"))?;
+                }
+            }
+        }
+        if let Some((id, n)) = self.launches.iter().find(|(_, n)| **n > 1) {
+            return Err(format!("{id} was launched {n} times"));
+        }
+        self.broken.clone().map_or(Ok(()), Err)
+    }
+
+    /// Before `id` is launched: a slot's container (or an application's master) may only start while an older one
+    /// still runs if the lease of the older one's node is over.
+    pub fn judge_launch(&mut self, id: ContainerId, start: &StartContainer) {
+        let place = Place::of(start);
+        for machine in &self.machines {
+            let lease_holds = self.now < machine.lease_until;
+            let twin = machine.running.iter().find(|(_, running)| Place::of(&running.start) == place);
+            if let Some((twin, _)) = twin.filter(|_| lease_holds) {
+                self.broken = Some(format!(
+                    "{place:?}: {id} starts while the lease of {} holds, where {twin} still runs",
+                    machine.id
+                ));
+            }
+        }
+    }
+
+    /// Long after the last fault.
+    pub fn judge_rest(&self) -> Result<(), String> {
+        let core = self.rm.core.as_ref().ok_or("the resource manager is down")?;
+        let view = core.view(self.time());
+        for app in &view.apps {
+            if app.state != AppState::Running {
+                return Err(format!("{} is {:?}: {}", app.app, app.state, app.diagnostics));
+            }
+            for slot in 0..app.containers_wanted {
+                let here = self.workers_of(&app.app, slot);
+                if here.len() != 1 || !here[0].1 {
+                    return Err(format!("at rest, slot {slot} of {} has {here:?} (id, claimed)", app.app));
+                }
+            }
+        }
+        let live: usize =
+            view.apps.iter().map(|app| app.containers.iter().filter(|c| !c.state.is_exited()).count()).sum();
+        let running: usize = self.machines.iter().map(|machine| machine.running.len()).sum();
+        if live != running {
+            return Err(format!("at rest, {running} processes run and the resource manager knows {live}"));
+        }
+        Ok(())
+    }
+
+    fn workers_of(&self, app: &AppId, slot: u32) -> Vec<(ContainerId, bool)> {
+        let running = self.machines.iter().flat_map(|machine| &machine.running);
+        running
+            .filter(|(_, running)| running.start.app == *app)
+            .filter_map(|(id, running)| match &running.what {
+                What::Worker(worker) if worker.slot == slot => Some((*id, worker.claimed)),
+                What::Worker(_) | What::Master(_) => None,
+            })
+            .collect()
+    }
+
+    /// Long after the stop.
+    pub fn judge_end(&self) -> Result<(), String> {
+        let core = self.rm.core.as_ref().ok_or("the resource manager is down")?;
+        for app in core.view(self.time()).apps {
+            if app.state != AppState::Finished {
+                return Err(format!("after the stop {} is {:?}: {}", app.app, app.state, app.diagnostics));
+            }
+        }
+        for machine in &self.machines {
+            if let Some(id) = machine.running.keys().next() {
+                return Err(format!("after the stop {id} runs on {}", machine.id));
+            }
+            if let Some(id) = machine.records.keys().next() {
+                return Err(format!("after the stop {} still keeps the record of {id}", machine.id));
+            }
+        }
+        Ok(())
+    }
+}
