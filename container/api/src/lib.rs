@@ -9,7 +9,7 @@ pub mod store;
 pub mod system;
 mod task;
 
-pub use serde::Serde;
+pub use serde::{BytesSerde, DecodeError, F64Serde, I64Serde, JsonSerde, OrderedI64, Serde, StringSerde};
 pub use store::{KeyValueStore, StoreError};
 pub use system::{Offset, SystemError};
 pub use task::*;
