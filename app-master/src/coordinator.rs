@@ -1,0 +1,203 @@
+//! The coordinator topic: what a job remembers, as compacted JSON records. Only the master that owns the topic, by
+//! the same start order as tasks, writes it, each change in one transaction; a newer master fences an older one.
+//!
+//! | Key | Value |
+//! |---|---|
+//! | `{"type":"changelog-partition","task":"Partition 0"}` | `{"partition":0}` |
+//! | `{"type":"job-model"}` | `{"app":…,"attempt":…,"incarnation":…,"generation":…,"model":…}` |
+//! | `{"type":"container","slot":0}` | `{"container":…,"node":…,"host":…}` |
+//!
+//! Owner records stand beside them, as on the checkpoint topic.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use am_core::place::{Remembered, RememberedModel, SlotPlace};
+use serde::{Deserialize, Serialize};
+use task_api::system::{
+    Isolation, Message, SystemAdmin, SystemError, TopicPartition, TransactionalProducer,
+};
+use task_core::ownership::{Claim, Claimant, Claimed, OwnerRecord, Partitions, Purpose, drive};
+use types::{AppId, ContainerId, Incarnation, JobModel, NodeId, TaskName};
+
+#[derive(Debug, Serialize, Deserialize, PartialEq)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+enum Key {
+    ChangelogPartition { task: TaskName },
+    JobModel,
+    Container { slot: u32 },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Partition {
+    partition: i32,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Model {
+    app: AppId,
+    attempt: u32,
+    incarnation: Incarnation,
+    generation: u64,
+    model: JobModel,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Place {
+    container: ContainerId,
+    node: NodeId,
+    host: String,
+}
+
+/// Who writes: stands in what is written.
+#[derive(Debug, Clone)]
+pub struct Writer {
+    /// The job's application.
+    pub app: AppId,
+    /// The master's attempt.
+    pub attempt: u32,
+    /// The master's owner record.
+    pub owner: OwnerRecord,
+}
+
+/// The topic, owned.
+pub struct Coordinator {
+    writer: Writer,
+    topic: String,
+    producer: Box<dyn TransactionalProducer>,
+}
+
+/// How long a transaction of a few records may take.
+const COMMIT: Duration = Duration::from_secs(20);
+/// How long one registration of the transactional id may take.
+const INIT: Duration = Duration::from_secs(20);
+
+impl Coordinator {
+    /// Takes ownership of `topic`'s only partition and reads what the job remembers.
+    ///
+    /// # Errors
+    /// [`SystemError::Fenced`]: a newer master owns it. Else the system failed.
+    pub fn claim(
+        writer: Writer,
+        topic: &str,
+        admin: &Arc<dyn SystemAdmin>,
+        producer: Box<dyn TransactionalProducer>,
+    ) -> Result<(Coordinator, Remembered), SystemError> {
+        let partition = TopicPartition { topic: topic.to_owned(), partition: 0 };
+        let whole = Partitions { owners: partition.clone(), follow: Vec::new() };
+        let claim = Claim::new(writer.owner.clone(), Purpose::Run, vec![whole]);
+        let mut coordinator = Coordinator { writer, topic: topic.to_owned(), producer };
+        let high = match drive(claim, admin.as_ref(), &mut Owner { producer: &mut *coordinator.producer })? {
+            Claimed::Owned(high) => high,
+            Claimed::Fenced { by } => {
+                return Err(SystemError::Fenced(format!("a newer application master owns {topic}: {}", by.id)));
+            }
+        };
+        let until = high.first().and_then(|h| h.first()).copied().unwrap_or(0);
+        let mut remembered = Remembered::default();
+        let mut take = |messages: &[Message<'_>]| {
+            for message in messages {
+                learn(&mut remembered, message.key, message.value);
+            }
+            Ok(())
+        };
+        admin.read_range(&partition, 0, until, Isolation::ReadCommitted, &mut take)?;
+        Ok((coordinator, remembered))
+    }
+
+    /// Remembers a model with its changelog mapping.
+    ///
+    /// # Errors
+    /// As [`Coordinator::claim`]; the caller must end.
+    pub fn remember_model(&mut self, made: &RememberedModel) -> Result<(), SystemError> {
+        let mut records: Vec<(Key, String)> = am_core::job_model::changelog_mapping(&made.model)
+            .into_iter()
+            .map(|(task, partition)| (Key::ChangelogPartition { task }, json(&Partition { partition })))
+            .collect();
+        let value = Model {
+            app: made.app.clone(),
+            attempt: self.writer.attempt,
+            incarnation: self.writer.owner.incarnation,
+            generation: made.generation,
+            model: made.model.clone(),
+        };
+        records.push((Key::JobModel, json(&value)));
+        self.write(&records)
+    }
+
+    /// Remembers where a slot runs.
+    ///
+    /// # Errors
+    /// As [`Coordinator::remember_model`].
+    pub fn remember_place(&mut self, slot: u32, place: &SlotPlace) -> Result<(), SystemError> {
+        let SlotPlace { container, node, host } = place.clone();
+        self.write(&[(Key::Container { slot }, json(&Place { container, node, host }))])
+    }
+
+    fn write(&mut self, records: &[(Key, String)]) -> Result<(), SystemError> {
+        let topic = self.producer.topic(&self.topic)?;
+        self.producer.begin()?;
+        for (key, value) in records {
+            self.producer.send(topic, Some(0), Some(json(key).as_bytes()), Some(value.as_bytes()))?;
+        }
+        self.producer.commit(COMMIT)
+    }
+}
+
+struct Owner<'a> {
+    producer: &'a mut dyn TransactionalProducer,
+}
+
+impl Claimant for Owner<'_> {
+    fn init(&mut self) -> Result<(), SystemError> {
+        self.producer.init(INIT)
+    }
+    fn wait(&mut self, again: u32, error: Option<&SystemError>) -> Result<(), SystemError> {
+        wait_a_little(again, error, 100)
+    }
+}
+
+/// 10 ms doubling to 200 ms; an error is borne `most` times.
+///
+/// # Errors
+/// The last error, or that the wait was in vain.
+pub fn wait_a_little(again: u32, error: Option<&SystemError>, most: u32) -> Result<(), SystemError> {
+    if again >= most {
+        let why = SystemError::Retriable("transactions of an earlier owner are not decided yet".into());
+        return Err(error.cloned().unwrap_or(why));
+    }
+    std::thread::sleep(Duration::from_millis((10 << again.min(5)).min(200)));
+    Ok(())
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("texts, numbers and maps with text keys always serialise")
+}
+
+/// Takes one record; owner records and foreign ones are skipped.
+fn learn(remembered: &mut Remembered, key: Option<&[u8]>, value: Option<&[u8]>) {
+    let Some(key) = key.and_then(|k| serde_json::from_slice::<Key>(k).ok()) else { return };
+    match key {
+        Key::ChangelogPartition { task } => match value.and_then(parse::<Partition>) {
+            Some(at) => drop(remembered.changelog.insert(task, at.partition)),
+            None => drop(remembered.changelog.remove(&task)),
+        },
+        Key::JobModel => {
+            remembered.model = value.and_then(parse::<Model>).map(|m| RememberedModel {
+                app: m.app,
+                generation: m.generation,
+                model: m.model,
+            });
+        }
+        Key::Container { slot } => match value.and_then(parse::<Place>) {
+            Some(Place { container, node, host }) => {
+                remembered.places.insert(slot, SlotPlace { container, node, host });
+            }
+            None => drop(remembered.places.remove(&slot)),
+        },
+    }
+}
+
+fn parse<T: for<'de> Deserialize<'de>>(value: &[u8]) -> Option<T> {
+    serde_json::from_slice(value).ok()
+}

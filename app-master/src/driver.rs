@@ -1,0 +1,473 @@
+//! The sole owner of the core: takes what comes in, calls the verb, runs the commands, reports the job's status.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc as blocking;
+use std::time::Duration;
+
+use am_core::{AmCore, Command, Event, HelloAnswer};
+use daemon::Shutdown;
+use proto::{DialError, Dialled, Incoming, Link, Rx, Token, Tx};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use types::{
+    AmHello, AmWelcome, ContainerHello, ContainerId, ContainerWelcome, EXIT_FENCED, FromAm, FromContainer, JobStatus,
+    Timestamp, ToAm, ToContainer,
+};
+
+use crate::kafka_side::{Answer, Request};
+use crate::settings::Settings;
+
+/// A container's session, before it was answered.
+pub type Caller = Incoming<ContainerHello, ContainerWelcome, ToContainer, FromContainer>;
+type RmDialled = Dialled<AmWelcome, FromAm, ToAm>;
+
+/// What comes in.
+pub enum Input {
+    /// From Kafka.
+    Kafka(Answer),
+    /// A dial to the resource manager ended.
+    Dialled(Box<Result<RmDialled, DialError>>),
+    /// It said something.
+    FromRm {
+        /// On this session.
+        session: u64,
+        /// This.
+        item: ToAm,
+    },
+    /// The session is over.
+    RmGone {
+        /// Which.
+        session: u64,
+        /// Why.
+        reason: String,
+    },
+    /// A container dials.
+    Caller(Box<Caller>),
+    /// One said something.
+    FromContainer {
+        /// Which.
+        container: ContainerId,
+        /// On this session.
+        session: u64,
+        /// This.
+        item: FromContainer,
+    },
+    /// Its session is over.
+    ContainerGone {
+        /// Which.
+        container: ContainerId,
+        /// The session.
+        session: u64,
+    },
+}
+
+/// A container whose Hello cannot be answered yet waits so long.
+const HOLD: Duration = Duration::from_secs(30);
+/// A refusal by the resource manager is final when it lasted so long: an older attempt must not linger.
+const REFUSED_FOR: Duration = Duration::from_secs(20);
+/// Waits between dials.
+const DIAL_MIN: Duration = Duration::from_millis(50);
+const DIAL_MAX: Duration = Duration::from_secs(1);
+/// The status goes out at most, and at least, so often.
+const STATUS_MIN: Duration = Duration::from_millis(250);
+const STATUS_MAX: Duration = Duration::from_secs(2);
+/// The inputs' places are read again so often.
+const TOPOLOGY_EVERY: Duration = Duration::from_secs(60);
+/// Containers report so often, ms.
+const CONTAINER_BEAT_MS: u64 = 500;
+/// This process ends so long after the job's end at the latest.
+const LINGER: Duration = Duration::from_secs(30);
+
+struct RmSession {
+    number: u64,
+    tx: Tx<FromAm>,
+    beat: Duration,
+    next_beat: Instant,
+}
+
+/// The driver.
+pub struct Driver {
+    core: AmCore,
+    settings: Settings,
+    address: String,
+    token: Option<Token>,
+    inbox: mpsc::Receiver<Input>,
+    to_inbox: mpsc::Sender<Input>,
+    kafka: blocking::Sender<Request>,
+    rm: Option<RmSession>,
+    dialling: bool,
+    dial_at: Instant,
+    dial_wait: Duration,
+    refused_since: Option<Instant>,
+    containers: BTreeMap<ContainerId, (u64, Tx<ToContainer>)>,
+    held: Vec<(Box<Caller>, Instant)>,
+    sessions: u64,
+    told: (JobStatus, Instant),
+    topology_at: Instant,
+    /// Once the job's end was said: the beat whose answer proves that it was heard.
+    farewell: Option<u64>,
+    over_since: Option<Instant>,
+    exit: Option<i32>,
+}
+
+/// The ends of the channels a driver works with.
+pub struct Channels {
+    /// What comes in.
+    pub inbox: mpsc::Receiver<Input>,
+    /// For those that the driver starts.
+    pub to_inbox: mpsc::Sender<Input>,
+    /// To the Kafka thread.
+    pub kafka: blocking::Sender<Request>,
+}
+
+fn now() -> Timestamp {
+    Timestamp(daemon::boottime_ms())
+}
+
+impl Driver {
+    /// A driver that has done nothing yet.
+    #[must_use]
+    pub fn new(core: AmCore, settings: Settings, address: String, token: Option<Token>, channels: Channels) -> Driver {
+        let start = Instant::now();
+        Driver {
+            core,
+            settings,
+            address,
+            token,
+            inbox: channels.inbox,
+            to_inbox: channels.to_inbox,
+            kafka: channels.kafka,
+            rm: None,
+            dialling: false,
+            dial_at: start,
+            dial_wait: DIAL_MIN,
+            refused_since: None,
+            containers: BTreeMap::new(),
+            held: Vec::new(),
+            sessions: 0,
+            told: (JobStatus::default(), start),
+            topology_at: start + TOPOLOGY_EVERY,
+            farewell: None,
+            over_since: None,
+            exit: None,
+        }
+    }
+
+    /// Runs until the job is over, this master is not the right one any more, or it is told to end. Returns the
+    /// exit code.
+    pub async fn run(mut self, shutdown: Shutdown) -> i32 {
+        self.verb(|core, _, out| core.start(out));
+        loop {
+            self.housekeeping();
+            if let Some(code) = self.exit {
+                return code;
+            }
+            let wake = self.wake_at();
+            tokio::select! {
+                biased;
+                () = shutdown.wait() => {
+                    tracing::info!("told to end; containers run on");
+                    return 0;
+                }
+                input = self.inbox.recv() => {
+                    let Some(input) = input else { return 1 };
+                    self.take(input);
+                    // Whatever has come in meanwhile is older than any deadline: a pause must make nobody silent.
+                    while let Ok(input) = self.inbox.try_recv() {
+                        self.take(input);
+                    }
+                }
+                () = sleep_until(wake) => {}
+            }
+        }
+    }
+
+    /// Calls a verb and runs what it wants done.
+    fn verb(&mut self, verb: impl FnOnce(&mut AmCore, Timestamp, &mut Vec<Command>)) {
+        let mut out = Vec::new();
+        verb(&mut self.core, now(), &mut out);
+        if cfg!(debug_assertions)
+            && let Err(violation) = self.core.check()
+        {
+            tracing::error!(%violation);
+        }
+        for command in out {
+            self.run_command(command);
+        }
+    }
+
+    fn wake_at(&self) -> Instant {
+        let mut wake = Instant::now() + STATUS_MIN;
+        if let Some(due) = self.core.next_deadline() {
+            wake = wake.min(Instant::now() + Duration::from_millis(due.since(now())));
+        }
+        match &self.rm {
+            Some(rm) => wake.min(rm.next_beat),
+            None if !self.dialling => wake.min(self.dial_at),
+            None => wake,
+        }
+    }
+
+    fn housekeeping(&mut self) {
+        if self.core.next_deadline().is_some_and(|due| due <= now()) {
+            self.verb(AmCore::handle_deadline);
+        }
+        self.answer_held();
+        let at = Instant::now();
+        if self.rm.is_none() && !self.dialling && self.dial_at <= at {
+            self.dial();
+        }
+        if let Some(rm) = self.rm.as_mut().filter(|rm| rm.next_beat <= at) {
+            rm.next_beat = at + rm.beat;
+            let _ = rm.tx.send(FromAm::Beat { sent_at_ms: now().0 });
+        }
+        if self.topology_at <= at {
+            self.topology_at = at + TOPOLOGY_EVERY;
+            self.run_command(Command::ReadTopology);
+        }
+        self.report_status(at);
+        if self.over_since.is_some_and(|since| at >= since + LINGER) {
+            self.exit = Some(0);
+        }
+    }
+
+    fn report_status(&mut self, at: Instant) {
+        let age = at.duration_since(self.told.1);
+        if self.rm.is_none() || age < STATUS_MIN {
+            return;
+        }
+        let status = self.core.job_status(now());
+        if status == self.told.0 && age < STATUS_MAX {
+            return;
+        }
+        if status.message != self.told.0.message {
+            tracing::info!(status = status.message);
+        }
+        self.to_rm(FromAm::Status(Box::new(status.clone())));
+        self.told = (status, at);
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Kafka(Answer::Event(event)) => self.verb(|core, now, out| core.apply(now, event, out)),
+            Input::Kafka(Answer::Fenced(why)) => {
+                tracing::error!(why, "fenced: a newer application master has taken over");
+                self.exit = Some(EXIT_FENCED);
+            }
+            Input::Kafka(Answer::Broken(why)) => {
+                tracing::error!(why, "ending, so that another attempt reads what was written");
+                self.exit = Some(1);
+            }
+            Input::Dialled(result) => self.dialled(*result),
+            Input::FromRm { session, item } => self.from_rm(session, item),
+            Input::RmGone { session, reason } => {
+                if self.rm.as_ref().is_some_and(|rm| rm.number == session) {
+                    tracing::warn!(reason, "the session with the resource manager is over; containers run on");
+                    self.rm = None;
+                    self.farewell = None;
+                    self.dial_at = Instant::now() + DIAL_MIN;
+                    self.core.session_lost();
+                }
+            }
+            Input::Caller(caller) => self.held.push((caller, Instant::now() + HOLD)),
+            Input::FromContainer { container, session, item: FromContainer::Status(status) } => {
+                if let Some((_, tx)) = self.containers.get(&container).filter(|(s, _)| *s == session) {
+                    let _ = tx.send(ToContainer::StatusAck);
+                    self.core.container_status(now(), container, status);
+                }
+            }
+            Input::ContainerGone { container, session } => {
+                if self.containers.get(&container).is_some_and(|(s, _)| *s == session) {
+                    self.containers.remove(&container);
+                    self.core.container_gone(container);
+                }
+            }
+        }
+    }
+
+    // ------------------------------------------------------------ the resource manager
+
+    fn dial(&mut self) {
+        self.dialling = true;
+        let hello = AmHello {
+            app: self.settings.app.clone(),
+            attempt: self.settings.attempt,
+            container: self.settings.container,
+            address: self.address.clone(),
+            asks: self.core.open_asks(now()),
+        };
+        let (to, token, inbox) = (self.settings.rm.clone(), self.token.clone(), self.to_inbox.clone());
+        tokio::spawn(async move {
+            let result = dial_rm(&to, token.as_ref(), hello).await;
+            let _ = inbox.send(Input::Dialled(Box::new(result))).await;
+        });
+    }
+
+    fn dialled(&mut self, result: Result<RmDialled, DialError>) {
+        self.dialling = false;
+        let dialled = match result {
+            Ok(dialled) => dialled,
+            Err(error) => return self.dial_failed(&error),
+        };
+        (self.dial_wait, self.refused_since) = (DIAL_MIN, None);
+        self.sessions += 1;
+        let (number, to_inbox) = (self.sessions, self.to_inbox.clone());
+        let Dialled { welcome, tx, rx } = dialled;
+        let beat = Duration::from_millis(welcome.beat_ms.max(50));
+        self.rm = Some(RmSession { number, tx, beat, next_beat: Instant::now() });
+        tracing::info!(epoch = welcome.epoch.0, containers = welcome.containers.len(), "registered");
+        tokio::spawn(forward(
+            rx,
+            to_inbox,
+            move |item| Input::FromRm { session: number, item },
+            move |reason| Input::RmGone { session: number, reason },
+        ));
+        self.verb(|core, now, out| core.welcome(now, welcome, out));
+    }
+
+    fn dial_failed(&mut self, error: &DialError) {
+        let at = Instant::now();
+        if let DialError::Refused(reason) = error {
+            let since = *self.refused_since.get_or_insert(at);
+            if self.over_since.is_some() {
+                self.exit = Some(0);
+            } else if at.duration_since(since) >= REFUSED_FOR {
+                tracing::error!(reason, "the resource manager does not want this attempt");
+                self.exit = Some(EXIT_FENCED);
+            }
+        } else {
+            self.refused_since = None;
+        }
+        tracing::warn!(%error, "the resource manager cannot be reached");
+        self.dial_at = at + self.dial_wait;
+        self.dial_wait = (self.dial_wait * 2).min(DIAL_MAX);
+    }
+
+    fn from_rm(&mut self, session: u64, item: ToAm) {
+        if self.rm.as_ref().is_none_or(|rm| rm.number != session) {
+            return;
+        }
+        match item {
+            ToAm::BeatAck { sent_at_ms } => {
+                if self.farewell == Some(sent_at_ms) {
+                    tracing::info!("the resource manager knows that the job is over");
+                    self.exit = Some(0);
+                }
+            }
+            ToAm::Container(placed) => self.verb(|core, now, out| core.container(now, placed, out)),
+            ToAm::Waiting { request, reasons } => self.core.waiting(request, reasons),
+            ToAm::Minted { nonce, incarnation } => {
+                self.verb(|core, now, out| core.minted(now, nonce, incarnation, out));
+            }
+            ToAm::State(state) => self.verb(|core, now, out| core.node_state(now, state, out)),
+            ToAm::Stop(stop) => self.verb(|core, now, out| core.stop(now, stop, out)),
+        }
+    }
+
+    fn to_rm(&self, item: FromAm) {
+        if let Some(rm) = &self.rm {
+            // A session that just ended is found out by its reader; the next welcome repeats what holds.
+            let _ = rm.tx.send(item);
+        }
+    }
+
+    // ------------------------------------------------------------ containers
+
+    fn answer_held(&mut self) {
+        for (caller, until) in std::mem::take(&mut self.held) {
+            let id = caller.hello.container;
+            match self.core.container_hello(now(), &caller.hello) {
+                Ok(HelloAnswer::Model(model)) => {
+                    self.sessions += 1;
+                    let session = self.sessions;
+                    let attempt = self.settings.attempt;
+                    let (tx, rx) = caller.accept(ContainerWelcome { attempt, model, beat_ms: CONTAINER_BEAT_MS });
+                    self.containers.insert(id, (session, tx));
+                    tracing::info!(container = %id, "connected");
+                    tokio::spawn(forward(
+                        rx,
+                        self.to_inbox.clone(),
+                        move |item| Input::FromContainer { container: id, session, item },
+                        move |_| Input::ContainerGone { container: id, session },
+                    ));
+                }
+                Ok(HelloAnswer::Wait) if Instant::now() < until => self.held.push((caller, until)),
+                Ok(HelloAnswer::Wait) => {
+                    tracing::warn!(container = %id, "refused: the resource manager never spoke of it");
+                    caller.refuse(format!("{id} is not known to this application master"));
+                }
+                Err(denied) => {
+                    tracing::warn!(container = %id, %denied, "refused");
+                    caller.refuse(denied.to_string());
+                }
+            }
+        }
+    }
+
+    // ------------------------------------------------------------ commands
+
+    fn run_command(&mut self, command: Command) {
+        match command {
+            Command::Ask(ask) => self.to_rm(FromAm::Ask(*ask)),
+            Command::CancelAsk(request) => self.to_rm(FromAm::CancelAsk(request)),
+            Command::Stop { container, grace_ms, cause } => {
+                tracing::info!(%container, grace_ms, %cause, "stopping");
+                self.to_rm(FromAm::Stop { container, grace_ms, cause });
+            }
+            Command::AckExit(container) => self.to_rm(FromAm::AckExit(container)),
+            Command::Mint { nonce } => self.to_rm(FromAm::Mint { nonce }),
+            Command::Finish(outcome) => {
+                tracing::info!(?outcome, "the job is over");
+                self.over_since.get_or_insert_with(Instant::now);
+                self.told.1 = Instant::now();
+                self.told.0 = self.core.job_status(now());
+                self.to_rm(FromAm::Status(Box::new(self.told.0.clone())));
+                self.to_rm(FromAm::Finish(outcome));
+                let sent_at_ms = now().0;
+                self.farewell = Some(sent_at_ms);
+                self.to_rm(FromAm::Beat { sent_at_ms });
+            }
+            Command::ReadFacts => self.to_kafka(Request::ReadFacts),
+            Command::Prepare(plan) => self.to_kafka(Request::Prepare(plan)),
+            Command::ReadTopology => self.to_kafka(Request::ReadTopology),
+            Command::ReadOwners { slot, container, partitions } => {
+                self.to_kafka(Request::ReadOwners { slot, container, partitions });
+            }
+            Command::Fence { incarnation, partitions } => self.to_kafka(Request::Fence { incarnation, partitions }),
+            Command::Remember { slot, place } => self.to_kafka(Request::Remember { slot, place }),
+            Command::AnswerContainer { .. } => {}
+            Command::MoveMe(reason) => {
+                tracing::error!(reason, "ending, so that another attempt runs elsewhere");
+                self.exit = Some(1);
+            }
+        }
+    }
+
+    fn to_kafka(&mut self, request: Request) {
+        if self.kafka.send(request).is_err() {
+            tracing::error!("the Kafka thread has ended");
+            self.exit = Some(1);
+        }
+    }
+}
+
+async fn dial_rm(to: &str, token: Option<&Token>, hello: AmHello) -> Result<RmDialled, DialError> {
+    let link: Link = proto::connect(to, token).await?;
+    proto::dial_app_master(&link, hello).await
+}
+
+/// Hands a session's items to the inbox until it is over.
+async fn forward<T>(
+    mut rx: Rx<T>,
+    inbox: mpsc::Sender<Input>,
+    wrap: impl Fn(T) -> Input,
+    gone: impl FnOnce(String) -> Input,
+) {
+    while let Some(item) = rx.recv().await {
+        if inbox.send(wrap(item)).await.is_err() {
+            return;
+        }
+    }
+    let reason = rx.reason();
+    let _ = inbox.send(gone(reason)).await;
+}

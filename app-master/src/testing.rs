@@ -1,0 +1,287 @@
+//! A Kafka in memory, for tests: partitions with transactions, fencing and watermarks, and topics that may be missing.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use task_api::system::{
+    BrokerMetadata, Isolation, Message, NewTopic, PartitionMetadata, PlainMessage, SystemAdmin, SystemError,
+    SystemProducer, TopicHandle, TopicMetadata, TopicPartition, TransactionalProducer, Watermarks,
+};
+use types::{
+    ContainersSpec, Delivery, Grouper, JobId, JobSpec, OnExhausted, OnLeaseLoss, PackageSpec, PlacementSpec, Resource,
+    RestartSpec, Spread, StoreSpec, SystemSpec, TaskSpec,
+};
+
+use crate::systems::Systems;
+
+/// A job with one input `in`, one store and two containers.
+pub fn spec() -> JobSpec {
+    let kafka = SystemSpec {
+        kind: "kafka".into(),
+        bootstrap: "127.0.0.1:9092".into(),
+        consumer: BTreeMap::new(),
+        producer: BTreeMap::new(),
+        replication: None,
+    };
+    let store = StoreSpec {
+        changelog: Some("j-1-seen-changelog".into()),
+        changelog_system: "kafka".into(),
+        key_serde: None,
+        serde: None,
+        cache_rows: 1000,
+        changelog_config: BTreeMap::new(),
+    };
+    JobSpec {
+        job: JobId { name: "j".into(), id: "1".into() },
+        queue: "default".into(),
+        priority: 0,
+        app_master: Resource { memory_bytes: 64 << 20, cpu_millis: 100 },
+        package: PackageSpec { source: "j".into(), artefact: None, command: vec![], env: BTreeMap::new() },
+        containers: ContainersSpec { count: 2, resource: Resource::default(), threads: 1 },
+        task: TaskSpec {
+            inputs: vec!["kafka.in".into()],
+            window_ms: None,
+            commit_ms: 1000,
+            delivery: Delivery::ExactlyOnce,
+            grouper: Grouper::Partition,
+            config: BTreeMap::new(),
+        },
+        systems: BTreeMap::from([("kafka".to_owned(), kafka)]),
+        streams: BTreeMap::new(),
+        stores: BTreeMap::from([("seen".to_owned(), store)]),
+        placement: PlacementSpec {
+            wait_ms: 1000,
+            rack_wait_ms: 1000,
+            host_affinity: true,
+            on_lease_loss: OnLeaseLoss::Keep,
+            labels: BTreeMap::new(),
+            spread: Spread::None,
+        },
+        restart: RestartSpec {
+            retries: 3,
+            window_ms: 300_000,
+            backoff_min_ms: 1000,
+            backoff_max_ms: 4000,
+            on_exhausted: OnExhausted::Fail,
+        },
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Row {
+    /// None is a plain row; else its transaction, by (id, epoch, number).
+    transaction: Option<(String, u32, u32)>,
+    key: Vec<u8>,
+    value: Option<Vec<u8>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    topics: BTreeMap<String, (NewTopic, Vec<Vec<Row>>)>,
+    /// By transactional id: its epoch.
+    epochs: BTreeMap<String, u32>,
+    /// Decided transactions: committed or not.
+    decided: BTreeMap<(String, u32, u32), bool>,
+    down: bool,
+}
+
+/// The Kafka. Clones are the same one.
+#[derive(Debug, Clone, Default)]
+pub struct Memory(Arc<Mutex<Inner>>);
+
+impl Memory {
+    fn lock(&self) -> Result<MutexGuard<'_, Inner>, SystemError> {
+        let inner = self.0.lock().expect("no test panics with it");
+        if inner.down { Err(SystemError::Retriable("no broker of 127.0.0.1:9092 answers".into())) } else { Ok(inner) }
+    }
+    /// Makes it unreachable, or reachable again.
+    pub fn set_down(&self, down: bool) {
+        self.0.lock().expect("no test panics with it").down = down;
+    }
+    /// How a topic was created.
+    pub fn topic(&self, name: &str) -> Option<NewTopic> {
+        self.0.lock().expect("no test panics with it").topics.get(name).map(|(t, _)| t.clone())
+    }
+    /// An id's epoch: it grows each time somebody registers it.
+    pub fn epoch(&self, id: &str) -> u32 {
+        self.0.lock().expect("no test panics with it").epochs.get(id).copied().unwrap_or(0)
+    }
+}
+
+impl Inner {
+    fn register(&mut self, id: &str) -> u32 {
+        let epoch = self.epochs.entry(id.to_owned()).or_insert(0);
+        *epoch += 1;
+        let epoch = *epoch;
+        let rows = self.topics.values().flat_map(|(_, ps)| ps.iter().flatten());
+        let open: Vec<_> = rows.filter_map(|r| r.transaction.clone()).filter(|t| t.0 == id).collect();
+        for transaction in open {
+            self.decided.entry(transaction).or_insert(false);
+        }
+        epoch
+    }
+    fn rows(&mut self, at: &TopicPartition) -> Result<&mut Vec<Row>, SystemError> {
+        let unknown = || SystemError::Fatal(format!("{at:?} is unknown"));
+        let (_, partitions) = self.topics.get_mut(&at.topic).ok_or_else(unknown)?;
+        partitions.get_mut(usize::try_from(at.partition).map_err(|_| unknown())?).ok_or_else(unknown)
+    }
+}
+
+impl SystemAdmin for Memory {
+    fn brokers(&self) -> Result<Vec<BrokerMetadata>, SystemError> {
+        self.lock()?;
+        let broker =
+            |id: i32| BrokerMetadata { id, host: format!("127.0.0.{id}"), port: 9092, rack: format!("r{id}") };
+        Ok((1..=3).map(broker).collect())
+    }
+    fn describe(&self, topics: &[String]) -> Result<Vec<TopicMetadata>, SystemError> {
+        let inner = self.lock()?;
+        let described = |name: &String| {
+            let (_, partitions) = inner.topics.get(name)?;
+            let partition = |(n, _): (i32, &Vec<Row>)| PartitionMetadata {
+                partition: n,
+                leader: Some(n % 3 + 1),
+                replicas: vec![n % 3 + 1, (n + 1) % 3 + 1],
+            };
+            let partitions = (0..).zip(partitions).map(partition).collect();
+            Some(TopicMetadata { topic: name.clone(), topic_id: name.clone(), partitions })
+        };
+        Ok(topics.iter().filter_map(described).collect())
+    }
+    fn create(&self, topics: &[NewTopic]) -> Result<(), SystemError> {
+        let mut inner = self.lock()?;
+        for topic in topics {
+            let count = usize::try_from(topic.partitions).expect("a count");
+            let there = inner
+                .topics
+                .entry(topic.topic.clone())
+                .or_insert_with(|| (topic.clone(), vec![Vec::new(); count]));
+            if there.1.len() < count {
+                let why = format!("{} has {} partitions, {count} are needed", topic.topic, there.1.len());
+                return Err(SystemError::Fatal(why));
+            }
+        }
+        Ok(())
+    }
+    fn watermarks(&self, partitions: &[TopicPartition]) -> Result<Vec<Watermarks>, SystemError> {
+        let mut inner = self.lock()?;
+        partitions
+            .iter()
+            .map(|at| {
+                let rows = inner.rows(at)?.clone();
+                let open =
+                    rows.iter().position(|r| r.transaction.as_ref().is_some_and(|t| !inner.decided.contains_key(t)));
+                let high = rows.len() as u64;
+                Ok(Watermarks { low: 0, high, stable: open.map_or(high, |n| n as u64) })
+            })
+            .collect()
+    }
+    fn read_range(
+        &self,
+        partition: &TopicPartition,
+        from: u64,
+        until: u64,
+        isolation: Isolation,
+        take: &mut dyn FnMut(&[Message<'_>]) -> Result<(), SystemError>,
+    ) -> Result<(), SystemError> {
+        let (rows, decided) = {
+            let mut inner = self.lock()?;
+            (inner.rows(partition)?.clone(), inner.decided.clone())
+        };
+        for (offset, row) in (0..until).zip(&rows).skip(usize::try_from(from).expect("an offset")) {
+            let committed = row.transaction.as_ref().is_none_or(|t| decided.get(t) == Some(&true));
+            if isolation == Isolation::ReadUncommitted || committed {
+                let value = row.value.as_deref();
+                take(&[Message { source: 0, offset, key: Some(&row.key), value, timestamp_ms: -1 }])?;
+            }
+        }
+        Ok(())
+    }
+    fn append(&self, messages: &[PlainMessage]) -> Result<(), SystemError> {
+        let mut inner = self.lock()?;
+        for m in messages {
+            let row = Row { transaction: None, key: m.key.clone(), value: m.value.clone() };
+            inner.rows(&m.to)?.push(row);
+        }
+        Ok(())
+    }
+    fn fence(&self, transactional_id: &str) -> Result<(), SystemError> {
+        self.lock()?.register(transactional_id);
+        Ok(())
+    }
+}
+
+/// A transactional producer on it.
+pub struct MemoryProducer {
+    memory: Memory,
+    id: String,
+    epoch: u32,
+    number: u32,
+    topics: Vec<String>,
+}
+
+impl MemoryProducer {
+    fn checked(&self) -> Result<MutexGuard<'_, Inner>, SystemError> {
+        let inner = self.memory.lock()?;
+        if inner.epochs.get(&self.id) == Some(&self.epoch) {
+            Ok(inner)
+        } else {
+            Err(SystemError::Fenced(format!("{} was registered again", self.id)))
+        }
+    }
+    fn decide(&self, committed: bool) -> Result<(), SystemError> {
+        self.checked()?.decided.insert((self.id.clone(), self.epoch, self.number), committed);
+        Ok(())
+    }
+}
+
+impl SystemProducer for MemoryProducer {
+    fn topic(&mut self, topic: &str) -> Result<TopicHandle, SystemError> {
+        self.topics.push(topic.to_owned());
+        Ok(TopicHandle(u32::try_from(self.topics.len() - 1).expect("few topics")))
+    }
+    fn send(
+        &mut self,
+        topic: TopicHandle,
+        partition: Option<i32>,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+    ) -> Result<(), SystemError> {
+        let to = TopicPartition { topic: self.topics[topic.0 as usize].clone(), partition: partition.expect("given") };
+        let transaction = Some((self.id.clone(), self.epoch, self.number));
+        let row = Row { transaction, key: key.expect("given").to_vec(), value: value.map(<[u8]>::to_vec) };
+        self.checked()?.rows(&to)?.push(row);
+        Ok(())
+    }
+    fn flush(&mut self, _timeout: Duration) -> Result<(), SystemError> {
+        Ok(())
+    }
+}
+
+impl TransactionalProducer for MemoryProducer {
+    fn init(&mut self, _timeout: Duration) -> Result<(), SystemError> {
+        self.epoch = self.memory.lock()?.register(&self.id);
+        Ok(())
+    }
+    fn begin(&mut self) -> Result<(), SystemError> {
+        self.number += 1;
+        Ok(())
+    }
+    fn commit(&mut self, _timeout: Duration) -> Result<(), SystemError> {
+        self.decide(true)
+    }
+    fn abort(&mut self, _timeout: Duration) -> Result<(), SystemError> {
+        self.decide(false)
+    }
+}
+
+impl Systems for Memory {
+    fn admin(&mut self, _system: &str) -> Result<Arc<dyn SystemAdmin>, SystemError> {
+        Ok(Arc::new(self.clone()))
+    }
+    fn producer(&mut self, _system: &str, id: &str) -> Result<Box<dyn TransactionalProducer>, SystemError> {
+        let memory = self.clone();
+        Ok(Box::new(MemoryProducer { memory, id: id.to_owned(), epoch: 0, number: 0, topics: Vec::new() }))
+    }
+}
