@@ -52,8 +52,8 @@ impl Brokers {
             tempfile::Builder::new().prefix("samza-kafka.").tempdir().expect("a temporary folder").keep();
         let script = repository().join("deploy/kafka/kafka.sh");
         // The guardian waits for the end of its input, which the kernel brings about when this process ends.
-        let guardian = Command::new("bash")
-            .args(["-c", "read -r _; \"$0\" stop --data \"$1\"; rm -rf \"$1\""])
+        let guardian = Command::new("setsid")
+            .args(["bash", "-c", "read -r _; \"$0\" stop --data \"$1\"; rm -rf \"$1\""])
             .arg(&script)
             .arg(&data)
             .stdin(Stdio::piped())

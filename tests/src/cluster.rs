@@ -3,17 +3,17 @@
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rustix::process::Signal;
-use tempfile::TempDir;
 use types::{
     AppContainer, AppReport, ClusterReport, ContainerPhase, ContainerState, NodeStateName, SlotStatus,
 };
 
+use crate::brokers::repository;
 use crate::job::Job;
 use crate::process;
 use crate::wait::{Pending, check, wait_until};
@@ -78,7 +78,9 @@ struct Node {
 
 /// The cluster.
 pub struct Cluster {
-    folder: TempDir,
+    folder: PathBuf,
+    /// Waits for the end of this process, or of the cluster before, and cleans up.
+    sweeper: Child,
     cgroup: String,
     settings: Settings,
     rm: Option<Child>,
@@ -102,12 +104,21 @@ impl Cluster {
     pub fn with(settings: Settings) -> Cluster {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let cgroup = format!("samza-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let folder = tempfile::Builder::new().prefix("samza-cluster.").tempdir().expect("a temporary folder");
+        let folder =
+            tempfile::Builder::new().prefix("samza-cluster.").tempdir().expect("a temporary folder").keep();
         // Containers may run as another user than the test.
         let readable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(folder.path(), readable).expect("our own folder");
+        std::fs::set_permissions(&folder, readable).expect("our own folder");
+        let mut sweeper = Command::new("setsid")
+            .arg(repository().join("tests/sweep.sh"))
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("tests/sweep.sh runs");
+        let orders = sweeper.stdin.as_mut().expect("piped");
+        writeln!(orders, "{}\n{cgroup}", folder.display()).expect("the sweeper reads");
         let mut cluster = Cluster {
             cgroup,
+            sweeper,
             rm: None,
             grpc: "127.0.0.1:0".into(),
             web: "127.0.0.1:0".into(),
@@ -125,7 +136,7 @@ impl Cluster {
 
     fn launch_node(&mut self, settings: NodeSettings) {
         let place = self.nodes.len();
-        let root = self.folder.path().join(format!("node{}", place + 1));
+        let root = self.folder.join(format!("node{}", place + 1));
         self.nodes.push(Node { settings, root, process: None });
         self.start_nm(place);
     }
@@ -148,7 +159,7 @@ impl Cluster {
     }
 
     fn log(&self, name: &str) -> File {
-        let path = self.folder.path().join(format!("{name}.log"));
+        let path = self.folder.join(format!("{name}.log"));
         OpenOptions::new().create(true).append(true).open(path).expect("a log file")
     }
 
@@ -167,7 +178,7 @@ impl Cluster {
     /// # Panics
     /// It does not say where it listens.
     pub fn start_rm(&mut self) {
-        let data = self.folder.path().join("rm");
+        let data = self.folder.join("rm");
         let addresses = data.join("addresses.json");
         let _ = std::fs::remove_file(&addresses);
         let mut command = Command::new(program("resource-manager"));
@@ -254,7 +265,7 @@ impl Cluster {
     /// A folder for a test's own files.
     #[must_use]
     pub fn folder(&self) -> &Path {
-        self.folder.path()
+        &self.folder
     }
 
     /// Where the resource manager's web UI is (host:port).
@@ -312,7 +323,7 @@ impl Cluster {
     /// Submits `job` with further flags, whatever comes of it.
     #[must_use]
     pub fn try_submit(&self, job: &Job, flags: &[&str]) -> Output {
-        let path = job.write(self.folder.path());
+        let path = job.write(&self.folder);
         self.client("samza-submit", &[&[path.to_str().expect("a path in UTF-8")], flags].concat())
     }
 
@@ -391,14 +402,14 @@ impl Cluster {
             let _ = writeln!(text, "{}", String::from_utf8_lossy(&output.stderr).trim_end());
         }
         let mut logs = Vec::new();
-        collect_logs(self.folder.path(), &mut logs);
+        collect_logs(&self.folder, &mut logs);
         logs.sort();
         for log in logs {
             let bytes = std::fs::read(&log).unwrap_or_default();
             let content = String::from_utf8_lossy(&bytes);
             let lines: Vec<&str> = content.lines().collect();
             if !lines.is_empty() {
-                let name = log.strip_prefix(self.folder.path()).unwrap_or(&log).display();
+                let name = log.strip_prefix(&self.folder).unwrap_or(&log).display();
                 let tail = lines[lines.len().saturating_sub(25)..].join("\n");
                 let _ = writeln!(text, "--- {name} ({} lines)\n{tail}", lines.len());
             }
@@ -473,28 +484,12 @@ fn collect_logs(folder: &Path, found: &mut Vec<PathBuf>) {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        // Reaped here; everything else is the sweeper's.
         self.kill_rm();
         for place in 0..self.nodes.len() {
             self.kill_nm(place);
         }
-        // A stopped process dies of SIGKILL as well; a frozen cgroup does not exist here.
-        process::kill_all_naming(&self.folder.path().to_string_lossy());
-        for folder in self.cgroups() {
-            for _ in 0..50 {
-                if std::fs::remove_dir(&folder).is_ok() || !folder.exists() {
-                    break;
-                }
-                let left = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-                left.lines()
-                    .filter_map(|pid| pid.parse().ok())
-                    .for_each(|pid| process::send(pid, Signal::KILL));
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-        if std::thread::panicking() && std::env::var_os("SAMZA_TEST_KEEP").is_some() {
-            let kept = self.folder.path().with_extension("kept");
-            let _ = std::fs::rename(self.folder.path(), &kept);
-            eprintln!("kept: {}", kept.display());
-        }
+        drop(self.sweeper.stdin.take());
+        let _ = self.sweeper.wait();
     }
 }

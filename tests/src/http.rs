@@ -27,8 +27,23 @@ pub fn request(
         body.len()
     )?;
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
+    let mut buffer = [0; 65_536];
+    while !is_complete(&answer) {
+        match stream.read(&mut buffer)? {
+            0 => break,
+            read => answer.extend_from_slice(&buffer[..read]),
+        }
+    }
     parse(&answer)
+}
+
+/// Whether `answer` has all that its Content-Length promises; one without it ends with the connection.
+fn is_complete(answer: &[u8]) -> bool {
+    let Some(split) = answer.windows(4).position(|w| w == b"\r\n\r\n") else { return false };
+    let head = String::from_utf8_lossy(&answer[..split]).to_lowercase();
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+    length.is_some_and(|length| answer.len() >= split + 4 + length)
 }
 
 fn parse(answer: &[u8]) -> anyhow::Result<(u16, String)> {

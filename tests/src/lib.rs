@@ -2,6 +2,7 @@
 //! Kafka's contents, and waiting for conditions.
 
 pub mod brokers;
+pub mod browser;
 pub mod cluster;
 pub mod feed;
 pub mod http;
@@ -12,6 +13,7 @@ pub mod topic;
 pub mod wait;
 
 pub use brokers::Brokers;
+pub use browser::Browser;
 pub use cluster::{Cluster, Settings};
 pub use feed::Feed;
 pub use job::Job;

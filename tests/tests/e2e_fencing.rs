@@ -42,11 +42,10 @@ fn paused_at(phase: &str, cluster: &Cluster, topics: &Topics, brokers: &Brokers)
     std::fs::create_dir(&runs).unwrap();
     let script = format!(
         "n=1; while ! /bin/mkdir {}/$n 2>/dev/null; do n=$((n+1)); done; \
-         [ $n = 2 ] || unset SAMZA_TEST_PAUSE_AT; exec ./counter",
+         if [ $n = 2 ]; then export SAMZA_TEST_PAUSE_AT={phase}; fi; exec ./counter",
         runs.display()
     );
     job.command = ["/bin/sh", "-c", &script].map(str::to_owned).to_vec();
-    job.env.insert("SAMZA_TEST_PAUSE_AT".into(), phase.into());
     job
 }
 

@@ -76,23 +76,23 @@ fn bad_job_file_is_refused_with_line_and_key() {
     let binary = Job::counter("bad", brokers).binary.to_string_lossy().into_owned();
     let line_of = |text: &str, part: &str| 1 + text.lines().position(|line| line.contains(part)).unwrap();
     let unknown = good.replace("delivery =", "delivrey =");
-    let unknown_line = format!("line {}", line_of(&unknown, "delivrey"));
+    let unknown_line = format!("bad.toml:{}:", line_of(&unknown, "delivrey"));
     let kind = good.replace("count = 1", "count = \"one\"");
-    let kind_line = format!("line {}", line_of(&kind, "count ="));
+    let kind_line = format!("bad.toml:{}:", line_of(&kind, "count ="));
     let no_file = good.replace(&binary, "/no/such/binary");
     let no_broker = good.replace(&brokers.bootstrap, "127.0.0.1:1");
-    let cases: [(&str, &str, &[&str]); 4] = [
-        ("an unknown key", &unknown, &["delivrey", &unknown_line, "delivery"]),
-        ("a wrong type", &kind, &["count", &kind_line]),
-        ("a missing file", &no_file, &["/no/such/binary"]),
-        ("an unreachable broker", &no_broker, &["127.0.0.1:1"]),
+    let cases: [(&str, &str, i32, &[&str]); 4] = [
+        ("an unknown key", &unknown, 65, &["delivrey", &unknown_line, "delivery"]),
+        ("a wrong type", &kind, 65, &["count", &kind_line]),
+        ("a missing file", &no_file, 65, &["/no/such/binary"]),
+        ("an unreachable broker", &no_broker, 5, &["127.0.0.1:1"]),
     ];
-    for (what, text, words) in cases {
+    for (what, text, code, words) in cases {
         let path = cluster.folder().join("bad.toml");
         std::fs::write(&path, text).unwrap();
         let output = cluster.client("samza-submit", &[path.to_str().unwrap()]);
         let told = stderr(&output);
-        assert!(!output.status.success(), "{what}: accepted");
+        assert_eq!(output.status.code(), Some(code), "{what}: {told}");
         for word in words {
             assert!(told.contains(word), "{what}: `{word}` is not in: {told}");
         }
@@ -100,7 +100,8 @@ fn bad_job_file_is_refused_with_line_and_key() {
     let path = cluster.folder().join("good.toml");
     std::fs::write(&path, &good).unwrap();
     let output = cluster.client("samza-submit", &[path.to_str().unwrap(), "--rm", "127.0.0.1:1"]);
-    assert!(!output.status.success() && stderr(&output).contains("127.0.0.1:1"), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(5), "an unreachable resource manager: {}", stderr(&output));
+    assert!(stderr(&output).contains("127.0.0.1:1"), "{}", stderr(&output));
     let checked = cluster.client("samza-submit", &[path.to_str().unwrap(), "--check"]);
     assert!(checked.status.success(), "the unspoilt file is good: {}", stderr(&checked));
     let list = cluster.client("samza", &["list", "-o", "json"]);
@@ -118,7 +119,7 @@ fn second_submit_of_a_live_job_is_refused() {
     cluster.submit(&job);
     let before = cluster.wait_running(&job);
     let refused = cluster.try_submit(&job, &[]);
-    assert!(!refused.status.success(), "accepted");
+    assert_eq!(refused.status.code(), Some(4), "{}", stderr(&refused));
     assert!(stderr(&refused).contains(&job.name), "it names the job: {}", stderr(&refused));
     assert!(stderr(&refused).contains("--replace"), "it says the way out: {}", stderr(&refused));
     let after = cluster.wait_running(&job);
