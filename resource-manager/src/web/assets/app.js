@@ -313,6 +313,7 @@ function nodeRow(node) {
 function renderApp() {
   if (!known.apps) return;
   const app = thisApp();
+  for (const section of document.querySelectorAll("main > section:not(#head, #logs)")) section.hidden = !app;
   if (!app) {
     show("head", h("h1", {}, "No such application"), h("p", { class: "empty" }, `The resource manager knows no application ${wanted}. `, h("a", { href: "/" }, "All applications")));
     return;
