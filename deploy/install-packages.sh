@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that a task needs and that are missing; says which.
-#   usage: deploy/install-packages.sh build|kafka|browser
+#   usage: deploy/install-packages.sh build|kafka|data|browser
 set -euo pipefail
 case "${1:-}" in
   build)   wanted="build-essential pkg-config libclang-dev libssl-dev zlib1g-dev" ;;
   kafka)   wanted="maven python3" ; command -v java >/dev/null 2>&1 || wanted="openjdk-17-jre-headless $wanted"
            command -v mvn >/dev/null 2>&1 && wanted=${wanted/maven/} ;
            command -v python3 >/dev/null 2>&1 && wanted=${wanted/python3/} ;;
+  data)    wanted="python3 python3-pip python3-setuptools python3-wheel" ;;
   browser) wanted="chromium chromium-driver fonts-dejavu-core" ;;
-  *) echo "usage: $0 build|kafka|browser" >&2; exit 2 ;;
+  *) echo "usage: $0 build|kafka|data|browser" >&2; exit 2 ;;
 esac
 missing=""
 for package in $wanted; do
