@@ -196,6 +196,10 @@ impl RmCore {
             JobOutcome::Killed => "killed".to_owned(),
         };
         self.end_app(now, id, outcome, &why, out);
+        // The end of its session tells the master that its last word is durable and that it may exit.
+        if let Some(session) = self.known_mut(id).session.take() {
+            out.push(Command::CloseAmSession { app: id.clone(), session, reason: "the application is over" });
+        }
     }
 
     fn is_worker_of(&self, app: &AppId, container: ContainerId) -> bool {

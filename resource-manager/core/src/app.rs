@@ -241,3 +241,40 @@ impl App {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_follow_their_table() {
+        let cause = ExitCause::Success;
+        let exited = || AttemptEvent::Exited(ExitCause::Success);
+        let (scheduling, launching, running) = (Attempt::Scheduling, Attempt::Launching, Attempt::Running);
+        let ended = Attempt::Ended(cause);
+        assert_eq!(scheduling.after(AttemptEvent::Placed), Some(launching.clone()));
+        assert_eq!(scheduling.after(AttemptEvent::Registered), None);
+        assert_eq!(scheduling.after(exited()), None);
+        for placed in [&launching, &running] {
+            assert_eq!(placed.after(AttemptEvent::Placed), None);
+            assert_eq!(placed.after(AttemptEvent::Registered), Some(running.clone()));
+            assert_eq!(placed.after(exited()), Some(ended.clone()));
+        }
+        for event in [AttemptEvent::Placed, AttemptEvent::Registered, exited()] {
+            assert_eq!(ended.after(event), None);
+        }
+    }
+
+    #[test]
+    fn an_application_that_is_over_stays_as_it_is() {
+        let failed = JobOutcome::Failed { reason: "x".into() };
+        for state in [AppState::Finished, AppState::Failed, AppState::Killed] {
+            for event in [AppEvent::Registered, AppEvent::StopAsked, AppEvent::Over(&failed)] {
+                assert_eq!(app_after(state, &event), state);
+            }
+        }
+        assert_eq!(app_after(AppState::Stopping, &AppEvent::Registered), AppState::Stopping);
+        assert_eq!(app_after(AppState::Accepted, &AppEvent::Registered), AppState::Running);
+        assert_eq!(app_after(AppState::Running, &AppEvent::Over(&failed)), AppState::Failed);
+    }
+}

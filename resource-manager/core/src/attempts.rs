@@ -38,7 +38,8 @@ impl RmCore {
         let app = self.known(id);
         let Some(master) = app.master.and_then(|master| self.containers.get(&master)) else { return };
         let running = matches!(app.attempt, Attempt::Running);
-        let limit = if running { self.config.am_silence_ms } else { self.config.am_launch_ms };
+        let spoke_before = running || app.recovered && app.registered;
+        let limit = if spoke_before { self.config.am_silence_ms } else { self.config.am_launch_ms };
         let due = app.heard.plus(limit).max(self.judge_from);
         if now < due {
             return self.timers.arm(TimerKey::App(id.clone()), due);

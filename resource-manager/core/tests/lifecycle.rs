@@ -24,6 +24,7 @@ fn a_job_is_admitted_placed_registered_asked_for_and_finished() {
 
     world.say(&app, FromAm::Finish(JobOutcome::Finished));
     assert_eq!(world.report(&app).state, AppState::Finished);
+    assert_eq!(world.masters[&app].session, None, "the end of its session is its receipt");
     assert_eq!(world.container_of(&app, 0), None, "what was left is stopped");
     assert!(world.master_container(&app).is_some(), "its master has a moment");
     world.pass(6_000, &[]);
