@@ -130,7 +130,7 @@ impl Inner {
 
 impl SystemAdmin for Memory {
     fn brokers(&self) -> Result<Vec<BrokerMetadata>, SystemError> {
-        self.lock()?;
+        drop(self.lock()?);
         let broker =
             |id: i32| BrokerMetadata { id, host: format!("127.0.0.{id}"), port: 9092, rack: format!("r{id}") };
         Ok((1..=3).map(broker).collect())
