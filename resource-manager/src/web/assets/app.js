@@ -551,28 +551,40 @@ function connection(state) {
   document.body.classList.toggle("stale", state === "lost");
 }
 
+const takes = {
+  cluster: (report) => Object.assign(known, { cluster: report, clusterAt: performance.now() }),
+  apps: (reports) => {
+    Object.assign(known, { apps: reports, appsAt: performance.now() });
+    const app = page === "app" && thisApp();
+    if (app) remember(app);
+  },
+};
+
 function listen() {
   const source = new EventSource("/api/v1/events");
-  const heard = (take) => (event) => {
+  const began = performance.now();
+  const heard = (take, report) => {
     known.heardAt = performance.now();
-    take(JSON.parse(event.data));
+    take(report);
     connection("live");
     render();
   };
+  let over = false;
   const again = () => {
+    if (over) return;
+    over = true;
     source.close();
     clearInterval(watch);
     connection(known.heardAt || known.connection === "lost" ? "lost" : "connecting");
     setTimeout(listen, 1000);
   };
-  const opened = performance.now();
-  const watch = setInterval(() => { if (performance.now() - Math.max(known.heardAt, opened) > 6000) again(); }, 1000);
-  source.addEventListener("cluster", heard((report) => Object.assign(known, { cluster: report, clusterAt: performance.now() })));
-  source.addEventListener("apps", heard((reports) => {
-    Object.assign(known, { apps: reports, appsAt: performance.now() });
-    const app = page === "app" && thisApp();
-    if (app) remember(app);
-  }));
+  // A quiet cluster sends nothing, and so does a machine that is gone: ask.
+  const ask = async () => {
+    const answer = await fetch("/api/v1/cluster", { signal: AbortSignal.timeout(3000) });
+    heard(takes.cluster, await answer.json());
+  };
+  const watch = setInterval(() => { if (performance.now() - Math.max(known.heardAt, began) > 3000) ask().catch(again); }, 3100);
+  for (const name of ["cluster", "apps"]) source.addEventListener(name, (event) => heard(takes[name], JSON.parse(event.data)));
   source.onerror = again;
 }
 
