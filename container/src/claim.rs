@@ -1,0 +1,81 @@
+//! Runs the start order of `task_core::ownership` for one task thread.
+
+use std::time::{Duration, Instant};
+
+use task_api::system::{SystemAdmin, SystemError, TopicPartition};
+use task_core::ownership::{self, Claim, Claimant, Claimed, OwnerRecord, Partitions, Phase, Purpose};
+use tracing::{debug, info, warn};
+use types::{JobSpec, JobTopics, TaskModel};
+
+use crate::board::Board;
+use crate::collector::Outputs;
+use crate::end::End;
+use crate::pause;
+
+/// How long a start order may go without getting on.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The partitions of a task: its checkpoints, and the changelog of each store that has one, by the stores' names.
+pub(crate) fn partitions(job: &JobSpec, task: &TaskModel) -> Partitions {
+    let of = |topic: &str| TopicPartition { topic: topic.to_owned(), partition: task.changelog_partition };
+    Partitions {
+        owners: of(&JobTopics::of(&job.job).checkpoint),
+        follow: job.stores.values().filter_map(|store| store.changelog.as_deref()).map(of).collect(),
+    }
+}
+
+/// Becomes the only writer for `tasks`. Returns by task the watermarks to restore to, the checkpoints' first.
+pub(crate) fn claim(
+    me: OwnerRecord,
+    job: &JobSpec,
+    tasks: &[TaskModel],
+    admin: &dyn SystemAdmin,
+    outputs: &mut Outputs,
+    board: &Board,
+) -> Result<Vec<Vec<u64>>, End> {
+    let start = Instant::now();
+    let partitions = tasks.iter().map(|task| partitions(job, task)).collect();
+    let id = me.id.clone();
+    let mut starting = Starting { outputs, board, since: Instant::now() };
+    match ownership::drive(Claim::new(me, Purpose::Run, partitions), admin, &mut starting)? {
+        Claimed::Owned(watermarks) => {
+            info!(id, tasks = tasks.len(), took_ms = start.elapsed().as_millis() as u64, "owns its tasks");
+            Ok(watermarks)
+        }
+        Claimed::Fenced { by } => Err(End::Fenced(format!("a newer owner is there: {}", by.id))),
+    }
+}
+
+struct Starting<'a> {
+    outputs: &'a mut Outputs,
+    board: &'a Board,
+    since: Instant,
+}
+
+impl Claimant for Starting<'_> {
+    fn init(&mut self) -> Result<(), SystemError> {
+        self.outputs.init()
+    }
+
+    fn entering(&mut self, phase: Phase) {
+        debug!(phase = phase.name(), "start order");
+        self.since = Instant::now();
+        pause::at(phase.name());
+    }
+
+    fn wait(&mut self, again: u32, error: Option<&SystemError>) -> Result<(), SystemError> {
+        if self.board.is_stopping() {
+            return Err(SystemError::Fatal("told to stop before it owned its tasks".into()));
+        }
+        if self.since.elapsed() > PATIENCE {
+            let why = error.map_or("open transactions below the watermarks".to_owned(), ToString::to_string);
+            return Err(SystemError::Fatal(format!("the start order does not get on: {why}")));
+        }
+        if let Some(error) = error {
+            warn!(%error, "start order: trying again");
+        }
+        // 2 ms doubling to 128 ms, then 250 ms.
+        std::thread::sleep(Duration::from_millis(if again < 7 { 2 << again } else { 250 }));
+        Ok(())
+    }
+}

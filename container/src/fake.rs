@@ -1,0 +1,410 @@
+//! Tests only: a system in memory with Kafka's rules for transactions, and processes on it that can be made to
+//! crash at any of their calls, before or after it took effect.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use task_api::system::{
+    BrokerMetadata, Isolation, Message, NewTopic, Offset, PartitionMetadata, PlainMessage, StartAt,
+    SystemAdmin, SystemConsumer, SystemError, SystemProducer, TopicHandle, TopicMetadata, TopicPartition,
+    TransactionalProducer, Watermarks,
+};
+
+use crate::board::Board;
+use crate::systems::System;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Plain,
+    Open,
+    Committed,
+    Aborted,
+    Control,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
+    /// Of a transaction: the producer's id.
+    id: Option<String>,
+    fate: Fate,
+}
+
+#[derive(Debug, Default)]
+struct Logs {
+    partitions: BTreeMap<TopicPartition, Vec<Entry>>,
+    /// By transactional id: how often it was initialised.
+    epochs: BTreeMap<String, u32>,
+}
+
+impl Logs {
+    /// Decides what the id has open.
+    fn decide(&mut self, id: &str, fate: Fate) {
+        for log in self.partitions.values_mut() {
+            let mut any = false;
+            for entry in log.iter_mut().filter(|e| e.fate == Fate::Open && e.id.as_deref() == Some(id)) {
+                entry.fate = fate;
+                any = true;
+            }
+            if any {
+                let control = Entry { key: None, value: None, id: Some(id.to_owned()), fate: Fate::Control };
+                log.push(control);
+            }
+        }
+    }
+    fn bump(&mut self, id: &str) -> u32 {
+        self.decide(id, Fate::Aborted);
+        let epoch = self.epochs.entry(id.to_owned()).or_default();
+        *epoch += 1;
+        *epoch
+    }
+    fn log(&mut self, at: &TopicPartition) -> Result<&mut Vec<Entry>, SystemError> {
+        self.partitions.get_mut(at).ok_or_else(|| SystemError::Fatal(format!("no partition {at:?}")))
+    }
+    fn partitions_of(&self, topic: &str) -> i32 {
+        self.partitions.keys().filter(|p| p.topic == topic).count() as i32
+    }
+}
+
+/// The brokers: outlive every process.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Broker(Arc<Mutex<Logs>>);
+
+/// A row of a committed read: offset, key, value.
+pub(crate) type Committed = (u64, Vec<u8>, Option<Vec<u8>>);
+
+impl Broker {
+    fn logs(&self) -> MutexGuard<'_, Logs> {
+        self.0.lock().expect("the fake does not panic")
+    }
+    pub(crate) fn topic(&self, topic: &str, partitions: i32) {
+        for partition in 0..partitions {
+            self.logs().partitions.insert(at(topic, partition), Vec::new());
+        }
+    }
+    pub(crate) fn append(&self, topic: &str, partition: i32, key: &[u8], value: Option<&[u8]>) {
+        let entry =
+            Entry { key: Some(key.to_vec()), value: value.map(<[u8]>::to_vec), id: None, fate: Fate::Plain };
+        self.logs().log(&at(topic, partition)).expect("a topic of the test").push(entry);
+    }
+    /// What a reader of committed messages sees.
+    pub(crate) fn committed(&self, topic: &str, partition: i32) -> Vec<Committed> {
+        self.committed_by(topic, partition).into_iter().map(|(_, row)| row).collect()
+    }
+    /// With the transactional ids.
+    pub(crate) fn committed_by(&self, topic: &str, partition: i32) -> Vec<(Option<String>, Committed)> {
+        let logs = self.logs();
+        let seen = |e: &&Entry| matches!(e.fate, Fate::Plain | Fate::Committed);
+        let log = logs.partitions[&at(topic, partition)].iter().enumerate();
+        log.filter(|(_, e)| seen(e))
+            .map(|(n, e)| (e.id.clone(), (n as u64, e.key.clone().unwrap_or_default(), e.value.clone())))
+            .collect()
+    }
+}
+
+fn at(topic: &str, partition: i32) -> TopicPartition {
+    TopicPartition { topic: topic.to_owned(), partition }
+}
+
+type OnCrash = Box<dyn Fn() + Send + Sync>;
+
+/// One process's way to the brokers.
+#[derive(Clone)]
+pub(crate) struct FakeSystem {
+    broker: Broker,
+    life: Arc<Life>,
+}
+
+struct Life {
+    /// Calls until the crash, each counted before and after its effect; below zero: none planned.
+    left: AtomicI64,
+    crashed: AtomicBool,
+    on_crash: Option<OnCrash>,
+    /// Told to stop when all inputs are read.
+    board: Option<Arc<Board>>,
+    calls: AtomicI64,
+}
+
+impl FakeSystem {
+    /// A process that crashes at its call number `crash_at` (in half calls) and then runs `on_crash`, or, with none,
+    /// lives; it stops `board` when it has read everything.
+    pub(crate) fn new(
+        broker: &Broker,
+        crash_at: Option<u64>,
+        on_crash: Option<OnCrash>,
+        board: Option<Arc<Board>>,
+    ) -> FakeSystem {
+        let life = Life {
+            left: AtomicI64::new(crash_at.map_or(-1, |n| n as i64)),
+            crashed: AtomicBool::new(false),
+            on_crash,
+            board,
+            calls: AtomicI64::new(0),
+        };
+        FakeSystem { broker: broker.clone(), life: Arc::new(life) }
+    }
+    pub(crate) fn has_crashed(&self) -> bool {
+        self.life.crashed.load(Ordering::SeqCst)
+    }
+    /// Half calls made.
+    pub(crate) fn calls(&self) -> i64 {
+        self.life.calls.load(Ordering::SeqCst)
+    }
+
+    fn tick(&self) -> Result<(), SystemError> {
+        let dead = || Err(SystemError::Fatal("crashed".into()));
+        if self.has_crashed() {
+            return dead();
+        }
+        self.life.calls.fetch_add(1, Ordering::SeqCst);
+        if self.life.left.load(Ordering::SeqCst) < 0 {
+            return Ok(());
+        }
+        if self.life.left.fetch_sub(1, Ordering::SeqCst) == 0 {
+            if !self.life.crashed.swap(true, Ordering::SeqCst)
+                && let Some(run) = &self.life.on_crash
+            {
+                run();
+            }
+            return dead();
+        }
+        Ok(())
+    }
+
+    /// A call: may crash before or after it takes effect.
+    fn call<R>(&self, effect: impl FnOnce(&mut Logs) -> Result<R, SystemError>) -> Result<R, SystemError> {
+        self.tick()?;
+        let result = effect(&mut self.broker.logs())?;
+        self.tick()?;
+        Ok(result)
+    }
+}
+
+impl System for FakeSystem {
+    fn admin(&self) -> Arc<dyn SystemAdmin> {
+        Arc::new(self.clone())
+    }
+    fn consumer(&self, _: &str) -> Result<Box<dyn SystemConsumer>, SystemError> {
+        Ok(Box::new(FakeConsumer { system: self.clone(), assigned: Vec::new(), turn: 0 }))
+    }
+    fn producer(&self, _: &str) -> Result<Box<dyn SystemProducer>, SystemError> {
+        Ok(Box::new(FakeProducer::new(self, None)))
+    }
+    fn transactional(&self, id: &str) -> Result<Box<dyn TransactionalProducer>, SystemError> {
+        Ok(Box::new(FakeProducer::new(self, Some(id.to_owned()))))
+    }
+}
+
+impl SystemAdmin for FakeSystem {
+    fn brokers(&self) -> Result<Vec<BrokerMetadata>, SystemError> {
+        Ok(Vec::new())
+    }
+    fn describe(&self, topics: &[String]) -> Result<Vec<TopicMetadata>, SystemError> {
+        self.call(|logs| {
+            let of = |topic: &String| TopicMetadata {
+                topic: topic.clone(),
+                topic_id: format!("id of {topic}"),
+                partitions: (0..logs.partitions_of(topic))
+                    .map(|partition| PartitionMetadata { partition, ..PartitionMetadata::default() })
+                    .collect(),
+            };
+            Ok(topics.iter().map(of).filter(|t| !t.partitions.is_empty()).collect())
+        })
+    }
+    fn create(&self, _: &[NewTopic]) -> Result<(), SystemError> {
+        Ok(())
+    }
+    fn watermarks(&self, partitions: &[TopicPartition]) -> Result<Vec<Watermarks>, SystemError> {
+        self.call(|logs| {
+            let of = |at: &TopicPartition| {
+                let log = logs.log(at)?;
+                let high = log.len() as u64;
+                let open = log.iter().position(|e| e.fate == Fate::Open);
+                Ok(Watermarks { low: 0, high, stable: open.map_or(high, |n| n as u64) })
+            };
+            partitions.iter().map(of).collect()
+        })
+    }
+    fn read_range(
+        &self,
+        partition: &TopicPartition,
+        from: u64,
+        until: u64,
+        isolation: Isolation,
+        take: &mut dyn FnMut(&[Message<'_>]) -> Result<(), SystemError>,
+    ) -> Result<(), SystemError> {
+        let log = self.call(|logs| logs.log(partition).cloned())?;
+        for (n, entry) in log.iter().enumerate().take(until as usize).skip(from as usize) {
+            let seen = match isolation {
+                Isolation::ReadUncommitted => entry.fate != Fate::Control,
+                Isolation::ReadCommitted => matches!(entry.fate, Fate::Plain | Fate::Committed),
+            };
+            if seen {
+                take(&[message(0, n as u64, entry)])?;
+            }
+        }
+        Ok(())
+    }
+    fn append(&self, messages: &[PlainMessage]) -> Result<(), SystemError> {
+        for message in messages {
+            self.call(|logs| {
+                let entry = Entry {
+                    key: Some(message.key.clone()),
+                    value: message.value.clone(),
+                    id: None,
+                    fate: Fate::Plain,
+                };
+                logs.log(&message.to)?.push(entry);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+    fn fence(&self, transactional_id: &str) -> Result<(), SystemError> {
+        self.call(|logs| {
+            logs.bump(transactional_id);
+            Ok(())
+        })
+    }
+}
+
+fn message(source: usize, offset: u64, entry: &Entry) -> Message<'_> {
+    Message { source, offset, key: entry.key.as_deref(), value: entry.value.as_deref(), timestamp_ms: -1 }
+}
+
+struct FakeConsumer {
+    system: FakeSystem,
+    assigned: Vec<(TopicPartition, u64)>,
+    turn: usize,
+}
+
+impl SystemConsumer for FakeConsumer {
+    fn assign(&mut self, partitions: &[(TopicPartition, StartAt)]) -> Result<(), SystemError> {
+        self.assigned = self.system.call(|logs| {
+            let start = |(at, start): &(TopicPartition, StartAt)| {
+                let from = match start {
+                    StartAt::Oldest => 0,
+                    StartAt::Newest => logs.log(at)?.len() as u64,
+                    StartAt::At(offset) => offset.0.parse().expect("an offset of ours"),
+                };
+                Ok((at.clone(), from))
+            };
+            partitions.iter().map(start).collect::<Result<_, SystemError>>()
+        })?;
+        Ok(())
+    }
+
+    /// Batches of up to three messages of one partition.
+    fn poll(
+        &mut self,
+        _: Duration,
+        take: &mut dyn FnMut(&[Message<'_>]) -> Result<(), SystemError>,
+    ) -> Result<usize, SystemError> {
+        for _ in 0..self.assigned.len() {
+            self.turn = (self.turn + 1) % self.assigned.len();
+            let (at, next) = &mut self.assigned[self.turn];
+            let log = self.system.call(|logs| logs.log(at).cloned())?;
+            let seen = |e: &Entry| matches!(e.fate, Fate::Plain | Fate::Committed);
+            let messages: Vec<Message<'_>> = (*next..log.len() as u64)
+                .filter(|n| seen(&log[*n as usize]))
+                .take(3)
+                .map(|n| message(self.turn, n, &log[n as usize]))
+                .collect();
+            if let Some(last) = messages.last() {
+                *next = last.offset + 1;
+                take(&messages)?;
+                return Ok(messages.len());
+            }
+        }
+        if let Some(board) = &self.system.life.board {
+            board.stop();
+        }
+        Ok(0)
+    }
+    fn position_after(&self, source: usize, last_taken: Option<u64>) -> Offset {
+        Offset(last_taken.map_or(self.assigned[source].1, |last| last + 1).to_string())
+    }
+    fn lag(&self, _: usize, _: Option<u64>) -> Option<u64> {
+        None
+    }
+}
+
+struct FakeProducer {
+    system: FakeSystem,
+    /// With its epoch, once it is initialised.
+    id: Option<(String, u32)>,
+    topics: Vec<String>,
+}
+
+impl FakeProducer {
+    fn new(system: &FakeSystem, id: Option<String>) -> FakeProducer {
+        FakeProducer { system: system.clone(), id: id.map(|id| (id, 0)), topics: Vec::new() }
+    }
+    fn transactional<R>(&self, effect: impl FnOnce(&mut Logs, &str) -> R) -> Result<R, SystemError> {
+        let (id, epoch) = self.id.as_ref().expect("a transactional producer");
+        self.system.call(|logs| {
+            if logs.epochs.get(id) != Some(epoch) {
+                return Err(SystemError::Fenced(format!("{id} has been fenced")));
+            }
+            Ok(effect(logs, id))
+        })
+    }
+}
+
+impl SystemProducer for FakeProducer {
+    fn topic(&mut self, topic: &str) -> Result<TopicHandle, SystemError> {
+        if let Some(n) = self.topics.iter().position(|t| t == topic) {
+            return Ok(TopicHandle(n as u32));
+        }
+        self.topics.push(topic.to_owned());
+        Ok(TopicHandle(self.topics.len() as u32 - 1))
+    }
+    fn send(
+        &mut self,
+        topic: TopicHandle,
+        partition: Option<i32>,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+    ) -> Result<(), SystemError> {
+        let topic = &self.topics[topic.0 as usize];
+        let push = |logs: &mut Logs, id: Option<&str>, fate| {
+            let sum = key.unwrap_or_default().iter().map(|b| i32::from(*b)).sum::<i32>();
+            let partition = partition.unwrap_or_else(|| sum % logs.partitions_of(topic).max(1));
+            let entry = Entry {
+                key: key.map(<[u8]>::to_vec),
+                value: value.map(<[u8]>::to_vec),
+                id: id.map(str::to_owned),
+                fate,
+            };
+            logs.log(&at(topic, partition)).map(|log| log.push(entry))
+        };
+        match &self.id {
+            Some(_) => self.transactional(|logs, id| push(logs, Some(id), Fate::Open))?,
+            None => self.system.call(|logs| push(logs, None, Fate::Plain)),
+        }
+    }
+    fn flush(&mut self, _: Duration) -> Result<(), SystemError> {
+        self.system.call(|_| Ok(()))
+    }
+}
+
+impl TransactionalProducer for FakeProducer {
+    fn init(&mut self, _: Duration) -> Result<(), SystemError> {
+        let id = self.id.as_ref().expect("a transactional producer").0.clone();
+        let epoch = self.system.call(|logs| Ok(logs.bump(&id)))?;
+        self.id = Some((id, epoch));
+        Ok(())
+    }
+    fn begin(&mut self) -> Result<(), SystemError> {
+        self.transactional(|_, _| ())
+    }
+    fn commit(&mut self, _: Duration) -> Result<(), SystemError> {
+        self.transactional(|logs, id| logs.decide(id, Fate::Committed))
+    }
+    fn abort(&mut self, _: Duration) -> Result<(), SystemError> {
+        self.transactional(|logs, id| logs.decide(id, Fate::Aborted))
+    }
+}

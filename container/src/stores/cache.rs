@@ -1,0 +1,327 @@
+//! The write-back cache of one store: rows in memory, by key, in three conditions.
+//!
+//! ```text
+//!              put, delete                   commit                      flush
+//!   on disk ──────────────► dirty ──────────────────► clean, unflushed ─────────► on disk (may be evicted)
+//! ```
+//!
+//! A row that is dirty or unflushed is never evicted, so only committed rows ever reach the disk. A hit allocates
+//! nothing: slots keep their buffers. The index is a hash table of slot numbers, the order of keys is made when it
+//! is needed (at a commit, a flush or a scan).
+
+use std::hash::BuildHasher;
+use std::ops::ControlFlow;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+/// How much a cache may hold.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Dirty rows before a commit is forced; rows of every other kind are bounded by twice as many.
+    pub(crate) rows: usize,
+    /// Bytes of all rows, keys and slots.
+    pub(crate) bytes: usize,
+}
+
+const PRESENT: u8 = 1;
+const DIRTY: u8 = 2;
+const UNFLUSHED: u8 = 4;
+/// Read or written since the clock's hand last came by.
+const USED: u8 = 8;
+
+/// What a slot costs besides its bytes: its struct, its place in the table, two allocations' headers.
+const SLOT_OVERHEAD: usize = std::mem::size_of::<Slot>() + 8 + 32;
+
+struct Slot {
+    hash: u64,
+    key: Vec<u8>,
+    /// Empty if the row is deleted or known not to be there.
+    value: Vec<u8>,
+    flags: u8,
+}
+
+impl Slot {
+    fn value(&self) -> Option<&[u8]> {
+        (self.flags & PRESENT != 0).then_some(self.value.as_slice())
+    }
+    fn pinned(&self) -> bool {
+        self.flags & (DIRTY | UNFLUSHED) != 0
+    }
+    fn bytes(&self) -> usize {
+        self.key.len() + self.value.len() + SLOT_OVERHEAD
+    }
+}
+
+/// The rows.
+pub(crate) struct Cache {
+    limits: Limits,
+    hasher: DefaultHashBuilder,
+    table: HashTable<u32>,
+    slots: Vec<Slot>,
+    /// Slots that are free again.
+    free: Vec<u32>,
+    dirty: Vec<u32>,
+    unflushed: Vec<u32>,
+    /// Bytes of all rows, and of those that may not be evicted.
+    bytes: usize,
+    pinned_bytes: usize,
+    /// Where the clock's hand stands.
+    hand: usize,
+    /// Reused for sorting.
+    order: Vec<(u64, u32)>,
+}
+
+/// A row's key and its value, none if it is deleted.
+pub(crate) type Row<'a> = (&'a [u8], Option<&'a [u8]>);
+
+impl Cache {
+    pub(crate) fn new(limits: Limits) -> Cache {
+        Cache {
+            limits,
+            hasher: DefaultHashBuilder::default(),
+            table: HashTable::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            dirty: Vec::new(),
+            unflushed: Vec::new(),
+            bytes: 0,
+            pinned_bytes: 0,
+            hand: 0,
+            order: Vec::new(),
+        }
+    }
+
+    fn find(&self, hash: u64, key: &[u8]) -> Option<u32> {
+        self.table.find(hash, |at| self.slots[*at as usize].key == key).copied()
+    }
+
+    /// The slot of `key`, if it is known; a known row may be known to be absent.
+    pub(crate) fn lookup(&mut self, key: &[u8]) -> Option<u32> {
+        let at = self.find(self.hasher.hash_one(key), key)?;
+        self.slots[at as usize].flags |= USED;
+        Some(at)
+    }
+
+    /// The value in a slot that [`Self::lookup`] or [`Self::learn`] gave.
+    pub(crate) fn value(&self, at: u32) -> Option<&[u8]> {
+        self.slots[at as usize].value()
+    }
+
+    /// Takes in what the disk says of a key that is not known.
+    pub(crate) fn learn(&mut self, key: &[u8], value: Option<&[u8]>) -> u32 {
+        let at = self.insert(self.hasher.hash_one(key), key);
+        let slot = &mut self.slots[at as usize];
+        if let Some(value) = value {
+            slot.value.extend_from_slice(value);
+            slot.flags |= PRESENT;
+        }
+        self.bytes += value.map_or(0, <[u8]>::len);
+        at
+    }
+
+    /// Sets (or, with none, deletes) a row.
+    pub(crate) fn write(&mut self, key: &[u8], value: Option<&[u8]>) {
+        let hash = self.hasher.hash_one(key);
+        let at = match self.find(hash, key) {
+            Some(at) => at,
+            None => self.insert(hash, key),
+        };
+        let slot = &mut self.slots[at as usize];
+        let (was, was_pinned) = (slot.bytes(), slot.pinned());
+        slot.value.clear();
+        match value {
+            Some(value) => {
+                slot.value.extend_from_slice(value);
+                slot.flags |= PRESENT;
+            }
+            None => slot.flags &= !PRESENT,
+        }
+        if slot.flags & DIRTY == 0 {
+            self.dirty.push(at);
+        }
+        slot.flags |= DIRTY | USED;
+        let is = slot.bytes();
+        self.bytes = self.bytes + is - was;
+        self.pinned_bytes = self.pinned_bytes + is - if was_pinned { was } else { 0 };
+    }
+
+    /// Puts `key` into a free slot as an absent, clean row.
+    fn insert(&mut self, hash: u64, key: &[u8]) -> u32 {
+        self.evict();
+        let at = match self.free.pop() {
+            Some(at) => at,
+            None => {
+                let at = u32::try_from(self.slots.len()).expect("a cache holds fewer than 4 billion rows");
+                self.slots.push(Slot { hash, key: Vec::new(), value: Vec::new(), flags: 0 });
+                at
+            }
+        };
+        let slot = &mut self.slots[at as usize];
+        slot.hash = hash;
+        slot.key.clear();
+        slot.key.extend_from_slice(key);
+        slot.value.clear();
+        slot.flags = USED;
+        self.bytes += slot.bytes();
+        let slots = &self.slots;
+        self.table.insert_unique(hash, at, |at| slots[*at as usize].hash);
+        at
+    }
+
+    /// Makes room for one more row, if the limits ask for it and something can go.
+    fn evict(&mut self) {
+        // Pinned rows are bounded by commits and flushes; a short look is enough to keep pace with insertions.
+        const LOOK: usize = 32;
+        let mut looked = 0;
+        while self.is_over() && looked < LOOK && !self.slots.is_empty() {
+            self.hand = if self.hand + 1 < self.slots.len() { self.hand + 1 } else { 0 };
+            looked += 1;
+            let slot = &mut self.slots[self.hand];
+            if slot.pinned() || slot.key.capacity() == 0 {
+                continue;
+            }
+            if slot.flags & USED != 0 {
+                slot.flags &= !USED;
+                continue;
+            }
+            self.remove(self.hand);
+        }
+    }
+
+    fn remove(&mut self, place: usize) {
+        let slot = &mut self.slots[place];
+        let hash = slot.hash;
+        self.bytes -= slot.bytes();
+        // A buffer of a large row is given back; small ones are kept for the next row.
+        slot.value.clear();
+        slot.value.shrink_to(1024);
+        let number = place as u32;
+        if let Ok(entry) = self.table.find_entry(hash, |at| *at == number) {
+            entry.remove();
+        }
+        self.slots[place].key = Vec::new();
+        self.free.push(number);
+    }
+
+    fn is_over(&self) -> bool {
+        self.table.len() >= 2 * self.limits.rows || self.bytes >= self.limits.bytes
+    }
+
+    /// Whether dirty rows force a commit.
+    pub(crate) fn is_full(&self) -> bool {
+        self.dirty.len() >= self.limits.rows || self.pinned_bytes >= self.limits.bytes / 2
+    }
+    /// Whether clean rows should be flushed with the next commit.
+    pub(crate) fn wants_flush(&self) -> bool {
+        self.unflushed.len() + self.dirty.len() >= self.limits.rows
+            || self.pinned_bytes >= self.limits.bytes / 4
+    }
+    /// Rows written since the last commit.
+    pub(crate) fn dirty_rows(&self) -> usize {
+        self.dirty.len()
+    }
+    /// Rows committed since the last flush, and dirty ones.
+    pub(crate) fn rows_not_on_disk(&self) -> usize {
+        self.unflushed.len() + self.dirty.len()
+    }
+
+    /// Rows of any condition.
+    #[cfg(test)]
+    pub(crate) fn rows_known(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Visits `of` in the order of keys.
+    fn sorted<'a, B>(
+        slots: &'a [Slot],
+        order: &mut Vec<(u64, u32)>,
+        of: &[u32],
+        mut visit: impl FnMut(Row<'a>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        // Comparing the first eight bytes settles almost all pairs without following a pointer.
+        order.clear();
+        order.extend(of.iter().map(|at| (prefix(&slots[*at as usize].key), *at)));
+        order.sort_unstable_by(|a, b| {
+            a.0.cmp(&b.0).then_with(|| slots[a.1 as usize].key.cmp(&slots[b.1 as usize].key))
+        });
+        for (_, at) in order.iter() {
+            let slot = &slots[*at as usize];
+            visit((&slot.key, slot.value()))?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Visits the dirty rows in the order of keys; they stay dirty.
+    ///
+    /// # Errors
+    /// What `visit` gave; the rest is not visited.
+    pub(crate) fn visit_dirty<E>(
+        &mut self,
+        mut visit: impl FnMut(Row<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        match Self::sorted(&self.slots, &mut self.order, &self.dirty, |row| match visit(row) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(e) => ControlFlow::Break(e),
+        }) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(e) => Err(e),
+        }
+    }
+
+    /// The dirty rows are committed.
+    pub(crate) fn committed(&mut self) {
+        for at in self.dirty.drain(..) {
+            let slot = &mut self.slots[at as usize];
+            slot.flags &= !DIRTY;
+            if slot.flags & UNFLUSHED == 0 {
+                slot.flags |= UNFLUSHED;
+                self.unflushed.push(at);
+            }
+        }
+    }
+
+    /// Visits the committed rows that are not on disk, in the order of keys. There must be no dirty rows.
+    pub(crate) fn visit_unflushed(&mut self, mut visit: impl FnMut(Row<'_>)) {
+        assert!(self.dirty.is_empty(), "rows are flushed right after a commit");
+        let ControlFlow::Continue(()) = Self::sorted(&self.slots, &mut self.order, &self.unflushed, |row| {
+            visit(row);
+            ControlFlow::<std::convert::Infallible>::Continue(())
+        });
+    }
+
+    /// The unflushed rows are on disk.
+    pub(crate) fn flushed(&mut self) {
+        for at in self.unflushed.drain(..) {
+            let slot = &mut self.slots[at as usize];
+            slot.flags &= !UNFLUSHED;
+            self.pinned_bytes -= slot.bytes();
+        }
+        if self.order.capacity() > 4 * self.limits.rows.max(1024) {
+            self.order = Vec::new();
+        }
+    }
+
+    /// The rows with `from <= key < to` that the disk does not have as they are, in the order of keys.
+    pub(crate) fn range_not_on_disk(&self, from: Option<&[u8]>, to: Option<&[u8]>) -> Vec<Row<'_>> {
+        let within = |key: &[u8]| from.is_none_or(|from| key >= from) && to.is_none_or(|to| key < to);
+        let only_dirty = self.dirty.iter().filter(|at| self.slots[**at as usize].flags & UNFLUSHED == 0);
+        let mut rows: Vec<Row<'_>> = self
+            .unflushed
+            .iter()
+            .chain(only_dirty)
+            .map(|at| &self.slots[*at as usize])
+            .filter(|slot| within(&slot.key))
+            .map(|slot| (slot.key.as_slice(), slot.value()))
+            .collect();
+        rows.sort_unstable_by_key(|row| row.0);
+        rows
+    }
+}
+
+/// The first eight bytes of a key as a number that sorts as they do.
+pub(crate) fn prefix(key: &[u8]) -> u64 {
+    let mut bytes = [0; 8];
+    let n = key.len().min(8);
+    bytes[..n].copy_from_slice(&key[..n]);
+    u64::from_be_bytes(bytes)
+}

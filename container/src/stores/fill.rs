@@ -1,0 +1,110 @@
+//! Fills a store from its changelog: rows come in log order, go to disk in chunks, sorted, the last of each key.
+//!
+//! Chunks are of bounded size. Within a chunk the last write wins; chunks reach the disk in log order. A large
+//! chunk becomes a file of its own that RocksDB takes as it is, a small one a batch. In the first chunk of an empty
+//! store tombstones delete nothing and are left out.
+
+use task_api::store::StoreError;
+
+use super::cache::{Row, prefix};
+use super::disk::TaskDisk;
+
+/// Chunks with fewer rows are written as a batch: a file of its own is not worth it.
+const ROWS_FOR_A_FILE: usize = if cfg!(test) { 8 } else { 4096 };
+
+struct Place {
+    prefix: u64,
+    key: u32,
+    key_len: u32,
+    /// None for a tombstone.
+    value_len: Option<u32>,
+}
+
+/// The rows of one restore on their way to disk.
+pub(crate) struct Fill<'a> {
+    disk: &'a TaskDisk,
+    store: &'a str,
+    chunk_bytes: usize,
+    /// Keys and values of the chunk, end to end.
+    bytes: Vec<u8>,
+    places: Vec<Place>,
+    /// Nothing has reached the disk yet, and it was empty.
+    into_empty: bool,
+    chunks: u32,
+    rows: u64,
+}
+
+impl<'a> Fill<'a> {
+    /// Fills `store`, `is_empty` if it has no rows, in chunks of about `chunk_bytes`.
+    pub(crate) fn new(disk: &'a TaskDisk, store: &'a str, is_empty: bool, chunk_bytes: usize) -> Fill<'a> {
+        Fill {
+            disk,
+            store,
+            chunk_bytes: chunk_bytes.clamp(1, 1 << 30),
+            bytes: Vec::new(),
+            places: Vec::new(),
+            into_empty: is_empty,
+            chunks: 0,
+            rows: 0,
+        }
+    }
+
+    /// Takes the next row of the log.
+    pub(crate) fn take(&mut self, (key, value): Row<'_>) -> Result<(), StoreError> {
+        let len = |bytes: &[u8]| {
+            u32::try_from(bytes.len()).map_err(|_| StoreError::Engine("a row is larger than 4 GiB".into()))
+        };
+        let at = len(&self.bytes)?;
+        let value_len = value.map(len).transpose()?;
+        self.places.push(Place { prefix: prefix(key), key: at, key_len: len(key)?, value_len });
+        self.bytes.extend_from_slice(key);
+        self.bytes.extend_from_slice(value.unwrap_or_default());
+        self.rows += 1;
+        if self.bytes.len() + self.places.len() * std::mem::size_of::<Place>() >= self.chunk_bytes {
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is left, with the offsets row, and makes all of it durable. Returns how many rows were taken.
+    pub(crate) fn finish(mut self, offsets_row: &[u8]) -> Result<u64, StoreError> {
+        self.write()?;
+        let mut batch = self.disk.batch();
+        batch.offsets_row(self.store, offsets_row)?;
+        batch.write()?;
+        self.disk.flush(true)?;
+        Ok(self.rows)
+    }
+
+    fn write(&mut self) -> Result<(), StoreError> {
+        let bytes = &self.bytes;
+        let key = |p: &Place| &bytes[p.key as usize..(p.key + p.key_len) as usize];
+        // Stable, so that of one key the last in the log stays the last.
+        self.places.sort_by(|a, b| a.prefix.cmp(&b.prefix).then_with(|| key(a).cmp(key(b))));
+        let places = &self.places;
+        let keep_tombstones = !self.into_empty;
+        let rows = places.iter().enumerate().filter_map(|(i, place)| {
+            if places.get(i + 1).is_some_and(|next| key(next) == key(place)) {
+                return None;
+            }
+            let end = (place.key + place.key_len) as usize;
+            match place.value_len {
+                Some(len) => Some((key(place), Some(&bytes[end..end + len as usize]))),
+                None => keep_tombstones.then_some((key(place), None)),
+            }
+        });
+        let count = rows.clone().take(ROWS_FOR_A_FILE).count();
+        if count >= ROWS_FOR_A_FILE {
+            self.disk.ingest(self.store, self.chunks, rows)?;
+        } else if count > 0 {
+            let mut batch = self.disk.batch();
+            batch.rows(self.store, rows)?;
+            batch.write()?;
+        }
+        self.into_empty &= count == 0;
+        self.chunks += 1;
+        self.bytes.clear();
+        self.places.clear();
+        Ok(())
+    }
+}

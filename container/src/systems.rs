@@ -1,0 +1,89 @@
+//! The systems of a job: one handle each, from which every thread gets its own consumers and producers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kafka::{KafkaAdmin, KafkaConsumer, KafkaProducer};
+use task_api::system::{SystemAdmin, SystemConsumer, SystemError, SystemProducer, TransactionalProducer};
+use types::{JobSpec, SystemSpec};
+
+use crate::budget::Budget;
+
+/// One system.
+pub(crate) trait System: Send + Sync {
+    /// Questions and orders, shared by all threads.
+    fn admin(&self) -> Arc<dyn SystemAdmin>;
+    /// A reader named `client_id`.
+    ///
+    /// # Errors
+    /// A setting in job.toml is wrong.
+    fn consumer(&self, client_id: &str) -> Result<Box<dyn SystemConsumer>, SystemError>;
+    /// A writer outside transactions.
+    ///
+    /// # Errors
+    /// A setting in job.toml is wrong.
+    fn producer(&self, client_id: &str) -> Result<Box<dyn SystemProducer>, SystemError>;
+    /// A writer of transactions.
+    ///
+    /// # Errors
+    /// A setting in job.toml is wrong.
+    fn transactional(&self, id: &str) -> Result<Box<dyn TransactionalProducer>, SystemError>;
+}
+
+/// By name in job.toml.
+pub(crate) type Systems = BTreeMap<String, Arc<dyn System>>;
+
+/// The system that holds the job's checkpoints: its first input's.
+pub(crate) fn home(job: &JobSpec) -> Option<&str> {
+    job.task.inputs.first().and_then(|input| input.split_once('.')).map(|(system, _)| system)
+}
+
+/// Opens every system of the job.
+///
+/// # Errors
+/// A type is unknown or a setting wrong.
+pub(crate) fn open(job: &JobSpec, budget: &Budget, rack: &str) -> Result<Systems, SystemError> {
+    let threads = u64::from(job.containers.threads.max(1));
+    let per_thread_kib = |bytes: u64| (bytes / threads / 1024).clamp(1024, 2_000_000).to_string();
+    let mut systems = Systems::new();
+    for (name, spec) in &job.systems {
+        if spec.kind != "kafka" {
+            return Err(SystemError::Fatal(format!(
+                "system `{name}` is of type `{}`; known: kafka",
+                spec.kind
+            )));
+        }
+        let mut spec = spec.clone();
+        let unless_set = |of: &mut BTreeMap<String, String>, key: &str, value: String| {
+            of.entry(key.to_owned()).or_insert(value);
+        };
+        unless_set(&mut spec.consumer, "queued.max.messages.kbytes", per_thread_kib(budget.fetched));
+        unless_set(&mut spec.producer, "queue.buffering.max.kbytes", per_thread_kib(budget.unsent));
+        if !rack.is_empty() {
+            unless_set(&mut spec.consumer, "client.rack", rack.to_owned());
+        }
+        let admin = KafkaAdmin::new(&spec.bootstrap, &spec.consumer)?;
+        systems.insert(name.clone(), Arc::new(Kafka { spec, admin: Arc::new(admin) }));
+    }
+    Ok(systems)
+}
+
+struct Kafka {
+    spec: SystemSpec,
+    admin: Arc<KafkaAdmin>,
+}
+
+impl System for Kafka {
+    fn admin(&self) -> Arc<dyn SystemAdmin> {
+        Arc::clone(&self.admin) as Arc<dyn SystemAdmin>
+    }
+    fn consumer(&self, client_id: &str) -> Result<Box<dyn SystemConsumer>, SystemError> {
+        Ok(Box::new(KafkaConsumer::new(&self.spec.bootstrap, client_id, &self.spec.consumer)?))
+    }
+    fn producer(&self, client_id: &str) -> Result<Box<dyn SystemProducer>, SystemError> {
+        Ok(Box::new(KafkaProducer::idempotent(&self.spec.bootstrap, client_id, &self.spec.producer)?))
+    }
+    fn transactional(&self, id: &str) -> Result<Box<dyn TransactionalProducer>, SystemError> {
+        Ok(Box::new(KafkaProducer::transactional(&self.spec.bootstrap, id, &self.spec.producer)?))
+    }
+}

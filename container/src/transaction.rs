@@ -1,0 +1,198 @@
+//! The commit of one task thread: rows, positions and (exactly-once) outputs in one transaction, then rows to disk.
+
+use std::time::Instant;
+
+use task_api::StreamTask;
+use task_api::system::{SystemError, TopicPartition};
+use task_core::commit::{CommitStep, Due, Pending, steps};
+use task_core::record;
+use task_core::restore::OffsetsRow;
+use tracing::{debug, warn};
+use types::Timestamp;
+
+use crate::end::End;
+use crate::engine::{Engine, Task};
+use crate::pause;
+use crate::restore::unix_ms;
+
+/// Runs a commit.
+///
+/// # Errors
+/// Something failed: whether the transaction was committed may be unknown, so the container must end.
+pub(crate) fn commit<T: StreamTask>(
+    engine: &mut Engine<T>,
+    due: Due,
+    pending: Pending,
+    now: Timestamp,
+) -> Result<(), End> {
+    if let Some(error) = engine.outputs.failure() {
+        return Err(End::from(error).during("an earlier send"));
+    }
+    let flush = engine.schedule.flush_stores(now, due, pending);
+    let start = Instant::now();
+    let mut ends = None;
+    for step in steps(engine.delivery, flush) {
+        match step {
+            CommitStep::FlushOutputs => engine.outputs.flush_plain()?,
+            CommitStep::Begin => engine.outputs.begin()?,
+            CommitStep::DrainCaches => drain(engine)?,
+            CommitStep::Checkpoints => checkpoints(engine, due)?,
+            CommitStep::ChangelogEnds => ends = changelog_ends(engine)?,
+            CommitStep::Commit => {
+                pause::at("commit");
+                engine.outputs.commit()?;
+                committed(engine);
+                pause::at("committed");
+            }
+            CommitStep::FlushStores => {
+                if let Some((ends, read_at)) = &ends {
+                    flush_stores(engine, ends, *read_at, due == Due::Stopping)?;
+                }
+            }
+        }
+    }
+    flush_unlogged(engine)?;
+    // A flush that could not be is tried again when the next is due.
+    engine.schedule.committed(engine.clock.now(), flush);
+    debug!(?due, flush, took_us = start.elapsed().as_micros() as u64, "committed");
+    Ok(())
+}
+
+/// Sends every dirty row to its changelog, by store in the order of keys.
+fn drain<T: StreamTask>(engine: &mut Engine<T>) -> Result<(), SystemError> {
+    let outputs = &mut engine.outputs;
+    for store in engine.tasks.iter().flat_map(|task| &task.stores) {
+        let Some(changelog) = &store.changelog else { continue };
+        let mut of = store.store.borrow_mut();
+        of.cache().visit_dirty(|(key, value)| {
+            outputs.send_state(changelog.handle, changelog.at.partition, key, value)
+        })?;
+    }
+    Ok(())
+}
+
+/// Sends the checkpoint of each task that has moved.
+fn checkpoints<T: StreamTask>(engine: &mut Engine<T>, due: Due) -> Result<(), SystemError> {
+    let incarnation = engine.incarnation;
+    for (at, task) in engine.tasks.iter_mut().enumerate() {
+        let mut moved = due == Due::Refresh || is_dirty(task);
+        for reader in &mut engine.readers {
+            let of_task = reader.sources.iter_mut().enumerate().filter(|(_, s)| s.task == at);
+            for (n, source) in of_task {
+                let stream = source.partition.stream.to_string();
+                let partition = source.partition.partition;
+                let is_new = task.checkpoint.offset(&stream, partition).is_none();
+                if source.last == source.committed && !is_new {
+                    continue;
+                }
+                moved |= source.last != source.committed;
+                source.committed = source.last;
+                let next = reader.consumer.position_after(n, source.last).0;
+                // A partition of which nothing is known yet has no position worth keeping.
+                if !next.is_empty() {
+                    task.checkpoint.set_offset(&stream, partition, next);
+                }
+            }
+        }
+        if !moved {
+            continue;
+        }
+        task.checkpoint.incarnation = incarnation;
+        task.checkpoint.restored = task.restored.take();
+        let (key, value) = (record::checkpoint_key(&task.name), record::checkpoint_value(&task.checkpoint));
+        engine.outputs.send_state(engine.checkpoints, task.partition, &key, Some(&value))?;
+    }
+    Ok(())
+}
+
+fn is_dirty<T>(task: &Task<T>) -> bool {
+    task.stores.iter().any(|store| store.store.borrow_mut().cache().dirty_rows() > 0)
+}
+
+/// The high watermarks of all changelog partitions of the thread, in the order of tasks and stores, and when they
+/// were read, unix ms. None if nobody answers now: then nothing is flushed.
+fn changelog_ends<T: StreamTask>(engine: &mut Engine<T>) -> Result<Option<(Vec<u64>, u64)>, SystemError> {
+    let logs: Vec<TopicPartition> = engine
+        .tasks
+        .iter()
+        .flat_map(|task| &task.stores)
+        .filter_map(|store| store.changelog.as_ref().map(|log| log.at.clone()))
+        .collect();
+    if logs.is_empty() {
+        return Ok(Some((Vec::new(), unix_ms())));
+    }
+    engine.outputs.flush_transaction()?;
+    let read_at = unix_ms();
+    match engine.admin.watermarks(&logs) {
+        Ok(ends) if ends.len() == logs.len() => Ok(Some((ends.iter().map(|w| w.high).collect(), read_at))),
+        Ok(_) | Err(SystemError::Retriable(_)) => {
+            warn!("cannot read the ends of the changelogs: stores go to disk later");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The transaction is committed: what was dirty is clean.
+fn committed<T: StreamTask>(engine: &mut Engine<T>) {
+    for store in engine.tasks.iter().flat_map(|task| &task.stores) {
+        store.store.borrow_mut().cache().committed();
+    }
+    engine.full.set(false);
+    engine.work.commit_requested = false;
+    engine.work.processed = 0;
+    engine.work.commits += 1;
+}
+
+/// Writes clean rows and offsets rows of stores with changelogs.
+fn flush_stores<T: StreamTask>(
+    engine: &mut Engine<T>,
+    ends: &[u64],
+    read_at: u64,
+    wait: bool,
+) -> Result<(), End> {
+    let mut ends = ends.iter();
+    for task in &engine.tasks {
+        let Some(disk) = &task.disk else { continue };
+        let mut rows = Vec::new();
+        for store in &task.stores {
+            let Some(log) = &store.changelog else { continue };
+            let end = *ends.next().expect("one end was read for each changelog");
+            let mut of = store.store.borrow_mut();
+            let name = of.name().to_owned();
+            disk.write_cache(&name, of.cache())?;
+            let row = OffsetsRow { topic_id: log.topic_id.clone(), offset: end, flushed_unix_ms: read_at };
+            rows.push((name, row.encode()));
+        }
+        if rows.is_empty() {
+            continue;
+        }
+        // After the rows: rows without their offsets row are only read once more.
+        let mut batch = disk.batch();
+        rows.iter().try_for_each(|(name, row)| batch.offsets_row(name, row))?;
+        batch.write()?;
+        disk.flush(wait)?;
+    }
+    Ok(())
+}
+
+/// Stores without changelog have only the disk: their rows go there after each commit.
+fn flush_unlogged<T: StreamTask>(engine: &mut Engine<T>) -> Result<(), End> {
+    for task in &engine.tasks {
+        let Some(disk) = &task.disk else { continue };
+        let mut any = false;
+        for store in task.stores.iter().filter(|store| store.changelog.is_none()) {
+            let mut of = store.store.borrow_mut();
+            let name = of.name().to_owned();
+            let cache = of.cache();
+            if cache.rows_not_on_disk() > 0 {
+                disk.write_cache(&name, cache)?;
+                any = true;
+            }
+        }
+        if any {
+            disk.flush(true)?;
+        }
+    }
+    Ok(())
+}
