@@ -1,0 +1,75 @@
+//! Servers that end when they are told to: streams do not keep a process alive.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use anyhow::Context;
+use proto::Token;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tower::ServiceExt;
+
+use crate::Shutdown;
+use crate::auth;
+
+/// How long calls under way may take after shutdown began. Sessions and log streams never end by themselves, so
+/// this is what ends them.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// Serves gRPC until shutdown, then for a short grace. Peers that vanish without a word are noticed within six
+/// seconds. Calls need `token` if there is one.
+///
+/// # Errors
+/// The listener failed.
+pub async fn serve_grpc(
+    listener: TcpListener,
+    routes: Routes,
+    token: Option<Token>,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let service = tower::service_fn(move |request: http::Request<Body>| {
+        let (routes, denied) = (routes.clone(), auth::check(token.as_ref(), &request).err());
+        async move {
+            match denied {
+                Some(status) => Ok::<_, Infallible>(status.into_http()),
+                None => routes.oneshot(request).await,
+            }
+        }
+    });
+    let incoming = tokio_stream::StreamExt::map(TcpListenerStream::new(listener), |stream| {
+        stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream))
+    });
+    let serving = Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(2)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(4)))
+        .serve_with_incoming_shutdown(tower::service_fn(move |request| service.clone().oneshot(request)), incoming, {
+            let shutdown = shutdown.clone();
+            async move { shutdown.wait().await }
+        });
+    tokio::select! {
+        served = serving => served.context("the gRPC server failed"),
+        () = after(&shutdown) => Ok(()),
+    }
+}
+
+/// Serves HTTP until shutdown, then for a short grace. Adds `/healthz`.
+///
+/// # Errors
+/// The listener failed.
+pub async fn serve_http(listener: TcpListener, router: axum::Router, shutdown: Shutdown) -> anyhow::Result<()> {
+    let router = router.route("/healthz", axum::routing::get(async || "ok\n"));
+    let stop = shutdown.clone();
+    let serving = axum::serve(listener, router).with_graceful_shutdown(async move { stop.wait().await });
+    tokio::select! {
+        served = serving => served.context("the web server failed"),
+        () = after(&shutdown) => Ok(()),
+    }
+}
+
+async fn after(shutdown: &Shutdown) {
+    shutdown.wait().await;
+    tokio::time::sleep(GRACE).await;
+}
