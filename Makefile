@@ -24,8 +24,7 @@ build: setup ## build every program and example
 
 demo: build ## a cluster of three nodes on a real Kafka, a stateful job, a killed container and a dead node
 	@$(in_env)
-	target=$$CARGO_TARGET_DIR
-	"$$target/debug/demo"
+	"$$CARGO_TARGET_DIR/debug/demo" --flights "$$(deploy/flights.sh)" $(DEMO_FLAGS)
 
 test: build ## all tests, with real brokers, processes, cgroups and a browser
 	@$(in_env)
