@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use types::{
     AppId, CommandStamp, ContainerId, ContainerReport, ContainerState, Epoch, ExitCause, FromNode, JobId,
-    NodeBeat, NodeIncarnation, NodeWelcome, Resource, Role, Timestamp, ToNode,
+    NodeBeat, NodeIncarnation, NodeWelcome, Resource, Role, StartContainer, Timestamp, ToNode,
 };
 
 use crate::containers::Container;
@@ -242,6 +242,12 @@ impl Core {
             started_unix_ms: None,
             ended_unix_ms: None,
         })));
+    }
+
+    /// What was ordered about a container that is known.
+    #[must_use]
+    pub fn order(&self, id: ContainerId) -> Option<&StartContainer> {
+        self.containers.get(&id).map(|container| &container.start)
     }
 
     /// The core as plain data.

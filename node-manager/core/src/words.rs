@@ -91,7 +91,8 @@ pub enum Found {
 /// What the driver must do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
-    /// Write the record durably, then say [`Event::Persisted`]. A lower version never overwrites a higher one.
+    /// Write the record durably, then say [`Event::Persisted`]. A lower version never overwrites a higher one, and
+    /// one that comes late never undoes a [`Command::Remove`].
     Persist {
         /// Whose.
         id: ContainerId,

@@ -1,0 +1,174 @@
+//! The words on the pipe to a shim and in the files of a container's folder, and how they are written.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::KillPlan;
+
+/// The shim's claim, below the container's folder.
+pub const CLAIM: &str = "shim.json";
+/// The process, below the container's folder.
+pub const PROCESS: &str = "process.json";
+/// The exit, below the container's folder.
+pub const EXIT: &str = "exit.json";
+
+/// What a shim is told, as JSON on its standard input.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Order {
+    /// The container's folder.
+    pub dir: PathBuf,
+    /// The process's working directory.
+    pub work: PathBuf,
+    /// Where its standard output is appended.
+    pub stdout: PathBuf,
+    /// Where its standard error is appended.
+    pub stderr: PathBuf,
+    /// Command line; the first word is a path or looked up in the environment's `PATH`.
+    pub argv: Vec<String>,
+    /// Its whole environment.
+    pub env: BTreeMap<String, String>,
+    /// Files into which the child writes itself between fork and exec.
+    pub join: Vec<PathBuf>,
+    /// How all of it is killed.
+    pub kill: KillPlan,
+    /// Whom it runs as, if not as the shim.
+    pub user: Option<User>,
+    /// For `on-lease-loss = "stop"`: the file with the lease's end, CLOCK_BOOTTIME ms.
+    pub lease: Option<PathBuf>,
+    /// The file that a living node manager holds a lock on.
+    pub nm_lock: PathBuf,
+    /// How long there may be no node manager, ms.
+    pub abandon_ms: u64,
+}
+
+/// A user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+/// A shim's one answer, a line of JSON on its standard output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// The process runs.
+    Running(ProcessFile),
+    /// Nothing runs, and why.
+    Failed(String),
+}
+
+/// Content of `shim.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The shim, or none: a node manager claimed it so that it never runs.
+    pub shim: Option<Pid>,
+}
+
+/// A process id that cannot be mistaken for a later one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pid {
+    /// The id.
+    pub pid: u32,
+    /// When it started, in the kernel's ticks since boot.
+    pub start_ticks: u64,
+}
+
+impl Pid {
+    /// The process `pid` as it is now.
+    pub fn of(pid: u32) -> io::Result<Pid> {
+        Ok(Pid { pid, start_ticks: start_ticks(pid)? })
+    }
+
+    /// Whether this very process still exists (a zombie counts).
+    #[must_use]
+    pub fn exists(self) -> bool {
+        start_ticks(self.pid).is_ok_and(|ticks| ticks == self.start_ticks)
+    }
+}
+
+/// Content of `process.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessFile {
+    /// Which.
+    pub process: Pid,
+    /// When it started, unix ms.
+    pub started_unix_ms: u64,
+}
+
+/// Content of `exit.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitFile {
+    /// Its exit code, if it exited.
+    pub code: Option<i32>,
+    /// The signal that ended it, else.
+    pub signal: Option<i32>,
+    /// Whether the shim itself killed it, and why.
+    pub by_shim: Option<ByShim>,
+    /// When, unix ms.
+    pub ended_unix_ms: u64,
+}
+
+/// Why a shim killed its container by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ByShim {
+    /// The lease ended.
+    LeaseEnded,
+    /// There was no node manager for too long.
+    Abandoned,
+}
+
+/// When process `pid` started: field 22 of its stat, counted after the command, which may contain anything.
+pub fn start_ticks(pid: u32) -> io::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
+    fields
+        .split_ascii_whitespace()
+        .nth(19)
+        .and_then(|field| field.parse().ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time")))
+}
+
+/// Creates `name` in `dir` with `content`, complete or not at all. `Ok(false)` if it was there already.
+pub fn claim(dir: &Path, content: &Claim) -> io::Result<bool> {
+    let draft = dir.join(format!("{CLAIM}.{}", std::process::id()));
+    fs::write(&draft, serde_json::to_vec(content)?)?;
+    let linked = fs::hard_link(&draft, dir.join(CLAIM));
+    fs::remove_file(&draft)?;
+    match linked {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Replaces `name` in `dir`: a reader sees the old content or the new. `durable` survives a crash of the machine.
+pub fn replace(dir: &Path, name: &str, content: &impl Serialize, durable: bool) -> io::Result<()> {
+    let draft = dir.join(format!("{name}.draft"));
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).open(&draft)?;
+    file.write_all(&serde_json::to_vec(content)?)?;
+    if durable {
+        file.sync_all()?;
+    }
+    fs::rename(&draft, dir.join(name))?;
+    if durable {
+        File::open(dir)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Reads `name` in `dir`; none if it is not there.
+pub fn read<T: for<'de> Deserialize<'de>>(dir: &Path, name: &str) -> io::Result<Option<T>> {
+    match fs::read(dir.join(name)) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
