@@ -49,9 +49,11 @@ impl AmCore {
     /// Reacts to everything that was reported before the model was known, the newest first.
     pub(crate) fn adopt_all(&mut self, now: Timestamp, out: &mut Vec<Command>) {
         let ids: Vec<ContainerId> = self.containers.keys().rev().copied().collect();
+        self.in_inventory = true;
         for id in ids {
             self.react_to(now, id, out);
         }
+        self.in_inventory = false;
     }
 
     fn react_to(&mut self, now: Timestamp, id: ContainerId, out: &mut Vec<Command>) {

@@ -158,6 +158,8 @@ pub struct AmCore {
     pub(crate) retries: u32,
     pub(crate) note: String,
     pub(crate) nonce: u64,
+    /// While an inventory is being gone through: what is free is known only at its end, so nothing is asked for.
+    pub(crate) in_inventory: bool,
     /// Since when more than half of the containers have been silent.
     pub(crate) deaf_since: Option<Timestamp>,
     /// While that lasts: when to look again.
@@ -190,6 +192,7 @@ impl AmCore {
             retries: 0,
             note: "connecting to the brokers".into(),
             nonce: 0,
+            in_inventory: false,
             deaf_since: None,
             deaf_check: None,
         }
@@ -331,7 +334,7 @@ impl AmCore {
 
     /// Whether containers may be asked for: what there is must be known first.
     pub(crate) fn may_ask(&self) -> bool {
-        self.session_since.is_some() && self.phase == Phase::Running
+        self.session_since.is_some() && self.phase == Phase::Running && !self.in_inventory
     }
 
     pub(crate) fn ask_where_needed(&mut self, now: Timestamp, out: &mut Vec<Command>) {
