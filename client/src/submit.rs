@@ -1,0 +1,181 @@
+//! Submitting a job: everything that can be wrong is found before anything is changed.
+
+use std::io::Read;
+use std::path::Path;
+use std::time::Duration;
+
+use job_file::JobFile;
+use serde_json::json;
+use types::{AppId, Delivery, JobSpec};
+
+use crate::args::{Common, Format};
+use crate::failure::{Code, Failure};
+use crate::output::{Progress, bytes, duration, print, print_json, say};
+use crate::package::{self, Package};
+use crate::resource_manager::ResourceManager;
+use crate::wait::{Goal, wait};
+use crate::{brokers, tables};
+
+/// What a submission is told on the command line.
+#[derive(Debug, Clone)]
+pub struct Request<'a> {
+    /// The job file.
+    pub job_file: &'a Path,
+    /// Only look, without a cluster.
+    pub check: bool,
+    /// Wait until it runs.
+    pub wait: bool,
+    /// How long to wait at most.
+    pub timeout: Option<Duration>,
+    /// Roll a live job of the same name.
+    pub replace: bool,
+    /// Do not ask Kafka whether it is there.
+    pub skip_broker_check: bool,
+}
+
+/// Runs `samza-submit`.
+///
+/// # Errors
+/// See [`Code`]; nothing has been changed unless the resource manager accepted the job.
+pub async fn submit(common: &Common, request: &Request<'_>) -> Result<(), Failure> {
+    let file = package::read_job_file(request.job_file)?;
+    let package = package::find(&file, request.job_file)?;
+    if request.check {
+        return check(common, &file, &package);
+    }
+    if !request.skip_broker_check {
+        brokers::check(&file).await?;
+    }
+    let mut rm = ResourceManager::connect(common).await?;
+    if !request.replace {
+        refuse_if_live(&mut rm, &file).await?;
+    }
+    let spec = upload(&mut rm, &file, &package).await?;
+    let app = hand_in(&mut rm, &file, &spec, request.replace).await?;
+    match common.output {
+        Format::Table => print(&format!("{app}\n"))?,
+        Format::Json => print_json(
+            &json!({ "app": app, "job": spec.job.to_string(), "artefact": spec.package.artefact }),
+        )?,
+    }
+    if !request.wait {
+        say(&format!("{} is accepted; follow it with `samza status {}`", spec.job, spec.job));
+        return Ok(());
+    }
+    wait(&mut rm, &app, Goal::Running, request.timeout).await?;
+    Ok(())
+}
+
+fn check(common: &Common, file: &JobFile, package: &Package) -> Result<(), Failure> {
+    if common.output == Format::Json {
+        return print_json(&file.spec);
+    }
+    print(&summary(&file.spec, package))
+}
+
+/// What would be run, for people.
+fn summary(spec: &JobSpec, package: &Package) -> String {
+    let containers = &spec.containers;
+    let delivery = match spec.task.delivery {
+        Delivery::AtLeastOnce => "at-least-once",
+        Delivery::ExactlyOnce => "exactly-once",
+    };
+    let command = if spec.package.command.is_empty() {
+        format!("./{}", package.name)
+    } else {
+        spec.package.command.join(" ")
+    };
+    let window = spec.task.window_ms.map_or_else(|| "none".to_owned(), duration);
+    let stores: Vec<String> = spec
+        .stores
+        .iter()
+        .map(|(name, store)| match &store.changelog {
+            Some(topic) => format!("{name} (changelog {}.{topic})", store.changelog_system),
+            None => format!("{name} (no changelog)"),
+        })
+        .collect();
+    let systems: Vec<String> = spec
+        .systems
+        .iter()
+        .map(|(name, system)| format!("{name} ({} at {})", system.kind, system.bootstrap))
+        .collect();
+    let mut lines = vec![
+        ("job", spec.job.to_string()),
+        ("package", format!("{}, {}", package.path.display(), bytes(package.bytes))),
+        ("command", command),
+        (
+            "containers",
+            format!("{} × {}, {} thread(s) each", containers.count, containers.resource, containers.threads),
+        ),
+        ("app master", spec.app_master.to_string()),
+        ("inputs", spec.task.inputs.join(", ")),
+        ("delivery", format!("{delivery}, commit every {}, window {window}", duration(spec.task.commit_ms))),
+        ("systems", systems.join(", ")),
+    ];
+    if !stores.is_empty() {
+        lines.push(("stores", stores.join(", ")));
+    }
+    let lines: String = lines.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect();
+    format!("{lines}valid; nothing was submitted\n")
+}
+
+async fn refuse_if_live(rm: &mut ResourceManager, file: &JobFile) -> Result<(), Failure> {
+    let job = &file.spec.job;
+    let apps = rm.list().await?;
+    let Some(live) = apps.iter().find(|app| app.job == *job && !app.state.is_over()) else { return Ok(()) };
+    let told = file.at(
+        "job.name",
+        format!(
+            "{job} is live already: {}, {}; `samza stop {job}` ends it, --replace rolls it, another `job.id` runs beside it",
+            live.app,
+            tables::word(&live.state)
+        ),
+    );
+    Err(Failure::new(Code::Refused, told.to_string()))
+}
+
+async fn upload(rm: &mut ResourceManager, file: &JobFile, package: &Package) -> Result<JobSpec, Failure> {
+    let artefact = package.artefact()?;
+    if !rm.has(&artefact.digest).await? {
+        let mut progress =
+            Progress::new(format!("uploading {} ({})", artefact.name, bytes(artefact.bytes)), artefact.bytes);
+        let uploaded = rm.upload(&package.path, &artefact, |done| progress.at(done)).await;
+        progress.done();
+        uploaded?;
+    }
+    let mut spec = file.spec.clone();
+    spec.package.artefact = Some(artefact);
+    Ok(spec)
+}
+
+/// Submits under one client-made id, so that a repetition after a lost answer starts nothing twice.
+async fn hand_in(
+    rm: &mut ResourceManager,
+    file: &JobFile,
+    spec: &JobSpec,
+    replace: bool,
+) -> Result<AppId, Failure> {
+    const TRIES: u32 = 5;
+    let client_id = client_id()?;
+    let mut tries = 1;
+    loop {
+        match rm.submit(&client_id, spec, replace).await {
+            Err(failure) if failure.code == Code::Unreachable && tries < TRIES => {
+                tries += 1;
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                let _ = rm.reconnect().await;
+            }
+            Err(failure) if failure.code == Code::BadJobFile => {
+                return Err(Failure::new(failure.code, format!("{}: {failure}", file.name)));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// 128 random bits.
+fn client_id() -> Result<String, Failure> {
+    let mut bytes = [0u8; 16];
+    std::fs::File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut bytes))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

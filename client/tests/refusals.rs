@@ -1,0 +1,232 @@
+//! What the programs say and how they exit when something is wrong, run as a user runs them, without a cluster.
+
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    /// A folder with a valid job.toml for brokers at `bootstrap`, and its package.
+    fn new(bootstrap: &str) -> Folder {
+        let folder = Folder(tempfile::tempdir().expect("a folder"));
+        folder.write("job.toml", &job(bootstrap));
+        folder.write("bin/flight-delays", "#!/bin/sh\n");
+        let binary = folder.0.path().join("bin/flight-delays");
+        std::fs::set_permissions(binary, PermissionsExt::from_mode(0o755)).expect("a mode");
+        folder
+    }
+    fn write(&self, name: &str, text: &str) {
+        let path = self.0.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("it has one")).expect("a folder");
+        std::fs::write(path, text).expect("a file");
+    }
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+fn job(bootstrap: &str) -> String {
+    format!(
+        "[job]\nname = \"flight-delays\"\n\n[package]\npath = \"bin/flight-delays\"\n\n[task]\n\
+         inputs = [\"kafka.flights\"]\nwindow = \"10s\"\n\n[systems.kafka]\ntype = \"kafka\"\n\
+         bootstrap = \"{bootstrap}\"\n\n[stores.seen]\n\n[containers]\ncount = 3\n"
+    )
+}
+
+/// An address where nothing listens.
+fn nobody() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("it is bound").to_string()
+}
+
+fn run(program: &str, folder: &Folder, args: &[&str]) -> Output {
+    let mut command = Command::new(program);
+    command.current_dir(folder.path()).args(args).env_remove("SAMZA_RM").env_remove("SAMZA_TOKEN_FILE");
+    command.output().expect("the program runs")
+}
+
+fn submit(folder: &Folder, args: &[&str]) -> Output {
+    run(env!("CARGO_BIN_EXE_samza-submit"), folder, args)
+}
+
+fn samza(folder: &Folder, args: &[&str]) -> Output {
+    run(env!("CARGO_BIN_EXE_samza"), folder, args)
+}
+
+/// The exit code, stdout and stderr are these; `*` stands for any text.
+#[track_caller]
+fn is(output: &Output, code: i32, stdout: &str, stderr: &str) {
+    let told = String::from_utf8_lossy(&output.stderr);
+    let data = String::from_utf8_lossy(&output.stdout);
+    assert!(like(&data, stdout), "stdout:\n{data}expected:\n{stdout}");
+    assert!(like(&told, stderr), "stderr:\n{told}expected:\n{stderr}");
+    assert_eq!(output.status.code(), Some(code), "{told}");
+}
+
+fn like(text: &str, pattern: &str) -> bool {
+    let mut rest = text;
+    let mut parts = pattern.split('*').peekable();
+    let Some(first) = parts.next() else { return text.is_empty() };
+    let Some(after) = rest.strip_prefix(first) else { return false };
+    rest = after;
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            return rest.ends_with(part);
+        }
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.is_empty()
+}
+
+#[test]
+fn check_says_what_would_be_run_without_a_cluster() {
+    let folder = Folder::new("127.0.0.1:9092");
+    let expected = "\
+job         flight-delays-1
+package     bin/flight-delays, 10 B
+command     ./flight-delays
+containers  3 × 512 MiB, 0.50 cpu, 1 thread(s) each
+app master  64 MiB, 0.10 cpu
+inputs      kafka.flights
+delivery    at-least-once, commit every 1.0s, window 10s
+systems     kafka (kafka at 127.0.0.1:9092)
+stores      seen (changelog kafka.flight-delays-1-seen-changelog)
+valid; nothing was submitted
+";
+    is(&submit(&folder, &["job.toml", "--check"]), 0, expected, "");
+}
+
+#[test]
+fn check_as_json_prints_the_job_with_its_defaults() {
+    let folder = Folder::new("127.0.0.1:9092");
+    let output = submit(&folder, &["job.toml", "--check", "-o", "json"]);
+    let spec: types::JobSpec = serde_json::from_slice(&output.stdout).expect("a job");
+    assert_eq!(spec.containers.count, 3);
+    assert_eq!(spec.task.commit_ms, 1_000);
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn a_bad_job_file_is_refused_with_line_and_key() {
+    let folder = Folder::new("127.0.0.1:9092");
+    let text = job("127.0.0.1:9092").replace("inputs = ", "inptus = ").replace("10s", "10 parsecs");
+    folder.write("job.toml", &text);
+    let expected = "\
+job.toml:8: unknown key `task.inptus`; did you mean `inputs`? valid keys: *
+job.toml:9: `task.window`: \"10 parsecs\" is not a duration; valid: *
+";
+    is(&submit(&folder, &["job.toml"]), 65, "", expected);
+    is(&submit(&folder, &["job.toml", "--check"]), 65, "", expected);
+}
+
+#[test]
+fn a_missing_job_file_is_named() {
+    let folder = Folder::new("127.0.0.1:9092");
+    is(
+        &submit(&folder, &["jab.toml"]),
+        66,
+        "",
+        "samza-submit: cannot read jab.toml: there is no such file\n",
+    );
+}
+
+#[test]
+fn a_missing_package_is_named_with_line_and_key() {
+    let folder = Folder::new("127.0.0.1:9092");
+    std::fs::remove_file(folder.path().join("bin/flight-delays")).expect("it was there");
+    let expected = "job.toml:5: `package.path`: there is no file bin/flight-delays; build it, or give its path \
+                    relative to the job file's folder\n";
+    is(&submit(&folder, &["job.toml"]), 65, "", expected);
+}
+
+#[test]
+fn a_package_that_cannot_be_run_is_named() {
+    let folder = Folder::new("127.0.0.1:9092");
+    let binary = folder.path().join("bin/flight-delays");
+    std::fs::set_permissions(&binary, PermissionsExt::from_mode(0o644)).expect("a mode");
+    is(
+        &submit(&folder, &["job.toml"]),
+        65,
+        "",
+        "job.toml:5: `package.path`: bin/flight-delays is not executable; run `chmod +x *`, or give *\n",
+    );
+    std::fs::remove_file(&binary).expect("it was there");
+    std::fs::create_dir(&binary).expect("a folder");
+    is(
+        &submit(&folder, &["job.toml"]),
+        65,
+        "",
+        "job.toml:5: `package.path`: bin/flight-delays is not a file; *\n",
+    );
+}
+
+#[test]
+fn an_unreachable_broker_is_named_with_line_and_key() {
+    let address = nobody();
+    let folder = Folder::new(&address);
+    let expected = format!(
+        "samza-submit: job.toml:13: `systems.kafka.bootstrap`: no broker answers: {address} (connection refused)\n"
+    );
+    is(&submit(&folder, &["job.toml"]), 5, "", &expected);
+}
+
+#[test]
+fn an_unreachable_resource_manager_is_named_with_the_way_out() {
+    let broker = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let folder = Folder::new(&broker.local_addr().expect("it is bound").to_string());
+    let rm = nobody();
+    let expected = format!(
+        ": the resource manager at {rm} does not answer (*); is it running there? --rm or SAMZA_RM names another\n"
+    );
+    is(&submit(&folder, &["job.toml", "--rm", &rm]), 5, "", &format!("samza-submit{expected}"));
+    for command in [
+        &["list"][..],
+        &["status", "x"],
+        &["stop", "x"],
+        &["kill", "x"],
+        &["logs", "x"],
+        &["nodes"],
+        &["purge", "x"],
+    ] {
+        let args = [command, &["--rm", &rm]].concat();
+        is(&samza(&folder, &args), 5, "", &format!("samza{expected}"));
+    }
+}
+
+#[test]
+fn a_broker_that_answers_beside_one_that_does_not_is_enough() {
+    let broker = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let silent = nobody();
+    let folder = Folder::new(&format!("{},{silent}", broker.local_addr().expect("it is bound")));
+    let output = submit(&folder, &["job.toml", "--rm", &nobody()]);
+    let expected = format!(
+        "warning: job.toml:13: `systems.kafka.bootstrap`: not all brokers answer: {silent} (*)\n*does not answer*"
+    );
+    is(&output, 5, "", &expected);
+}
+
+#[test]
+fn a_wrong_command_line_exits_with_2() {
+    let folder = Folder::new("127.0.0.1:9092");
+    assert_eq!(submit(&folder, &[]).status.code(), Some(2));
+    assert_eq!(submit(&folder, &["job.toml", "--check", "--wait"]).status.code(), Some(2));
+    assert_eq!(samza(&folder, &["lst"]).status.code(), Some(2));
+    assert_eq!(samza(&folder, &["logs", "x", "--slot", "1", "--app-master"]).status.code(), Some(2));
+}
+
+#[test]
+fn help_has_the_exit_codes_of_the_reference() {
+    let folder = Folder::new("127.0.0.1:9092");
+    let reference = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/cli.md"))
+        .expect("docs/cli.md");
+    for output in [submit(&folder, &["--help"]), samza(&folder, &["--help"])] {
+        let help = String::from_utf8_lossy(&output.stdout).into_owned();
+        for code in [0, 1, 2, 3, 4, 5, 65, 66] {
+            assert!(help.contains(&format!("\n  {code}")), "{code} in\n{help}");
+            assert!(reference.contains(&format!("| {code} |")), "{code} in docs/cli.md");
+        }
+    }
+}
