@@ -158,7 +158,12 @@ impl Dialler {
             anyhow::bail!("attempt {} answers, but {} was talked to already", welcome.attempt, self.attempt);
         }
         self.attempt = welcome.attempt;
-        info!(address, attempt = welcome.attempt, tasks = welcome.model.tasks.len(), "session with the application master");
+        info!(
+            address,
+            attempt = welcome.attempt,
+            tasks = welcome.model.tasks.len(),
+            "session with the application master"
+        );
         self.take_model(welcome.model);
         let mut beat = tokio::time::interval(Duration::from_millis(welcome.beat_ms.max(10)));
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -206,7 +211,9 @@ impl Dialler {
                 let _ = self.tell.send(Ok(Some(model)));
             }
             Some(mine) if *mine != model => {
-                warn!("the application master names other tasks: a container's tasks never change, so it keeps its own");
+                warn!(
+                    "the application master names other tasks: a container's tasks never change, so it keeps its own"
+                );
             }
             Some(_) => {}
         }
@@ -222,7 +229,14 @@ fn read_address(file: &Path) -> Option<(u32, String)> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
+    use tokio::sync::mpsc as channel;
+    use types::{ContainerPhase, ContainerStatus, ContainerWelcome, TaskModel};
+
     use super::*;
+
+    type Incoming = proto::Incoming<ContainerHello, ContainerWelcome, ToContainer, FromContainer>;
 
     #[test]
     fn an_address_is_read_with_its_attempt_and_a_torn_one_is_none() {
@@ -237,5 +251,95 @@ mod tests {
             std::fs::write(&file, text).expect("writable");
             assert_eq!(read_address(&file), address);
         }
+    }
+
+    /// A master that answers every Hello as `attempt`; the file names it.
+    struct Master {
+        hellos: channel::Receiver<Incoming>,
+        serving: tokio::task::JoinHandle<()>,
+    }
+
+    impl Master {
+        async fn start(attempt: u32, file: &Path) -> Master {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+            let address = listener.local_addr().expect("bound");
+            let (to, hellos) = channel::channel(8);
+            let routes = tonic::service::Routes::new(proto::container_service(to));
+            let serving = tokio::spawn(async move {
+                let served = daemon::serve_grpc(listener, routes, None, Shutdown::new()).await;
+                served.expect("serves");
+            });
+            std::fs::write(file, format!("{attempt} {address}\n")).expect("writable");
+            Master { hellos, serving }
+        }
+        async fn hello(&mut self) -> Incoming {
+            let hello = tokio::time::timeout(Duration::from_secs(20), self.hellos.recv());
+            hello.await.expect("a container dials within 20 s").expect("it serves")
+        }
+    }
+
+    fn environment(file: PathBuf) -> Environment {
+        Environment {
+            app: "application_1_1".into(),
+            container: "container_1_000007".parse().expect("an id"),
+            slot: 3,
+            state: PathBuf::new(),
+            memory_bytes: 0,
+            address_file: file,
+            token_file: None,
+            rack: String::new(),
+            job: Arc::new(crate::tests::job(types::Delivery::ExactlyOnce, true)),
+        }
+    }
+
+    fn welcome(attempt: u32, task: &str) -> ContainerWelcome {
+        let task = TaskModel { name: task.into(), inputs: Vec::new(), changelog_partition: 0 };
+        ContainerWelcome { attempt, model: ContainerModel { tasks: vec![task] }, beat_ms: 20 }
+    }
+
+    #[test]
+    fn a_container_gets_its_tasks_reports_follows_its_master_and_stops_when_told() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("am");
+        let board = Arc::new(Board::default());
+        let session = start(environment(file.clone()), Arc::clone(&board)).expect("starts");
+        runtime.expect("a runtime").block_on(async {
+            let mut first = Master::start(1, &file).await;
+            let incoming = first.hello().await;
+            assert_eq!(
+                (incoming.hello.slot, incoming.hello.container.to_string().as_str()),
+                (3, "container_1_000007")
+            );
+            let (_tx, mut rx) = incoming.accept(welcome(1, "Partition 1"));
+            let model = session.model().expect("welcome").expect("not stopped");
+            assert_eq!(model.tasks[0].name.0, "Partition 1");
+            board.begin(&model, 1);
+            board.phase(0, ContainerPhase::Running);
+            loop {
+                let Some(FromContainer::Status(ContainerStatus { phase, tasks, .. })) = rx.recv().await
+                else {
+                    panic!("the session is over: {}", rx.reason())
+                };
+                if phase == ContainerPhase::Running {
+                    assert_eq!(tasks[0].task.0, "Partition 1");
+                    break;
+                }
+            }
+            // The master dies; the next one has another address, and hears what the container has.
+            first.serving.abort();
+            drop((first, _tx, rx));
+            let mut second = Master::start(2, &file).await;
+            let incoming = second.hello().await;
+            assert_eq!(incoming.hello.status.tasks.len(), 1);
+            let (tx, mut rx) = incoming.accept(welcome(2, "another"));
+            assert!(rx.recv().await.is_some());
+            assert!(!board.is_stopping());
+            tx.send(ToContainer::Shutdown).expect("the session is open");
+            while !board.is_stopping() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        session.finish();
     }
 }

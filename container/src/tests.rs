@@ -72,7 +72,7 @@ impl StreamTask for Count {
 
 const PARTITIONS: i32 = 2;
 
-fn job(delivery: Delivery, changelog: bool) -> JobSpec {
+pub(crate) fn job(delivery: Delivery, changelog: bool) -> JobSpec {
     let resource = Resource { memory_bytes: 64 << 20, cpu_millis: 100 };
     JobSpec {
         job: JobId { name: "count".into(), id: "1".into() },
