@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use task_api::StreamTask;
 use task_api::system::{SystemError, TopicPartition};
-use task_core::commit::{CommitStep, Due, Pending, steps};
+use task_core::commit::{CommitStep, Due, Flush, Pending, steps};
 use task_core::record;
 use task_core::restore::OffsetsRow;
 use tracing::{debug, warn};
@@ -46,7 +46,8 @@ pub(crate) fn commit<T: StreamTask>(
             }
             CommitStep::FlushStores => {
                 if let Some((ends, read_at)) = &ends {
-                    flush_stores(engine, ends, *read_at, due == Due::Stopping)?;
+                    let durable = flush == Flush::Durable;
+                    flush_stores(engine, ends, *read_at, durable, due == Due::Stopping)?;
                 }
             }
         }
@@ -54,7 +55,7 @@ pub(crate) fn commit<T: StreamTask>(
     flush_unlogged(engine)?;
     // A flush that could not be is tried again when the next is due.
     engine.schedule.committed(engine.clock.now(), flush);
-    debug!(?due, flush, took_us = start.elapsed().as_micros() as u64, "committed");
+    debug!(?due, ?flush, took_us = start.elapsed().as_micros() as u64, "committed");
     Ok(())
 }
 
@@ -149,6 +150,7 @@ fn flush_stores<T: StreamTask>(
     engine: &mut Engine<T>,
     ends: &[u64],
     read_at: u64,
+    durable: bool,
     wait: bool,
 ) -> Result<(), End> {
     let mut ends = ends.iter();
@@ -171,7 +173,9 @@ fn flush_stores<T: StreamTask>(
         let mut batch = disk.batch();
         rows.iter().try_for_each(|(name, row)| batch.offsets_row(name, row))?;
         batch.write()?;
-        disk.flush(wait)?;
+        if durable {
+            disk.flush(wait)?;
+        }
     }
     Ok(())
 }

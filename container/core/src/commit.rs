@@ -39,8 +39,9 @@ pub enum CommitStep {
 
 /// The steps of a commit that is (or is not) followed by a flush of the stores.
 #[must_use]
-pub fn steps(delivery: Delivery, flush_stores: bool) -> Vec<CommitStep> {
+pub fn steps(delivery: Delivery, flush: Flush) -> Vec<CommitStep> {
     use CommitStep::{Begin, ChangelogEnds, Checkpoints, Commit, DrainCaches, FlushOutputs, FlushStores};
+    let flush_stores = flush != Flush::No;
     let mut steps = Vec::with_capacity(7);
     match delivery {
         // An output must be safe before the position that caused it is.
@@ -58,6 +59,17 @@ pub fn steps(delivery: Delivery, flush_stores: bool) -> Vec<CommitStep> {
     steps
 }
 
+/// What becomes of clean rows after a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flush {
+    /// They stay in the caches.
+    No,
+    /// They make room: they are handed to the store below, which need not make them durable yet.
+    Written,
+    /// They are handed to the store below and made durable.
+    Durable,
+}
+
 /// A thread's clock of commits and of flushes to disk.
 #[derive(Debug, Clone)]
 pub struct Schedule {
@@ -65,7 +77,7 @@ pub struct Schedule {
     flush_ms: u64,
     refresh_ms: u64,
     last_commit: Timestamp,
-    last_flush: Timestamp,
+    last_durable: Timestamp,
 }
 
 /// What has happened since the last commit.
@@ -91,13 +103,13 @@ impl Schedule {
     #[must_use]
     pub fn new(interval_ms: u64, flush_ms: u64, keeps_tombstones_ms: u64, now: Timestamp) -> Schedule {
         let refresh_ms = (keeps_tombstones_ms / 4).max(1);
-        Schedule { interval_ms, flush_ms, refresh_ms, last_commit: now, last_flush: now }
+        Schedule { interval_ms, flush_ms, refresh_ms, last_commit: now, last_durable: now }
     }
 
     /// Whether to commit now.
     #[must_use]
     pub fn due(&self, now: Timestamp, pending: Pending) -> Option<Due> {
-        if now.since(self.last_flush) >= self.refresh_ms {
+        if now.since(self.last_durable) >= self.refresh_ms {
             return Some(Due::Refresh);
         }
         // Rows that are clean but not on disk make a last commit worth its while: the restart then reads nothing.
@@ -117,22 +129,29 @@ impl Schedule {
         }
     }
 
-    /// Whether the commit that is due shall be followed by a flush of the stores to disk.
+    /// What shall become of clean rows after the commit that is due.
     #[must_use]
-    pub fn flush_stores(&self, now: Timestamp, due: Due, pending: Pending) -> bool {
+    pub fn flush_stores(&self, now: Timestamp, due: Due, pending: Pending) -> Flush {
         match due {
-            Due::Stopping | Due::Refresh => true,
+            Due::Stopping | Due::Refresh => Flush::Durable,
             Due::Interval | Due::CacheFull | Due::Requested => {
-                pending.clean_rows_full || (pending.unflushed && now.since(self.last_flush) >= self.flush_ms)
+                if pending.unflushed && now.since(self.last_durable) >= self.flush_ms {
+                    Flush::Durable
+                } else if pending.clean_rows_full {
+                    // Small flushes would only make work for compactions: durable now and then is enough.
+                    Flush::Written
+                } else {
+                    Flush::No
+                }
             }
         }
     }
 
     /// A commit is done.
-    pub fn committed(&mut self, now: Timestamp, flushed_stores: bool) {
+    pub fn committed(&mut self, now: Timestamp, flush: Flush) {
         self.last_commit = now;
-        if flushed_stores {
-            self.last_flush = now;
+        if flush == Flush::Durable {
+            self.last_durable = now;
         }
     }
 
@@ -183,22 +202,24 @@ mod tests {
     fn stores_are_flushed_now_and_then_and_at_the_end() {
         let mut schedule = schedule();
         let flush = |schedule: &Schedule, now, due| schedule.flush_stores(Timestamp(now), due, SOMETHING);
-        assert!(!flush(&schedule, 1_000, Due::Interval));
-        schedule.committed(Timestamp(1_000), false);
+        assert_eq!(flush(&schedule, 1_000, Due::Interval), Flush::No);
+        schedule.committed(Timestamp(1_000), Flush::No);
         assert_eq!(schedule.next(), Timestamp(2_000));
-        assert!(flush(&schedule, 10_000, Due::Interval));
-        assert!(flush(&schedule, 1_500, Due::Stopping));
-        schedule.committed(Timestamp(10_000), true);
-        assert!(!flush(&schedule, 19_999, Due::CacheFull));
+        assert_eq!(flush(&schedule, 10_000, Due::Interval), Flush::Durable);
+        assert_eq!(flush(&schedule, 1_500, Due::Stopping), Flush::Durable);
+        schedule.committed(Timestamp(10_000), Flush::Durable);
+        assert_eq!(flush(&schedule, 19_999, Due::CacheFull), Flush::No);
         let full = Pending { clean_rows_full: true, ..SOMETHING };
-        assert!(schedule.flush_stores(Timestamp(10_001), Due::CacheFull, full));
+        assert_eq!(schedule.flush_stores(Timestamp(10_001), Due::CacheFull, full), Flush::Written);
+        schedule.committed(Timestamp(10_001), Flush::Written);
+        assert_eq!(schedule.flush_stores(Timestamp(20_000), Due::CacheFull, full), Flush::Durable);
     }
 
     #[test]
     fn outputs_are_safe_before_positions_and_rows_are_clean_only_after_the_commit() {
         for delivery in [Delivery::AtLeastOnce, Delivery::ExactlyOnce] {
-            for flush in [false, true] {
-                let steps = steps(delivery, flush);
+            for (flush, how) in [(false, Flush::No), (true, Flush::Written), (true, Flush::Durable)] {
+                let steps = steps(delivery, how);
                 let at = |step| steps.iter().position(|s| *s == step);
                 assert_eq!(at(CommitStep::FlushOutputs).is_some(), delivery == Delivery::AtLeastOnce);
                 assert!(at(CommitStep::FlushOutputs) < at(CommitStep::Begin));

@@ -1,4 +1,5 @@
-//! Every interleaving of two or three claims of one task, on a tiny model of Kafka's partitions.
+//! Every interleaving of two or three claims, of one task or of two that change hands, on a tiny model of Kafka's
+//! partitions.
 //!
 //! The claims are the real [`Claim`] machines; the model is of the brokers alone: a commit returns before its
 //! markers are written, a partition's last stable offset stays at its first entry without a marker, fencing an id
@@ -68,6 +69,8 @@ enum Run {
 #[derive(Clone)]
 struct Container {
     claim: Claim,
+    /// In the order of the claim's partitions.
+    tasks: Vec<usize>,
     run: Run,
     /// It has asked for watermarks (or, stopping a job, is done): lower ones must not commit from here on.
     restores: bool,
@@ -81,28 +84,36 @@ struct World {
     /// 0 not initialised, 1 its owner's, 2 fenced.
     epoch: Vec<u8>,
     txn: Vec<Txn>,
-    /// The checkpoint partition and the changelog partition.
-    log: [Vec<Entry>; 2],
+    /// By task the checkpoint partition, then the changelog partition.
+    log: Vec<Vec<Entry>>,
 }
 
+const CHECKPOINTS: usize = 0;
+const ROWS: usize = 1;
+
 impl World {
-    fn new(n: usize, stops: Option<usize>) -> World {
+    fn new(tasks: &[&[usize]], stops: Option<usize>) -> World {
         let container = |i: usize| {
             let purpose = if stops == Some(i) { Purpose::Stop } else { Purpose::Run };
-            let at = |topic: &str| TopicPartition { topic: topic.into(), partition: 0 };
-            let partitions = Partitions { owners: at("checkpoint"), follow: vec![at("changelog")] };
+            let partitions = |task: &usize| {
+                let at = |topic: &str| TopicPartition { topic: topic.into(), partition: *task as i32 };
+                Partitions { owners: at("checkpoint"), follow: vec![at("changelog")] }
+            };
             Container {
-                claim: Claim::new(owner(i), purpose, vec![partitions]),
+                claim: Claim::new(owner(i), purpose, tasks[i].iter().map(partitions).collect()),
+                tasks: tasks[i].to_vec(),
                 run: Run::Claiming,
                 restores: false,
                 fencing: BTreeSet::new(),
             }
         };
+        let n = tasks.len();
+        let logs = 2 * (tasks.iter().copied().flatten().max().expect("a task") + 1);
         World {
             containers: (0..n).map(container).collect(),
             epoch: vec![0; n],
             txn: vec![Txn::None; n],
-            log: [Vec::new(), Vec::new()],
+            log: vec![Vec::new(); logs],
         }
     }
 
@@ -122,13 +133,14 @@ impl World {
         self.log[p].iter().position(open).unwrap_or(self.log[p].len()) as u64
     }
 
-    fn watermarks(&self, lie: Lie) -> Answer {
+    fn watermarks(&self, i: usize, lie: Lie) -> Answer {
         let of = |p: usize| {
             let high = self.log[p].len() as u64;
             let stable = if lie == Lie::NoWaitForStable { high } else { self.stable(p) };
             Watermarks { low: 0, high, stable }
         };
-        Answer::Watermarks(vec![vec![of(0), of(1)]])
+        let tasks = self.containers[i].tasks.iter();
+        Answer::Watermarks(tasks.map(|task| vec![of(2 * task + CHECKPOINTS), of(2 * task + ROWS)]).collect())
     }
 
     /// Every world that may come next, with what happened; or what went wrong.
@@ -156,7 +168,7 @@ impl World {
                 Txn::None | Txn::Open => continue,
             };
             let open = |p: &usize| self.log[*p].contains(&Entry::Row(i, Fate::Open));
-            let parts: Vec<usize> = (0..2).filter(open).collect();
+            let parts: Vec<usize> = (0..self.log.len()).filter(open).collect();
             for p in &parts {
                 let mut world = self.clone();
                 for entry in &mut world.log[*p] {
@@ -213,21 +225,24 @@ impl World {
 
     /// What the brokers do and answer; none if the answer has to wait.
     fn perform(&mut self, i: usize, step: &Step, lie: Lie) -> Option<Answer> {
+        let tasks = self.containers[i].tasks.clone();
+        let checkpoints = |at: usize| 2 * tasks[at] + CHECKPOINTS;
         match step {
             Step::Init => self.epoch[i] = 1,
-            Step::ReadOwners { from, .. } => {
-                let until = self.log[0].len() as u64;
+            Step::ReadOwners { at, from } => {
+                let log = &self.log[checkpoints(*at)];
+                let until = log.len() as u64;
                 let blind = lie == Lie::EmptyReadBack && self.containers[i].claim.phase() == Phase::ReadBack;
                 let record = |entry: &Entry| match entry {
                     Entry::Owner(j) => Some(Record::Owner(owner(*j))),
                     Entry::Gone(j) => Some(Record::OwnerGone(owner(*j).id)),
                     Entry::Row(..) => None,
                 };
-                let records = self.log[0].iter().skip(*from as usize).filter_map(record);
+                let records = log.iter().skip(*from as usize).filter_map(record);
                 let records = if blind { Vec::new() } else { records.collect() };
                 return Some(Answer::Owners { records, until });
             }
-            Step::AppendOwner { .. } => self.log[0].push(Entry::Owner(i)),
+            Step::AppendOwner { at } => self.log[checkpoints(*at)].push(Entry::Owner(i)),
             Step::Fence { id } => {
                 let j = number(id);
                 if lie == Lie::NoFencing {
@@ -250,8 +265,8 @@ impl World {
                 }
                 self.containers[i].fencing.remove(&j);
             }
-            Step::Tombstone { id, .. } => self.log[0].push(Entry::Gone(number(id))),
-            Step::Watermarks | Step::WaitStable => return Some(self.watermarks(lie)),
+            Step::Tombstone { at, id } => self.log[checkpoints(*at)].push(Entry::Gone(number(id))),
+            Step::Watermarks | Step::WaitStable => return Some(self.watermarks(i, lie)),
         }
         Some(Answer::Done)
     }
@@ -270,13 +285,17 @@ impl World {
                 if self.txn[i] == Txn::Aborting || self.txn[i] == Txn::Committing {
                     return Ok(Vec::new());
                 }
-                let p = usize::from(run == Run::WriteRow);
-                world.log[p].push(Entry::Row(i, Fate::Open));
+                let p = if run == Run::WriteRow { ROWS } else { CHECKPOINTS };
+                for task in &self.containers[i].tasks {
+                    world.log[2 * task + p].push(Entry::Row(i, Fate::Open));
+                }
                 world.txn[i] = Txn::Open;
                 if run == Run::WriteRow { Run::WriteCheckpoint } else { Run::Commit }
             }
             Run::Commit => {
-                if self.containers.iter().skip(i + 1).any(|higher| higher.restores) {
+                let tasks = &self.containers[i].tasks;
+                let shares = |higher: &Container| higher.tasks.iter().any(|task| tasks.contains(task));
+                if self.containers.iter().skip(i + 1).any(|higher| higher.restores && shares(higher)) {
                     return Err(format!("{i} commits after a higher one restored or stopped the job"));
                 }
                 world.txn[i] = Txn::Committing;
@@ -288,16 +307,23 @@ impl World {
     }
 
     fn check_restore(&self, i: usize) -> Result<(), String> {
-        let high = &self.containers[i].claim.high_watermarks()[0];
+        let Container { claim, tasks, .. } = &self.containers[i];
+        for (task, high) in tasks.iter().zip(claim.high_watermarks()) {
+            self.check_restore_of(i, *task, high)?;
+        }
+        Ok(())
+    }
+
+    fn check_restore_of(&self, i: usize, task: usize, high: &[u64]) -> Result<(), String> {
         let committed = |p: usize| -> BTreeSet<usize> {
-            let rows = self.log[p].iter().take(high[p] as usize);
+            let rows = self.log[2 * task + p].iter().take(high[p] as usize);
             rows.filter_map(|e| match e {
                 Entry::Row(j, Fate::Committed) => Some(*j),
                 Entry::Row(_, Fate::Open | Fate::Aborted) | Entry::Owner(_) | Entry::Gone(_) => None,
             })
             .collect()
         };
-        let (checkpoints, rows) = (committed(0), committed(1));
+        let (checkpoints, rows) = (committed(CHECKPOINTS), committed(ROWS));
         if checkpoints != rows && self.epoch[i] == 1 {
             return Err(format!("{i} restores checkpoints of {checkpoints:?} but rows of {rows:?}"));
         }
@@ -315,8 +341,8 @@ fn number(id: &str) -> usize {
 }
 
 /// Explores every world; returns how many there are, or the way to the first that is wrong.
-fn explore(n: usize, stops: Option<usize>, lie: Lie) -> Result<usize, String> {
-    let start = World::new(n, stops);
+fn explore(tasks: &[&[usize]], stops: Option<usize>, lie: Lie) -> Result<usize, String> {
+    let start = World::new(tasks, stops);
     let mut came_by: HashMap<u64, (u64, String)> = HashMap::from([(start.key(), (0, "start".into()))]);
     let mut todo = VecDeque::from([start]);
     let mut finished = 0;
@@ -357,37 +383,57 @@ fn way(came_by: &HashMap<u64, (u64, String)>, mut at: u64) -> String {
 
 #[test]
 fn two_incarnations_are_safe_in_every_order() {
-    let worlds = explore(2, None, Lie::None).unwrap_or_else(|wrong| panic!("{wrong}"));
+    let worlds = explore(&[&[0], &[0]], None, Lie::None).unwrap_or_else(|wrong| panic!("{wrong}"));
     assert!(worlds > 200, "{worlds}");
 }
 
 #[test]
 fn three_incarnations_are_safe_in_every_order() {
-    let worlds = explore(3, None, Lie::None).unwrap_or_else(|wrong| panic!("{wrong}"));
+    let worlds = explore(&[&[0], &[0], &[0]], None, Lie::None).unwrap_or_else(|wrong| panic!("{wrong}"));
     assert!(worlds > 10_000, "{worlds}");
 }
 
 #[test]
 fn a_job_stopped_under_a_fresh_incarnation_commits_nothing_afterwards() {
-    let worlds = explore(3, Some(2), Lie::None).unwrap_or_else(|wrong| panic!("{wrong}"));
+    let worlds = explore(&[&[0], &[0], &[0]], Some(2), Lie::None).unwrap_or_else(|wrong| panic!("{wrong}"));
     assert!(worlds > 1_000, "{worlds}");
 }
 
 #[test]
+fn a_container_of_two_tasks_and_its_rivals_for_one_or_both_are_safe_in_every_order() {
+    for (tasks, at_least) in [
+        ([[0, 1].as_slice(), [1].as_slice()], 500),
+        ([[1].as_slice(), [0, 1].as_slice()], 500),
+        ([[0, 1].as_slice(), [0, 1].as_slice()], 500),
+    ] {
+        let worlds = explore(&tasks, None, Lie::None).unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert!(worlds > at_least, "{worlds}");
+    }
+}
+
+#[test]
+fn a_task_that_moves_between_slots_is_safe_in_every_order() {
+    // 0 has both tasks; 1 takes one of them in another slot, 2 the other.
+    let worlds = explore(&[&[0, 1], &[0], &[1]], None, Lie::None).unwrap_or_else(|wrong| panic!("{wrong}"));
+    assert!(worlds > 10_000, "{worlds}");
+}
+
+#[test]
 fn without_reading_back_an_older_one_commits_after_a_newer_restore() {
-    let wrong = explore(2, None, Lie::EmptyReadBack).expect_err("a shortcut");
+    let wrong = explore(&[&[0], &[0]], None, Lie::EmptyReadBack).expect_err("a shortcut");
     assert!(wrong.contains("0 commits after a higher one restored"), "{wrong}");
 }
 
 #[test]
 fn without_fencing_an_older_one_commits_after_a_newer_restore() {
-    let wrong = explore(2, None, Lie::NoFencing).expect_err("a shortcut");
+    let wrong = explore(&[&[0], &[0]], None, Lie::NoFencing).expect_err("a shortcut");
     assert!(wrong.contains("0 commits after a higher one restored"), "{wrong}");
 }
 
 #[test]
 fn what_the_wait_for_the_stable_offset_adds_is_known() {
     // Fencing waits for the markers, so with one task and no foreign writer the wait finds nothing to wait for.
-    let worlds = explore(3, None, Lie::NoWaitForStable).unwrap_or_else(|wrong| panic!("{wrong}"));
+    let worlds =
+        explore(&[&[0], &[0], &[0]], None, Lie::NoWaitForStable).unwrap_or_else(|wrong| panic!("{wrong}"));
     assert!(worlds > 10_000, "{worlds}");
 }
