@@ -1,2 +1,184 @@
-//! To be written.
-fn main() {}
+//! nm, the node manager: offers a machine, runs containers in cgroups, keeps their state and logs.
+
+mod args;
+mod cgroup;
+mod driver;
+mod grpc;
+mod hands;
+mod launch;
+mod localize;
+mod logs;
+mod root;
+mod session;
+mod state;
+mod usage;
+mod watch;
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use nm_core::Core;
+use proto::Token;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch as sync_watch};
+use types::{NodeHello, NodeId, Resource};
+
+use crate::args::Args;
+use crate::cgroup::Cgroups;
+use crate::driver::{Driver, Inbox, Known};
+use crate::hands::Hands;
+use crate::launch::Launcher;
+use crate::localize::Localizer;
+use crate::root::Root;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let args = Args::parse();
+    daemon::init_logs("nm");
+    let token = args.token_file.as_deref().map(Token::load).transpose()?;
+    daemon::require_token_unless_loopback(args.listen, token.as_ref())?;
+    let hosts = hosts(&args)?;
+    let node = args.node_id.clone().unwrap_or_else(|| hosts[0].clone());
+    let total = total(&args)?;
+    let root = Arc::new(Root::open(&args.root)?);
+    let cgroups: Arc<dyn Cgroups> =
+        cgroup::detect(&args.cgroup_parent, &node, total.cpu_millis, args.unlimited)?.into();
+    if args.unlimited {
+        tracing::warn!("{}", cgroups.describe());
+    } else {
+        tracing::info!("limits: {}", cgroups.describe());
+    }
+    let listener =
+        TcpListener::bind(args.listen).await.with_context(|| format!("--listen {}", args.listen))?;
+    let address = advertised(listener.local_addr()?, &hosts);
+    let hello = NodeHello {
+        node: NodeId(node.clone()),
+        incarnation: root.incarnation()?,
+        total,
+        rack: args.rack.clone(),
+        labels: args::labels(&args.labels)?,
+        address: address.clone(),
+        containers: Vec::new(),
+        state: Vec::new(),
+        lease_lapsed: false,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        hosts: hosts.clone(),
+    };
+    let launcher = Arc::new(Launcher {
+        shim: shim()?,
+        user: args.user.as_deref().map(args::user).transpose()?,
+        rm: args.rm.clone(),
+        node_id: node.clone(),
+        node_host: hosts[0].clone(),
+        rack: args.rack.clone(),
+    });
+    println!("nm: node {node}, {total}, logs {address}, resource manager {}", args.rm);
+    serve(&args, token, root, cgroups, launcher, hello, listener).await
+}
+
+/// Takes over what runs, then serves until a signal. Containers stay.
+async fn serve(
+    args: &Args,
+    token: Option<Token>,
+    root: Arc<Root>,
+    cgroups: Arc<dyn Cgroups>,
+    launcher: Arc<Launcher>,
+    hello: NodeHello,
+    listener: TcpListener,
+) -> Result<()> {
+    let shutdown = daemon::Shutdown::on_signals();
+    let (inbox, inbox_rx) = mpsc::unbounded_channel::<Inbox>();
+    let localizer = Arc::new(Localizer::new(args.rm.clone(), token.clone()));
+    let hands =
+        Hands { root: root.clone(), cgroups: cgroups.clone(), launcher, localizer, inbox: inbox.clone() };
+    let mut core = Core::new(hello.incarnation.clone(), root.top_epoch());
+    let recovering = hands.clone();
+    let incarnation = hello.incarnation.clone();
+    let left = tokio::task::spawn_blocking(move || recovering.recover(&incarnation)).await??;
+    let mut out = Vec::new();
+    core.recover(driver::now(), left, &mut out);
+    hands::carry_out_recovery(&hands, out);
+    let scanning = root.clone();
+    let state_sent = tokio::task::spawn_blocking(move || state::scan(&scanning)).await??;
+    let (known, known_rx) = sync_watch::channel(Arc::new(Known::default()));
+    let driver = Driver {
+        core,
+        root: root.clone(),
+        cgroups,
+        hands,
+        hello,
+        inbox: inbox.clone(),
+        known,
+        session: None,
+        shims: HashMap::new(),
+        preparing: HashMap::new(),
+        meter: Some(Box::default()),
+        state_sent,
+        state_scan: false,
+    };
+    driver.publish();
+    let logs = grpc::Logs { root, known: known_rx, shutdown: shutdown.clone() };
+    let routes = tonic::service::Routes::new(proto::node_log_service(logs));
+    let serving = tokio::spawn(daemon::serve_grpc(listener, routes, token.clone(), shutdown.clone()));
+    let session = tokio::spawn(session::run(args.rm.clone(), token, inbox));
+    driver.run(inbox_rx, shutdown.clone()).await;
+    session.abort();
+    serving.await??;
+    tracing::info!("ended; containers go on");
+    Ok(())
+}
+
+/// nm-shim lies beside nm.
+fn shim() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("own path")?;
+    let shim = own.with_file_name("nm-shim");
+    ensure!(shim.is_file(), "{} is missing: install nm-shim beside nm", shim.display());
+    Ok(shim)
+}
+
+/// The names this machine is known by.
+fn hosts(args: &Args) -> Result<Vec<String>> {
+    if !args.hosts.is_empty() {
+        ensure!(args.hosts.iter().all(|host| !host.is_empty()), "--host must not be empty");
+        return Ok(args.hosts.clone());
+    }
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("host name")?;
+    let mut hosts = vec![name.trim().to_owned()];
+    // The address that this machine has towards the resource manager; nothing is sent.
+    let towards = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        socket.connect(&args.rm)?;
+        socket.local_addr()
+    });
+    if let Ok(address) = towards {
+        hosts.push(address.ip().to_string());
+    }
+    Ok(hosts)
+}
+
+/// What this machine offers.
+fn total(args: &Args) -> Result<Resource> {
+    let memory_bytes = match &args.memory {
+        Some(text) => args::memory(text)?,
+        None => {
+            let mut system = sysinfo::System::new().context("this machine's memory; say --memory")?;
+            system.refresh_memory();
+            let all = system.cgroup_limits().map_or(system.total_memory(), |limits| limits.total_memory);
+            all - all / 8
+        }
+    };
+    let cores = match args.cpu {
+        Some(cores) => cores,
+        None => std::thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64),
+    };
+    ensure!((0.001..=65_536.0).contains(&cores), "--cpu {cores}: valid is a number of cores such as 1.5");
+    Ok(Resource { memory_bytes, cpu_millis: (cores * 1000.0).round() as u32 })
+}
+
+/// Where others reach the listener: an address of all interfaces is none, so the first host name stands for it.
+fn advertised(bound: SocketAddr, hosts: &[String]) -> String {
+    if bound.ip().is_unspecified() { format!("{}:{}", hosts[0], bound.port()) } else { bound.to_string() }
+}

@@ -129,11 +129,9 @@ pub enum ByShim {
 pub fn start_ticks(pid: u32) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
-    fields
-        .split_ascii_whitespace()
-        .nth(19)
-        .and_then(|field| field.parse().ok())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time")))
+    fields.split_ascii_whitespace().nth(19).and_then(|field| field.parse().ok()).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time"))
+    })
 }
 
 /// Creates `name` in `dir` with `content`, complete or not at all. `Ok(false)` if it was there already.

@@ -69,7 +69,8 @@ pub(crate) fn child_signals() -> io::Result<OwnedFd> {
     unsafe {
         let mut blocked = MaybeUninit::<libc::sigset_t>::uninit();
         check(libc::sigemptyset(blocked.as_mut_ptr()))?;
-        for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE] {
+        for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE]
+        {
             check(libc::sigaddset(blocked.as_mut_ptr(), signal))?;
         }
         check(libc::sigprocmask(libc::SIG_BLOCK, blocked.as_ptr(), std::ptr::null_mut()))?;

@@ -9,8 +9,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, read};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process_group, wait};
 use rustix::time::{
-    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
-    timerfd_settime,
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
+    timerfd_create, timerfd_settime,
 };
 
 /// How often to look whether a node manager lives, ms.
@@ -33,10 +33,17 @@ pub(crate) struct Watch<'a> {
 impl<'a> Watch<'a> {
     pub(crate) fn new(order: &'a Order, children: OwnedFd) -> io::Result<Watch<'a>> {
         // BOOTTIME goes on while the machine sleeps, as the lease does.
-        let timer =
-            timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
         let now = boottime_ms();
-        Ok(Watch { order, children, timer, nm_seen: now, next_nm_check: now + check_every_ms(order), kill_abandoned_at: None, next_kill: 0 })
+        Ok(Watch {
+            order,
+            children,
+            timer,
+            nm_seen: now,
+            next_nm_check: now + check_every_ms(order),
+            kill_abandoned_at: None,
+            next_kill: 0,
+        })
     }
 
     /// Waits until a child ended or a deadline passed. Says why the container must be killed now, if it must;
@@ -88,7 +95,8 @@ impl<'a> Watch<'a> {
         }
         self.next_nm_check = now + check_every_ms(self.order);
         // A lock file that cannot be asked says nothing; only a free one says that nobody is there.
-        let lives = File::open(&self.order.nm_lock).and_then(|file| crate::sys::is_locked(&file)).unwrap_or(false);
+        let lives =
+            File::open(&self.order.nm_lock).and_then(|file| crate::sys::is_locked(&file)).unwrap_or(false);
         if lives {
             self.nm_seen = now;
             return;

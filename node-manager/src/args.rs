@@ -1,0 +1,143 @@
+//! The command line of `nm`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use nm_shim::User;
+
+const EXAMPLES: &str = "\
+Examples:
+  One machine, trying things out:
+    nm --rm 127.0.0.1:8030 --root /var/lib/samza --memory 4GiB --cpu 2
+
+  A second machine: reach the resource manager over the network, serve logs to it, share its token:
+    nm --rm rm.example.org:8030 --root /var/lib/samza --listen 0.0.0.0:8042 --token-file /etc/samza/token \\
+       --host worker-2.example.org --rack r2 --user samza
+
+nm needs root and cgroups (v1 or v2) to limit containers; --unlimited does without. Stopping nm leaves containers
+running: a new nm with the same --root takes them over. A container whose nm stays away for ten minutes ends.";
+
+/// Offers this machine to a samza-rs cluster and runs containers on it.
+#[derive(Debug, Parser)]
+#[command(name = "nm", version, after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The resource manager, host:port
+    #[arg(long, value_name = "ADDR", env = "SAMZA_RM", default_value = "127.0.0.1:8030")]
+    pub(crate) rm: String,
+    /// Folder for containers, logs, local state and the artefact cache; survives restarts
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: PathBuf,
+    /// Where logs are served; port 0 takes a free one. Beyond loopback it needs --token-file
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    pub(crate) listen: SocketAddr,
+    /// The node's name in the cluster [default: the first --host, else the host name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node_id: Option<String>,
+    /// A name or address by which this machine is known, as brokers advertise it; repeat for each
+    /// [default: host name and loopback]
+    #[arg(long = "host", value_name = "HOST")]
+    pub(crate) hosts: Vec<String>,
+    /// The machine's rack, as brokers name theirs
+    #[arg(long, default_value = "")]
+    pub(crate) rack: String,
+    /// Memory for containers, such as 4GiB [default: all but an eighth of what the machine has]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+    /// Cores for containers, such as 1.5 [default: all]
+    #[arg(long, value_name = "CORES")]
+    pub(crate) cpu: Option<f64>,
+    /// A label that jobs can ask for; repeat for each
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub(crate) labels: Vec<String>,
+    /// File with the cluster's shared secret
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// The control group, below the root of each hierarchy, under which containers are put
+    #[arg(long, value_name = "PATH", default_value = "samza")]
+    pub(crate) cgroup_parent: String,
+    /// Run containers without limits, for machines without cgroups or root
+    #[arg(long)]
+    pub(crate) unlimited: bool,
+    /// Run containers as this user: a name, or UID:GID [default: as nm itself]
+    #[arg(long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+}
+
+/// Reads `k=v` labels.
+pub(crate) fn labels(texts: &[String]) -> Result<BTreeMap<String, String>> {
+    texts
+        .iter()
+        .map(|text| {
+            let (key, value) =
+                text.split_once('=').with_context(|| format!("--label `{text}` is not KEY=VALUE"))?;
+            ensure!(!key.is_empty(), "--label `{text}` has no key");
+            Ok((key.to_owned(), value.to_owned()))
+        })
+        .collect()
+}
+
+/// Reads sizes such as `4GiB`, `512MiB`, `1000000`.
+pub(crate) fn memory(text: &str) -> Result<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor: f64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1_048_576.0,
+        "g" | "gib" => 1_073_741_824.0,
+        "t" | "tib" => 1_099_511_627_776.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        _ => anyhow::bail!("--memory `{text}`: unknown unit `{unit}`; valid is for example 4GiB or 512MiB"),
+    };
+    let number: f64 = number.parse().with_context(|| format!("--memory `{text}` is no size such as 4GiB"))?;
+    let bytes = number * factor;
+    ensure!(bytes >= 1_048_576.0, "--memory `{text}` is less than 1 MiB");
+    Ok(bytes as u64)
+}
+
+/// Finds a user by name in /etc/passwd, or takes `UID:GID`.
+pub(crate) fn user(text: &str) -> Result<User> {
+    if let Some((uid, gid)) = text.split_once(':')
+        && let (Ok(uid), Ok(gid)) = (uid.parse(), gid.parse())
+    {
+        return Ok(User { uid, gid });
+    }
+    let passwd = std::fs::read_to_string("/etc/passwd").context("/etc/passwd")?;
+    passwd
+        .lines()
+        .find_map(|line| {
+            let fields: Vec<&str> = line.split(':').collect();
+            (fields.first() == Some(&text)).then_some(())?;
+            Some(User { uid: fields.get(2)?.parse().ok()?, gid: fields.get(3)?.parse().ok()? })
+        })
+        .with_context(|| format!("--user `{text}` is neither in /etc/passwd nor of the form UID:GID"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        assert_eq!(memory("4GiB").unwrap(), 4 << 30);
+        assert_eq!(memory("1.5g").unwrap(), 3 << 29);
+        assert_eq!(memory("512MB").unwrap(), 512_000_000);
+        assert!(memory("12").unwrap_err().to_string().contains("less than"));
+        assert!(memory("4 parsecs").unwrap_err().to_string().contains("unknown unit"));
+    }
+
+    #[test]
+    fn labels_and_users_are_read() {
+        assert_eq!(labels(&["a=b".into()]).unwrap()["a"], "b");
+        assert!(labels(&["ab".into()]).is_err());
+        assert_eq!(user("root").unwrap(), User { uid: 0, gid: 0 });
+        assert_eq!(user("7:8").unwrap(), User { uid: 7, gid: 8 });
+        assert!(user("no-such-user").is_err());
+    }
+}

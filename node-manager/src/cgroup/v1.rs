@@ -1,0 +1,172 @@
+//! cgroup v1 (also the hybrid layout): one hierarchy per controller, a folder for the container in each.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use cgroups_rs::fs::cpu::CpuController;
+use cgroups_rs::fs::hierarchies::V1 as Mounts;
+use cgroups_rs::fs::memory::MemController;
+use cgroups_rs::fs::pid::PidController;
+use cgroups_rs::fs::{Cgroup, Controllers, MaxValue};
+use nm_shim::KillPlan;
+
+use super::{Cgroups, Limits, MemoryEvidence, Usage};
+
+const NAMES: [&str; 5] = ["cpu", "cpuacct", "freezer", "memory", "pids"];
+
+/// The kernel's smallest weight.
+const SHARES_MIN: u64 = 2;
+
+pub(super) struct V1 {
+    mounts: Mounts,
+    /// Below each mount.
+    path: PathBuf,
+    cpu: PathBuf,
+    cpuacct: PathBuf,
+    freezer: PathBuf,
+    memory: PathBuf,
+    pids: PathBuf,
+    /// Whether limits of memory plus swap can be set.
+    counts_swap: bool,
+}
+
+impl V1 {
+    pub(super) fn new(path: &Path, cpu_millis: u32) -> Result<V1> {
+        let mounts = Mounts::new();
+        let find = |controller: Controllers, name: &str| {
+            mounts
+                .get_mount_point(controller)
+                .map(|(point, _)| point.join(path))
+                .ok_or_else(|| anyhow!("controller {name} is not mounted"))
+        };
+        let groups = V1 {
+            cpu: find(Controllers::Cpu, "cpu")?,
+            cpuacct: find(Controllers::CpuAcct, "cpuacct")?,
+            freezer: find(Controllers::Freezer, "freezer")?,
+            memory: find(Controllers::Mem, "memory")?,
+            pids: find(Controllers::Pids, "pids")?,
+            counts_swap: false,
+            path: path.to_owned(),
+            mounts,
+        };
+        let node = groups.cgroup("");
+        node.create().with_context(|| format!("cannot make {}", groups.memory.display()))?;
+        let cpu: &CpuController = node.controller_of().context("no cpu controller")?;
+        cpu.set_shares(shares(cpu_millis)).context("cpu.shares of the node")?;
+        let counts_swap = groups.memory.join("memory.memsw.limit_in_bytes").exists();
+        Ok(V1 { counts_swap, ..groups })
+    }
+
+    /// The folders, each controller once even where two share a mount.
+    fn folders(&self) -> [&PathBuf; 5] {
+        [&self.cpu, &self.cpuacct, &self.freezer, &self.memory, &self.pids]
+    }
+
+    fn cgroup(&self, container: &str) -> Cgroup {
+        Cgroup::load_with_specified_controllers(
+            Box::new(self.mounts.clone()),
+            if container.is_empty() { self.path.clone() } else { self.path.join(container) },
+            NAMES.map(str::to_owned).to_vec(),
+        )
+    }
+
+    fn limit_memory(&self, cgroup: &Cgroup, container: &str, bytes: u64) -> Result<()> {
+        let limit = i64::try_from(bytes).unwrap_or(i64::MAX);
+        let memory: &MemController = cgroup.controller_of().context("no memory controller")?;
+        memory.set_limit(limit).context("memory.limit_in_bytes")?;
+        let dir = self.memory.join(container);
+        if self.counts_swap {
+            memory.set_memswap_limit(limit).context("memory.memsw.limit_in_bytes")?;
+        } else {
+            std::fs::write(dir.join("memory.swappiness"), "0").context("memory.swappiness")?;
+        }
+        let files: &[&str] = if self.counts_swap {
+            &["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+        } else {
+            &["memory.limit_in_bytes"]
+        };
+        for file in files {
+            let read =
+                super::read_u64(&dir.join(file)).with_context(|| format!("{file} cannot be read back"))?;
+            ensure!(super::same_memory(bytes, read), "{file} was set to {bytes} and is {read}");
+        }
+        Ok(())
+    }
+}
+
+/// A weight of 1024 is one core.
+fn shares(cpu_millis: u32) -> u64 {
+    (u64::from(cpu_millis) * 1024 / 1000).max(SHARES_MIN)
+}
+
+impl Cgroups for V1 {
+    fn describe(&self) -> String {
+        format!("cgroup v1, {} and its like", self.memory.display())
+    }
+
+    fn create(&self, container: &str, limits: &Limits) -> Result<()> {
+        let cgroup = self.cgroup(container);
+        cgroup.create().with_context(|| format!("cannot make the cgroup of {container}"))?;
+        for folder in self.folders() {
+            ensure!(folder.join(container).is_dir(), "{} was not made", folder.join(container).display());
+        }
+        self.limit_memory(&cgroup, container, limits.memory_bytes)?;
+        let cpu: &CpuController = cgroup.controller_of().context("no cpu controller")?;
+        let weight = shares(limits.cpu_millis);
+        cpu.set_shares(weight).context("cpu.shares")?;
+        let read = cpu.shares().context("cpu.shares cannot be read back")?;
+        ensure!(read == weight, "cpu.shares was set to {weight} and is {read}");
+        let pids: &PidController = cgroup.controller_of().context("no pids controller")?;
+        let most = MaxValue::Value(i64::try_from(limits.pids).unwrap_or(i64::MAX));
+        pids.set_pid_max(most).context("pids.max")?;
+        let read = pids.get_pid_max().context("pids.max cannot be read back")?;
+        ensure!(read == most, "pids.max was set to {most:?} and is {read:?}");
+        Ok(())
+    }
+
+    fn join_files(&self, container: &str) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> =
+            self.folders().iter().map(|folder| folder.join(container).join("cgroup.procs")).collect();
+        files.dedup();
+        files
+    }
+
+    fn kill_plan(&self, container: &str) -> KillPlan {
+        let dir = self.freezer.join(container);
+        KillPlan::V1 { procs: dir.join("cgroup.procs"), freezer: dir.join("freezer.state") }
+    }
+
+    fn usage(&self, container: &str) -> Option<Usage> {
+        let dir = self.memory.join(container);
+        let all = super::read_u64(&dir.join("memory.usage_in_bytes"))?;
+        let droppable = super::read_keyed(&dir.join("memory.stat"), "total_inactive_file").unwrap_or(0);
+        let cpu_ns = super::read_u64(&self.cpuacct.join(container).join("cpuacct.usage"))?;
+        Some(Usage { memory_bytes: all.saturating_sub(droppable), cpu_ns })
+    }
+
+    fn memory(&self, container: &str) -> Option<MemoryEvidence> {
+        let dir = self.memory.join(container);
+        Some(MemoryEvidence {
+            oom_kills: super::read_keyed(&dir.join("memory.oom_control"), "oom_kill")?,
+            peak_bytes: super::read_u64(&dir.join("memory.max_usage_in_bytes"))?,
+            limit_bytes: super::read_u64(&dir.join("memory.limit_in_bytes"))?,
+        })
+    }
+
+    fn remove(&self, container: &str) -> io::Result<()> {
+        // All of them, even if one is busy: cgroups-rs stops at the first.
+        let results = self.folders().map(|folder| super::remove_dir(&folder.join(container)));
+        results.into_iter().collect()
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for folder in self.folders() {
+            names.extend(super::list_dirs(folder)?);
+        }
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+}

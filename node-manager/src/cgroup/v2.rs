@@ -1,0 +1,157 @@
+//! cgroup v2: one folder per container, controllers handed down level by level.
+//!
+//! A group with processes cannot hand controllers down, so the node manager must not sit in `--cgroup-parent` or
+//! above it, except in the root.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use cgroups_rs::fs::cpu::CpuController;
+use cgroups_rs::fs::hierarchies::{UNIFIED_MOUNTPOINT, V2 as Mount, is_cgroup2_unified_mode};
+use cgroups_rs::fs::memory::MemController;
+use cgroups_rs::fs::pid::PidController;
+use cgroups_rs::fs::{Cgroup, MaxValue};
+use nm_shim::KillPlan;
+
+use super::{Cgroups, Limits, MemoryEvidence, Usage};
+
+const NAMES: [&str; 3] = ["cpu", "memory", "pids"];
+
+/// Whether the machine has cgroup v2 alone.
+pub(super) fn is_unified() -> bool {
+    is_cgroup2_unified_mode()
+}
+
+pub(super) struct V2 {
+    /// Below the mount.
+    path: PathBuf,
+    /// With the mount.
+    dir: PathBuf,
+}
+
+impl V2 {
+    pub(super) fn new(path: &Path, cpu_millis: u32) -> Result<V2> {
+        let dir = Path::new(UNIFIED_MOUNTPOINT).join(path);
+        let mut level = PathBuf::from(UNIFIED_MOUNTPOINT);
+        hand_down(&level)?;
+        for part in path.components() {
+            level.push(part);
+            match fs::create_dir(&level) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(anyhow!("cannot make {}: {error}", level.display()));
+                }
+                Ok(()) | Err(_) => {}
+            }
+            hand_down(&level)?;
+        }
+        fs::write(dir.join("cpu.weight"), weight(cpu_millis).to_string())
+            .context("cpu.weight of the node")?;
+        Ok(V2 { path: path.to_owned(), dir })
+    }
+
+    fn cgroup(&self, container: &str) -> Cgroup {
+        Cgroup::load_with_specified_controllers(
+            Box::new(Mount::new()),
+            self.path.join(container),
+            NAMES.map(str::to_owned).to_vec(),
+        )
+    }
+}
+
+/// Hands our controllers down to the groups below `level`.
+fn hand_down(level: &Path) -> Result<()> {
+    let has = fs::read_to_string(level.join("cgroup.controllers"))
+        .with_context(|| format!("{} is no cgroup", level.display()))?;
+    for name in NAMES {
+        ensure!(
+            has.split_ascii_whitespace().any(|have| have == name),
+            "{} has no controller {name}",
+            level.display()
+        );
+    }
+    fs::write(level.join("cgroup.subtree_control"), "+cpu +memory +pids")
+        .with_context(|| format!("{} cannot hand its controllers down; processes in it?", level.display()))
+}
+
+/// A weight of 100 is one core; the kernel takes 1 to 10,000.
+fn weight(cpu_millis: u32) -> u64 {
+    (u64::from(cpu_millis) / 10).clamp(1, 10_000)
+}
+
+impl Cgroups for V2 {
+    fn describe(&self) -> String {
+        format!("cgroup v2, {}", self.dir.display())
+    }
+
+    fn create(&self, container: &str, limits: &Limits) -> Result<()> {
+        let dir = self.dir.join(container);
+        match fs::create_dir(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(anyhow!("cannot make {}: {error}", dir.display()));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        let cgroup = self.cgroup(container);
+        let memory: &MemController = cgroup.controller_of().context("no memory controller")?;
+        memory.set_limit(i64::try_from(limits.memory_bytes).unwrap_or(i64::MAX)).context("memory.max")?;
+        let read = super::read_u64(&dir.join("memory.max")).context("memory.max cannot be read back")?;
+        ensure!(
+            super::same_memory(limits.memory_bytes, read),
+            "memory.max was set to {} and is {read}",
+            limits.memory_bytes
+        );
+        if dir.join("memory.swap.max").exists() {
+            memory.set_memswap_limit(0).context("memory.swap.max")?;
+        }
+        // One process out of memory is all of it out of memory.
+        fs::write(dir.join("memory.oom.group"), "1").context("memory.oom.group")?;
+        let cpu: &CpuController = cgroup.controller_of().context("no cpu controller")?;
+        let share = weight(limits.cpu_millis);
+        cpu.set_shares(share).context("cpu.weight")?;
+        let read = cpu.shares().context("cpu.weight cannot be read back")?;
+        ensure!(read == share, "cpu.weight was set to {share} and is {read}");
+        let pids: &PidController = cgroup.controller_of().context("no pids controller")?;
+        let most = MaxValue::Value(i64::try_from(limits.pids).unwrap_or(i64::MAX));
+        pids.set_pid_max(most).context("pids.max")?;
+        ensure!(pids.get_pid_max().context("pids.max")? == most, "pids.max does not hold");
+        Ok(())
+    }
+
+    fn join_files(&self, container: &str) -> Vec<PathBuf> {
+        vec![self.dir.join(container).join("cgroup.procs")]
+    }
+
+    fn kill_plan(&self, container: &str) -> KillPlan {
+        let dir = self.dir.join(container);
+        KillPlan::V2 { procs: dir.join("cgroup.procs"), kill: dir.join("cgroup.kill") }
+    }
+
+    fn usage(&self, container: &str) -> Option<Usage> {
+        let dir = self.dir.join(container);
+        let all = super::read_u64(&dir.join("memory.current"))?;
+        let droppable = super::read_keyed(&dir.join("memory.stat"), "inactive_file").unwrap_or(0);
+        let cpu_us = super::read_keyed(&dir.join("cpu.stat"), "usage_usec")?;
+        Some(Usage { memory_bytes: all.saturating_sub(droppable), cpu_ns: cpu_us.saturating_mul(1000) })
+    }
+
+    fn memory(&self, container: &str) -> Option<MemoryEvidence> {
+        let dir = self.dir.join(container);
+        let limit_bytes = super::read_u64(&dir.join("memory.max"))?;
+        Some(MemoryEvidence {
+            oom_kills: super::read_keyed(&dir.join("memory.events"), "oom_kill")?,
+            // memory.peak came with Linux 5.19; who was killed at the limit had reached it.
+            peak_bytes: super::read_u64(&dir.join("memory.peak")).unwrap_or(limit_bytes),
+            limit_bytes,
+        })
+    }
+
+    fn remove(&self, container: &str) -> io::Result<()> {
+        super::remove_dir(&self.dir.join(container))
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        super::list_dirs(&self.dir)
+    }
+}

@@ -1,0 +1,240 @@
+//! The core's commands that take time, each in the background; what came of them goes to the driver.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use nm_core::{Command, Event, Found, Master, Record, Recovered};
+use nm_shim::files::{self, Pid};
+use nm_shim::{ExitFile, ProcessFile};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use types::{ContainerId, JobId, NodeIncarnation, StartContainer};
+
+use crate::cgroup::{Cgroups, remove_patiently};
+use crate::driver::Inbox;
+use crate::launch::Launcher;
+use crate::localize::Localizer;
+use crate::root::Root;
+use crate::watch::{self, Left, Shim};
+
+/// How long a restarted node manager waits for a shim that has claimed a container to say more, in looks.
+const LOOKS: u32 = 300;
+const BETWEEN_LOOKS: std::time::Duration = std::time::Duration::from_millis(10);
+
+/// Does what the core commands.
+#[derive(Clone)]
+pub(crate) struct Hands {
+    pub(crate) root: Arc<Root>,
+    pub(crate) cgroups: Arc<dyn Cgroups>,
+    pub(crate) launcher: Arc<Launcher>,
+    pub(crate) localizer: Arc<Localizer>,
+    pub(crate) inbox: mpsc::UnboundedSender<Inbox>,
+}
+
+impl Hands {
+    fn tell(&self, message: Inbox) {
+        // The driver is gone only at shutdown.
+        let _ = self.inbox.send(message);
+    }
+
+    pub(crate) fn persist(&self, id: ContainerId, version: u64, record: Box<Record>) {
+        let (hands, turn) = (self.clone(), self.root.turn(id));
+        tokio::task::spawn_blocking(move || {
+            let event = match hands.root.persist(&turn, id, version, &record) {
+                Ok(()) => Event::Persisted { id, version },
+                Err(error) => {
+                    tracing::error!(container = %id, %error, "its record cannot be written");
+                    Event::PersistFailed { id, version, reason: error.to_string() }
+                }
+            };
+            hands.tell(Inbox::Core(event));
+        });
+    }
+
+    pub(crate) fn localize(&self, start: StartContainer) -> JoinHandle<()> {
+        let hands = self.clone();
+        tokio::spawn(async move {
+            let id = start.id;
+            let result = hands.fetch_and_prepare(start).await.map_err(|error| format!("{error:#}"));
+            hands.tell(Inbox::Core(Event::Localized { id, result }));
+        })
+    }
+
+    async fn fetch_and_prepare(&self, start: StartContainer) -> Result<()> {
+        for artefact in &start.artefacts {
+            self.localizer.fetch(&self.root, artefact).await?;
+        }
+        let hands = self.clone();
+        tokio::task::spawn_blocking(move || hands.launcher.prepare(&hands.root, &start)).await?
+    }
+
+    pub(crate) fn launch(&self, start: StartContainer, master: Option<Master>) {
+        let hands = self.clone();
+        tokio::spawn(async move {
+            let id = start.id;
+            let doing = hands.clone();
+            let launched = tokio::task::spawn_blocking(move || {
+                doing.launcher.launch(&doing.root, doing.cgroups.as_ref(), &start, master.as_ref())
+            })
+            .await;
+            let started = match launched.map_err(anyhow::Error::from).and_then(|result| result) {
+                Ok(started) => started,
+                Err(error) => {
+                    let reason = format!("{error:#}");
+                    tracing::warn!(container = %id, reason, "it cannot be started");
+                    return hands.tell(Inbox::Core(Event::LaunchFailed { id, reason }));
+                }
+            };
+            let pid = started.shim.id();
+            let shim = Pid::of(pid).and_then(|pid| {
+                hands.tell(Inbox::Shim(id, pid));
+                Shim::hold(pid, Some(started.shim))
+            });
+            let process = watch::process_of(started.process);
+            hands.tell(Inbox::Core(Event::Launched { id, process }));
+            hands.follow(id, shim).await;
+        });
+    }
+
+    /// Waits for the shim's end, then cleans up and tells.
+    async fn follow(&self, id: ContainerId, shim: std::io::Result<Option<Shim>>) {
+        match shim {
+            Ok(Some(mut shim)) => shim.ended().await,
+            Ok(None) => {}
+            Err(error) => tracing::error!(container = %id, %error, "its shim cannot be watched; ending it"),
+        }
+        let hands = self.clone();
+        let end = tokio::task::spawn_blocking(move || {
+            watch::conclude(hands.cgroups.as_ref(), id, &hands.root.container(id))
+        })
+        .await;
+        match end {
+            Ok(end) => self.tell(Inbox::Ended(id, end)),
+            Err(error) => tracing::error!(container = %id, %error, "its end cannot be told"),
+        }
+    }
+
+    pub(crate) fn terminate(&self, id: ContainerId) {
+        let dir = self.root.container(id);
+        tokio::task::spawn_blocking(move || watch::terminate(id, &dir));
+    }
+
+    pub(crate) fn kill(&self, id: ContainerId, shim: Option<Pid>) {
+        let hands = self.clone();
+        tokio::task::spawn_blocking(move || {
+            let shim = shim.or_else(|| watch::claimed(&hands.root.container(id)));
+            watch::kill(hands.cgroups.as_ref(), id, shim);
+        });
+    }
+
+    pub(crate) fn remove(&self, id: ContainerId, preparing: Option<JoinHandle<()>>) {
+        let (hands, last) = (self.clone(), self.root.last_turn(id));
+        tokio::spawn(async move {
+            if let Some(preparing) = preparing {
+                preparing.abort();
+                // Its blocking part cannot be aborted and does not take long; its end shows in the join.
+                let _ = preparing.await;
+            }
+            let removed = tokio::task::spawn_blocking(move || hands.root.remove_container(&last, id)).await;
+            if let Ok(Err(error)) = removed {
+                tracing::warn!(container = %id, %error, "its folder cannot be removed");
+            }
+        });
+    }
+
+    pub(crate) fn write_master(&self, id: ContainerId, master: Master) {
+        // In the driver's thread, so that a later address is never overtaken by an earlier one.
+        if let Err(error) = self.launcher.write_master(&self.root.work(id), &master) {
+            tracing::warn!(container = %id, %error, "its master's address cannot be written");
+        }
+    }
+
+    pub(crate) fn purge(&self, job: JobId) {
+        let hands = self.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = crate::state::purge(&hands.root, &job) {
+                tracing::warn!(%job, %error, "its state cannot be removed");
+            }
+            match crate::state::scan(&hands.root) {
+                Ok(found) => hands.tell(Inbox::State(found)),
+                Err(error) => tracing::warn!(%error, "local state cannot be looked at"),
+            }
+        });
+    }
+
+    /// What earlier lives of the node manager left. Those that still run are followed from here on.
+    pub(crate) fn recover(&self, incarnation: &NodeIncarnation) -> Result<Vec<Recovered>> {
+        let mut left = Vec::new();
+        for (id, record) in self.root.records()? {
+            let found = if record.exit.is_some() || record.boot_id != incarnation.boot_id {
+                Found::NeverStarted
+            } else {
+                self.find(id)?
+            };
+            left.push(Recovered { record, found });
+        }
+        self.sweep_cgroups(&left)?;
+        Ok(left)
+    }
+
+    fn find(&self, id: ContainerId) -> Result<Found> {
+        let dir = self.root.container(id);
+        let Left::Shim(pid, mut process) = watch::look(&dir)? else { return Ok(Found::NeverStarted) };
+        let shim = Shim::hold(pid, None)?;
+        let has_exit = || files::read::<ExitFile>(&dir, files::EXIT).is_ok_and(|exit| exit.is_some());
+        for _ in 0..LOOKS {
+            if process.is_some() || has_exit() || !pid.exists() {
+                break;
+            }
+            std::thread::sleep(BETWEEN_LOOKS);
+            process = files::read::<ProcessFile>(&dir, files::PROCESS)?;
+        }
+        if let (Some(process), Some(shim)) = (process, shim) {
+            tracing::info!(container = %id, pid = process.process.pid, "taken over");
+            self.tell(Inbox::Shim(id, pid));
+            let hands = self.clone();
+            tokio::spawn(async move { hands.follow(id, Ok(Some(shim))).await });
+            return Ok(Found::Running(watch::process_of(process)));
+        }
+        watch::kill(self.cgroups.as_ref(), id, Some(pid));
+        let end = watch::conclude(self.cgroups.as_ref(), id, &dir);
+        Ok(Found::Ended {
+            process: end.process,
+            outcome: end.outcome,
+            evidence: end.evidence,
+            ended_unix_ms: end.ended_unix_ms,
+        })
+    }
+
+    /// Removes cgroups that belong to no container that runs.
+    fn sweep_cgroups(&self, left: &[Recovered]) -> Result<()> {
+        for name in self.cgroups.list()? {
+            let runs = left.iter().any(|recovered| {
+                recovered.record.start.id.to_string() == name && matches!(recovered.found, Found::Running(_))
+            });
+            if runs {
+                continue;
+            }
+            tracing::info!(cgroup = name, "left behind; ending what is in it");
+            let plan = self.cgroups.kill_plan(&name);
+            let ended = plan.kill_all(None, std::time::Duration::from_secs(5));
+            let removed = remove_patiently(self.cgroups.as_ref(), &name, std::time::Duration::from_secs(1));
+            for error in [ended.map(drop), removed].into_iter().filter_map(Result::err) {
+                tracing::warn!(cgroup = name, %error, "it cannot be removed");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Carries out commands before the driver runs: those of recovery, which are records and stops.
+pub(crate) fn carry_out_recovery(hands: &Hands, commands: Vec<Command>) {
+    for command in commands {
+        match command {
+            Command::Persist { id, version, record } => hands.persist(id, version, record),
+            Command::Terminate { id } => hands.terminate(id),
+            Command::Kill { id } => hands.kill(id, None),
+            other => unreachable!("recovery commands {other:?}"),
+        }
+    }
+}

@@ -1,0 +1,370 @@
+//! A resource manager for tests that answers to one node, and the real `nm` on a folder and a cgroup of its own.
+#![allow(dead_code)] // each test binary uses its part
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use proto::{Incoming, Tx, pb};
+use sha2::{Digest as _, Sha256};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Status, Streaming};
+use types::{
+    AppId, Artefact, CommandStamp, ContainerId, ContainerReport, ContainerState, ContainerUsage, Digest,
+    Epoch, ExitCause, FromNode, Incarnation, JobId, NodeHello, NodeWelcome, OnLeaseLoss, RequestId, Resource,
+    Role, StartContainer, StateEntry, ToNode,
+};
+
+pub type NodeIncoming = Incoming<NodeHello, NodeWelcome, (CommandStamp, ToNode), FromNode>;
+
+pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const EPOCH: u64 = 1_763_800_000_000;
+
+/// A resource manager that does what the test says.
+pub struct FakeRm {
+    pub addr: String,
+    pub files: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
+    pub fetches: Arc<AtomicU32>,
+    incoming: mpsc::Receiver<NodeIncoming>,
+    sessions: u64,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for FakeRm {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl FakeRm {
+    pub async fn start() -> FakeRm {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let (to, incoming) = mpsc::channel(4);
+        let files = Arc::new(Mutex::new(BTreeMap::new()));
+        let fetches = Arc::new(AtomicU32::new(0));
+        let store = Store { files: files.clone(), fetches: fetches.clone() };
+        let server = tonic::transport::Server::builder()
+            .add_service(proto::node_service(to))
+            .add_service(proto::artefact_service(store))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        let server = tokio::spawn(async move { server.await.unwrap() });
+        FakeRm { addr, files, fetches, incoming, sessions: 0, server }
+    }
+
+    /// Puts a file into the store.
+    pub fn upload(&self, name: &str, content: &[u8]) -> Artefact {
+        let digest: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+        self.files.lock().unwrap().insert(digest.clone(), content.to_vec());
+        Artefact { name: name.into(), digest: Digest(digest), bytes: content.len() as u64 }
+    }
+
+    /// Waits for the node's next Hello and accepts it.
+    pub async fn join(&mut self) -> Session {
+        self.join_with_lease(5_000).await
+    }
+
+    pub async fn join_with_lease(&mut self, lease_ms: u64) -> Session {
+        let incoming =
+            tokio::time::timeout(PATIENCE, self.incoming.recv()).await.expect("no Hello came").unwrap();
+        self.sessions += 1;
+        let hello = incoming.hello.clone();
+        let stamp = CommandStamp {
+            epoch: Epoch(EPOCH),
+            session: self.sessions,
+            incarnation: hello.incarnation.clone(),
+        };
+        let welcome = NodeWelcome { epoch: Epoch(EPOCH), session: self.sessions, lease_ms, beat_ms: 100 };
+        let (tx, mut rx) = incoming.accept(welcome);
+        let (reports, received) = mpsc::unbounded_channel();
+        let seen = Arc::new(Mutex::new(Seen { state: hello.state.clone(), ..Seen::default() }));
+        let (acks, acking, noting) = (tx.clone(), stamp.clone(), seen.clone());
+        tokio::spawn(async move {
+            while let Some(item) = rx.recv().await {
+                match item {
+                    FromNode::Beat(beat) if !noting.lock().unwrap().deaf => {
+                        let ack = ToNode::BeatAck { sent_at_ms: beat.sent_at_ms };
+                        let _ = acks.send((acking.clone(), ack));
+                    }
+                    FromNode::Beat(_) => {}
+                    FromNode::Container(report) => drop(reports.send(report)),
+                    FromNode::State(state) => noting.lock().unwrap().state = state,
+                    FromNode::Usage(usage) => noting.lock().unwrap().usage = usage,
+                }
+            }
+        });
+        Session { hello, stamp, tx, reports: received, seen, last: BTreeMap::new() }
+    }
+}
+
+#[derive(Default)]
+pub struct Seen {
+    pub state: Vec<StateEntry>,
+    pub usage: Vec<ContainerUsage>,
+    /// Beats are not acknowledged any more.
+    pub deaf: bool,
+}
+
+/// One session with the node.
+pub struct Session {
+    pub hello: NodeHello,
+    pub stamp: CommandStamp,
+    tx: Tx<(CommandStamp, ToNode)>,
+    reports: mpsc::UnboundedReceiver<ContainerReport>,
+    pub seen: Arc<Mutex<Seen>>,
+    last: BTreeMap<ContainerId, ContainerReport>,
+}
+
+impl Session {
+    pub fn send(&self, item: ToNode) {
+        self.tx.send((self.stamp.clone(), item)).unwrap();
+    }
+
+    pub fn start(&self, start: &StartContainer) {
+        self.send(ToNode::Start(Box::new(start.clone())));
+    }
+
+    pub fn stop(&self, container: ContainerId, grace_ms: u64) {
+        self.send(ToNode::Stop { container, grace_ms, cause: ExitCause::KilledByAm });
+    }
+
+    /// The next report about `id`.
+    pub async fn report(&mut self, id: ContainerId) -> ContainerReport {
+        loop {
+            let report = tokio::time::timeout(PATIENCE, self.reports.recv())
+                .await
+                .unwrap_or_else(|_| panic!("no report of {id} came; last {:?}", self.last.get(&id)))
+                .expect("the session ended");
+            self.last.insert(report.id, report.clone());
+            if report.id == id {
+                return report;
+            }
+        }
+    }
+
+    pub async fn running(&mut self, id: ContainerId) -> ContainerReport {
+        loop {
+            let report = self.report(id).await;
+            match &report.state {
+                ContainerState::Running => return report,
+                ContainerState::Exited { exit } => panic!("{id} does not run: {exit}"),
+                _ => {}
+            }
+        }
+    }
+
+    pub async fn exit(&mut self, id: ContainerId) -> ExitCause {
+        loop {
+            if let ContainerState::Exited { exit } = self.report(id).await.state {
+                return exit;
+            }
+        }
+    }
+
+    /// Waits for something that arrives aside: state or usage.
+    pub async fn until(&self, what: &str, holds: impl Fn(&Seen) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds(&self.seen.lock().unwrap()) {
+            assert!(Instant::now() < deadline, "{what} did not come");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+struct Store {
+    files: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
+    fetches: Arc<AtomicU32>,
+}
+
+#[tonic::async_trait]
+impl pb::artefact_service_server::ArtefactService for Store {
+    type FetchStream = ReceiverStream<Result<pb::ArtefactChunk, Status>>;
+
+    async fn has(&self, _: Request<pb::HasRequest>) -> Result<Response<pb::HasResponse>, Status> {
+        Err(Status::unimplemented("not for nodes"))
+    }
+    async fn upload(
+        &self,
+        _: Request<Streaming<pb::UploadChunk>>,
+    ) -> Result<Response<pb::UploadResponse>, Status> {
+        Err(Status::unimplemented("not for nodes"))
+    }
+    async fn fetch(&self, request: Request<pb::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
+        let digest = request.into_inner().digest;
+        let content = self.files.lock().unwrap().get(&digest).cloned();
+        let content = content.ok_or_else(|| Status::not_found(format!("no artefact {digest}")))?;
+        self.fetches.fetch_add(1, Ordering::SeqCst);
+        let (tx, rx) = mpsc::channel(4);
+        tokio::spawn(async move {
+            for chunk in content.chunks(64 << 10) {
+                let _ = tx.send(Ok(pb::ArtefactChunk { chunk: chunk.to_vec().into() })).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(rx)))
+    }
+}
+
+/// An `nm` with a folder and a cgroup of its own; the folder and cgroup outlive restarts.
+pub struct Node {
+    pub root: tempfile::TempDir,
+    pub parent: String,
+    args: Vec<String>,
+    nm: Option<Child>,
+}
+
+static NODES: AtomicU64 = AtomicU64::new(0);
+
+impl Node {
+    pub fn start(rm: &FakeRm, extra: &[&str]) -> Node {
+        install_shim();
+        let root = tempfile::Builder::new().prefix("samza-nm-").tempdir().unwrap();
+        let parent = format!("samza-test-{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::SeqCst));
+        let mut args: Vec<String> = ["--rm", &rm.addr, "--root", root.path().to_str().unwrap()]
+            .into_iter()
+            .chain(["--cgroup-parent", &parent, "--host", "127.0.0.1", "--rack", "r1"])
+            .chain(["--memory", "1GiB", "--cpu", "2"])
+            .map(str::to_owned)
+            .collect();
+        args.extend(extra.iter().map(|arg| (*arg).to_owned()));
+        let mut node = Node { root, parent, args, nm: None };
+        node.run();
+        node
+    }
+
+    /// Starts `nm` (again).
+    pub fn run(&mut self) {
+        assert!(self.nm.is_none());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nm"));
+        command.args(&self.args).stdout(Stdio::null()).process_group(0);
+        self.nm = Some(command.spawn().unwrap());
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.nm.as_ref().unwrap().id()
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        let mut nm = self.nm.take().unwrap();
+        nm.kill().unwrap();
+        nm.wait().unwrap();
+    }
+
+    /// SIGTERM, and waits for its end.
+    pub fn terminate(&mut self) {
+        let mut nm = self.nm.take().unwrap();
+        signal(nm.id(), rustix::process::Signal::TERM);
+        assert!(nm.wait().unwrap().success());
+    }
+
+    pub fn work(&self, id: ContainerId) -> PathBuf {
+        self.root.path().join("containers").join(id.to_string()).join("work")
+    }
+
+    /// Every cgroup folder of this node's containers.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for controller in ["cpu", "cpuacct", "freezer", "memory", "pids", ""] {
+            let node = Path::new("/sys/fs/cgroup").join(controller).join(&self.parent).join("127.0.0.1");
+            let Ok(entries) = fs::read_dir(node) else { continue };
+            found.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()));
+        }
+        found
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.nm.is_some() {
+            self.kill();
+        }
+        for cgroup in self.cgroups() {
+            for _ in 0..200 {
+                let pids = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+                for pid in pids.lines().filter_map(|pid| pid.parse().ok()) {
+                    signal(pid, rustix::process::Signal::KILL);
+                }
+                if fs::remove_dir(&cgroup).is_ok() || !cgroup.exists() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        for controller in ["cpu", "cpuacct", "freezer", "memory", "pids", ""] {
+            let parent = Path::new("/sys/fs/cgroup").join(controller).join(&self.parent);
+            let _ = fs::remove_dir(parent.join("127.0.0.1"));
+            let _ = fs::remove_dir(parent);
+        }
+    }
+}
+
+/// nm looks for nm-shim beside itself; cargo builds the binaries of other packages only when asked.
+fn install_shim() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let built = Command::new(env!("CARGO"))
+            .args(["build", "-q", "-p", "nm-shim"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status()
+            .unwrap();
+        assert!(built.success(), "nm-shim cannot be built");
+    });
+}
+
+pub fn signal(pid: u32, signal: rustix::process::Signal) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+/// Whether the process exists and is no zombie.
+pub fn alive(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z')))
+}
+
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub fn id(seq: u64) -> ContainerId {
+    ContainerId(Incarnation { epoch: Epoch(EPOCH), seq })
+}
+
+/// A container of slot `slot` that runs a shell script.
+pub fn shell(seq: u64, slot: u32, script: &str) -> StartContainer {
+    StartContainer {
+        id: id(seq),
+        app: AppId("application_1_1".into()),
+        job: JobId { name: "job".into(), id: "1".into() },
+        role: Role::Worker { request: RequestId { attempt: 1, slot, try_no: 1 } },
+        resource: Resource { memory_bytes: 64 << 20, cpu_millis: 500 },
+        artefacts: Vec::new(),
+        command: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        env: BTreeMap::new(),
+        spec: serde_json::from_str(SPEC).unwrap(),
+        token: "secret".into(),
+        am_address: None,
+        on_lease_loss: OnLeaseLoss::Keep,
+    }
+}
+
+const SPEC: &str = r#"{"job":{"name":"job","id":"1"},"queue":"default","priority":0,
+"app_master":{"memory_bytes":1,"cpu_millis":1},
+"package":{"source":"x","artefact":null,"command":[],"env":{}},
+"containers":{"count":1,"resource":{"memory_bytes":1,"cpu_millis":1},"threads":1},
+"task":{"inputs":[],"window_ms":null,"commit_ms":1000,"delivery":"at-least-once","grouper":"partition","config":{}},
+"systems":{},"streams":{},"stores":{},
+"placement":{"wait_ms":0,"rack_wait_ms":0,"host_affinity":true,"on_lease_loss":"keep","labels":{},"spread":"none"},
+"restart":{"retries":8,"window_ms":300000,"backoff_min_ms":1000,"backoff_max_ms":60000,"on_exhausted":"fail"}}"#;
