@@ -14,9 +14,7 @@ use std::time::Duration;
 
 use am_core::place::{Remembered, RememberedModel, SlotPlace};
 use serde::{Deserialize, Serialize};
-use task_api::system::{
-    Isolation, Message, SystemAdmin, SystemError, TopicPartition, TransactionalProducer,
-};
+use task_api::system::{Isolation, Message, SystemAdmin, SystemError, TopicPartition, TransactionalProducer};
 use task_core::ownership::{Claim, Claimant, Claimed, OwnerRecord, Partitions, Purpose, drive};
 use types::{AppId, ContainerId, Incarnation, JobModel, NodeId, TaskName};
 
@@ -52,8 +50,6 @@ struct Place {
 /// Who writes: stands in what is written.
 #[derive(Debug, Clone)]
 pub struct Writer {
-    /// The job's application.
-    pub app: AppId,
     /// The master's attempt.
     pub attempt: u32,
     /// The master's owner record.
@@ -90,7 +86,10 @@ impl Coordinator {
         let high = match drive(claim, admin.as_ref(), &mut Owner { producer: &mut *coordinator.producer })? {
             Claimed::Owned(high) => high,
             Claimed::Fenced { by } => {
-                return Err(SystemError::Fenced(format!("a newer application master owns {topic}: {}", by.id)));
+                return Err(SystemError::Fenced(format!(
+                    "a newer application master owns {topic}: {}",
+                    by.id
+                )));
             }
         };
         let until = high.first().and_then(|h| h.first()).copied().unwrap_or(0);

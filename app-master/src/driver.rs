@@ -4,18 +4,34 @@ use std::collections::BTreeMap;
 use std::sync::mpsc as blocking;
 use std::time::Duration;
 
-use am_core::{AmCore, Command, Event, HelloAnswer};
+use am_core::{AmCore, Command, HelloAnswer};
 use daemon::Shutdown;
-use proto::{DialError, Dialled, Incoming, Link, Rx, Token, Tx};
+use proto::{DialError, Dialled, Incoming, Link, Token, Tx};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use types::{
-    AmHello, AmWelcome, ContainerHello, ContainerId, ContainerWelcome, EXIT_FENCED, FromAm, FromContainer, JobStatus,
-    Timestamp, ToAm, ToContainer,
+    AmHello, AmWelcome, ContainerHello, ContainerId, ContainerWelcome, EXIT_FENCED, FromAm, FromContainer,
+    JobStatus, Timestamp, ToAm, ToContainer,
 };
 
 use crate::kafka_side::{Answer, Request};
 use crate::settings::Settings;
+
+/// Hands a session's items to the inbox until it is over.
+macro_rules! forward {
+    ($rx:expr, $inbox:expr, $item:expr, $gone:expr) => {{
+        let (mut rx, inbox) = ($rx, $inbox);
+        tokio::spawn(async move {
+            while let Some(item) = rx.recv().await {
+                if inbox.send($item(item)).await.is_err() {
+                    return;
+                }
+            }
+            let reason = rx.reason();
+            let _ = inbox.send($gone(reason)).await;
+        });
+    }};
+}
 
 /// A container's session, before it was answered.
 pub type Caller = Incoming<ContainerHello, ContainerWelcome, ToContainer, FromContainer>;
@@ -104,8 +120,8 @@ pub struct Driver {
     sessions: u64,
     told: (JobStatus, Instant),
     topology_at: Instant,
-    /// Once the job's end was said: the beat whose answer proves that it was heard.
-    farewell: Option<u64>,
+    /// Since when the job is over. The resource manager ends the session when it has heard of it, and refuses the
+    /// next: that is the answer.
     over_since: Option<Instant>,
     exit: Option<i32>,
 }
@@ -127,7 +143,13 @@ fn now() -> Timestamp {
 impl Driver {
     /// A driver that has done nothing yet.
     #[must_use]
-    pub fn new(core: AmCore, settings: Settings, address: String, token: Option<Token>, channels: Channels) -> Driver {
+    pub fn new(
+        core: AmCore,
+        settings: Settings,
+        address: String,
+        token: Option<Token>,
+        channels: Channels,
+    ) -> Driver {
         let start = Instant::now();
         Driver {
             core,
@@ -147,7 +169,6 @@ impl Driver {
             sessions: 0,
             told: (JobStatus::default(), start),
             topology_at: start + TOPOLOGY_EVERY,
-            farewell: None,
             over_since: None,
             exit: None,
         }
@@ -259,12 +280,14 @@ impl Driver {
                 self.exit = Some(1);
             }
             Input::Dialled(result) => self.dialled(*result),
-            Input::FromRm { session, item } => self.from_rm(session, item),
+            Input::FromRm { session, item } => self.rm_said(session, item),
             Input::RmGone { session, reason } => {
                 if self.rm.as_ref().is_some_and(|rm| rm.number == session) {
-                    tracing::warn!(reason, "the session with the resource manager is over; containers run on");
+                    tracing::warn!(
+                        reason,
+                        "the session with the resource manager is over; containers run on"
+                    );
                     self.rm = None;
-                    self.farewell = None;
                     self.dial_at = Instant::now() + DIAL_MIN;
                     self.core.session_lost();
                 }
@@ -316,12 +339,10 @@ impl Driver {
         let beat = Duration::from_millis(welcome.beat_ms.max(50));
         self.rm = Some(RmSession { number, tx, beat, next_beat: Instant::now() });
         tracing::info!(epoch = welcome.epoch.0, containers = welcome.containers.len(), "registered");
-        tokio::spawn(forward(
-            rx,
-            to_inbox,
-            move |item| Input::FromRm { session: number, item },
-            move |reason| Input::RmGone { session: number, reason },
-        ));
+        forward!(rx, to_inbox, |item| Input::FromRm { session: number, item }, |reason| Input::RmGone {
+            session: number,
+            reason
+        });
         self.verb(|core, now, out| core.welcome(now, welcome, out));
     }
 
@@ -330,8 +351,11 @@ impl Driver {
         if let DialError::Refused(reason) = error {
             let since = *self.refused_since.get_or_insert(at);
             if self.over_since.is_some() {
+                tracing::info!("the resource manager knows that the job is over");
                 self.exit = Some(0);
-            } else if at.duration_since(since) >= REFUSED_FOR {
+                return;
+            }
+            if at.duration_since(since) >= REFUSED_FOR {
                 tracing::error!(reason, "the resource manager does not want this attempt");
                 self.exit = Some(EXIT_FENCED);
             }
@@ -343,17 +367,12 @@ impl Driver {
         self.dial_wait = (self.dial_wait * 2).min(DIAL_MAX);
     }
 
-    fn from_rm(&mut self, session: u64, item: ToAm) {
+    fn rm_said(&mut self, session: u64, item: ToAm) {
         if self.rm.as_ref().is_none_or(|rm| rm.number != session) {
             return;
         }
         match item {
-            ToAm::BeatAck { sent_at_ms } => {
-                if self.farewell == Some(sent_at_ms) {
-                    tracing::info!("the resource manager knows that the job is over");
-                    self.exit = Some(0);
-                }
-            }
+            ToAm::BeatAck { .. } => {}
             ToAm::Container(placed) => self.verb(|core, now, out| core.container(now, placed, out)),
             ToAm::Waiting { request, reasons } => self.core.waiting(request, reasons),
             ToAm::Minted { nonce, incarnation } => {
@@ -381,15 +400,16 @@ impl Driver {
                     self.sessions += 1;
                     let session = self.sessions;
                     let attempt = self.settings.attempt;
-                    let (tx, rx) = caller.accept(ContainerWelcome { attempt, model, beat_ms: CONTAINER_BEAT_MS });
+                    let (tx, rx) =
+                        caller.accept(ContainerWelcome { attempt, model, beat_ms: CONTAINER_BEAT_MS });
                     self.containers.insert(id, (session, tx));
                     tracing::info!(container = %id, "connected");
-                    tokio::spawn(forward(
+                    forward!(
                         rx,
                         self.to_inbox.clone(),
-                        move |item| Input::FromContainer { container: id, session, item },
-                        move |_| Input::ContainerGone { container: id, session },
-                    ));
+                        |item| Input::FromContainer { container: id, session, item },
+                        |_: String| Input::ContainerGone { container: id, session }
+                    );
                 }
                 Ok(HelloAnswer::Wait) if Instant::now() < until => self.held.push((caller, until)),
                 Ok(HelloAnswer::Wait) => {
@@ -423,18 +443,17 @@ impl Driver {
                 self.told.0 = self.core.job_status(now());
                 self.to_rm(FromAm::Status(Box::new(self.told.0.clone())));
                 self.to_rm(FromAm::Finish(outcome));
-                let sent_at_ms = now().0;
-                self.farewell = Some(sent_at_ms);
-                self.to_rm(FromAm::Beat { sent_at_ms });
             }
-            Command::ReadFacts => self.to_kafka(Request::ReadFacts),
-            Command::Prepare(plan) => self.to_kafka(Request::Prepare(plan)),
-            Command::ReadTopology => self.to_kafka(Request::ReadTopology),
+            Command::ReadFacts => self.ask_kafka(Request::ReadFacts),
+            Command::Prepare(plan) => self.ask_kafka(Request::Prepare(plan)),
+            Command::ReadTopology => self.ask_kafka(Request::ReadTopology),
             Command::ReadOwners { slot, container, partitions } => {
-                self.to_kafka(Request::ReadOwners { slot, container, partitions });
+                self.ask_kafka(Request::ReadOwners { slot, container, partitions });
             }
-            Command::Fence { incarnation, partitions } => self.to_kafka(Request::Fence { incarnation, partitions }),
-            Command::Remember { slot, place } => self.to_kafka(Request::Remember { slot, place }),
+            Command::Fence { incarnation, partitions } => {
+                self.ask_kafka(Request::Fence { incarnation, partitions })
+            }
+            Command::Remember { slot, place } => self.ask_kafka(Request::Remember { slot, place }),
             Command::AnswerContainer { .. } => {}
             Command::MoveMe(reason) => {
                 tracing::error!(reason, "ending, so that another attempt runs elsewhere");
@@ -443,7 +462,7 @@ impl Driver {
         }
     }
 
-    fn to_kafka(&mut self, request: Request) {
+    fn ask_kafka(&mut self, request: Request) {
         if self.kafka.send(request).is_err() {
             tracing::error!("the Kafka thread has ended");
             self.exit = Some(1);
@@ -454,20 +473,4 @@ impl Driver {
 async fn dial_rm(to: &str, token: Option<&Token>, hello: AmHello) -> Result<RmDialled, DialError> {
     let link: Link = proto::connect(to, token).await?;
     proto::dial_app_master(&link, hello).await
-}
-
-/// Hands a session's items to the inbox until it is over.
-async fn forward<T>(
-    mut rx: Rx<T>,
-    inbox: mpsc::Sender<Input>,
-    wrap: impl Fn(T) -> Input,
-    gone: impl FnOnce(String) -> Input,
-) {
-    while let Some(item) = rx.recv().await {
-        if inbox.send(wrap(item)).await.is_err() {
-            return;
-        }
-    }
-    let reason = rx.reason();
-    let _ = inbox.send(gone(reason)).await;
 }

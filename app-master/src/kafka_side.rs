@@ -124,7 +124,8 @@ impl KafkaSide {
             return Err(Trouble::Failure(Failure::Fatal("the job has no inputs".into())));
         };
         let of = |e: SystemError| Trouble::from(Unread::System(system.clone(), e));
-        let topic = plan::coordinator_topic(&self.spec, topology.broker_count(&system)).expect("it has an input");
+        let topic =
+            plan::coordinator_topic(&self.spec, topology.broker_count(&system)).expect("it has an input");
         let admin = self.systems.admin(&system).map_err(of)?;
         admin.create(&[new_topic(&topic)]).map_err(of)?;
         let producer = self.systems.producer(&system, &self.writer.owner.id).map_err(of)?;
@@ -268,9 +269,8 @@ fn new_topic(plan: &TopicPlan) -> NewTopic {
 /// Several wishes to read the topology again are one.
 fn without_repeats(batch: Vec<Request>) -> Vec<Request> {
     let last = batch.iter().rposition(|r| matches!(r, Request::ReadTopology));
-    let keep = |(n, r): (usize, Request)| {
-        (!matches!(r, Request::ReadTopology) || Some(n) == last).then_some(r)
-    };
+    let keep =
+        |(n, r): (usize, Request)| (!matches!(r, Request::ReadTopology) || Some(n) == last).then_some(r);
     batch.into_iter().enumerate().filter_map(keep).collect()
 }
 
@@ -290,14 +290,16 @@ mod tests {
 
     fn side(memory: &Memory, seq: u64) -> KafkaSide {
         let owner = OwnerRecord::of_app_master(&spec().job, incarnation(seq));
-        let writer = Writer { app: "app".into(), attempt: 1, owner };
+        let writer = Writer { attempt: 1, owner };
         KafkaSide::new(spec(), writer, Box::new(memory.clone()))
     }
 
     fn with_input(partitions: i32) -> Memory {
         let memory = Memory::default();
         let config = BTreeMap::new();
-        memory.create(&[NewTopic { topic: "in".into(), partitions, replication: 1, config }]).expect("created");
+        memory
+            .create(&[NewTopic { topic: "in".into(), partitions, replication: 1, config }])
+            .expect("created");
         memory
     }
 
@@ -379,8 +381,11 @@ mod tests {
             container: ContainerId(incarnation(4)),
             partitions: vec![0],
         });
-        let expected =
-            Event::OwnersRead { slot: 0, container: ContainerId(incarnation(4)), newest: Ok(Some(incarnation(5))) };
+        let expected = Event::OwnersRead {
+            slot: 0,
+            container: ContainerId(incarnation(4)),
+            newest: Ok(Some(incarnation(5))),
+        };
         assert_eq!(found, Some(Answer::Event(expected)));
         let done = side.handle(Request::Fence { incarnation: incarnation(8), partitions: vec![0, 1] });
         assert_eq!(done, Some(Answer::Event(Event::TasksFenced(Ok(())))));
@@ -391,6 +396,9 @@ mod tests {
             vec![Partitions { owners: TopicPartition { topic, partition: 0 }, follow: vec![] }],
         );
         let woken = drive(late, &memory, &mut Stopper).expect("driven");
-        assert!(matches!(woken, Claimed::Fenced { .. }), "what slept through the stop never starts: {woken:?}");
+        assert!(
+            matches!(woken, Claimed::Fenced { .. }),
+            "what slept through the stop never starts: {woken:?}"
+        );
     }
 }

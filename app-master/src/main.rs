@@ -4,6 +4,8 @@
 
 mod coordinator;
 mod driver;
+#[cfg(test)]
+mod driver_tests;
 mod facts;
 mod kafka_side;
 mod settings;
@@ -26,17 +28,21 @@ use crate::coordinator::Writer;
 use crate::driver::{Channels, Driver, Input};
 use crate::kafka_side::KafkaSide;
 use crate::settings::Settings;
-use crate::systems::KafkaSystems;
+use crate::systems::{KafkaSystems, Systems};
 
 /// Runs one job: builds its model, asks for containers and keeps them running.
 #[derive(Parser)]
-#[command(version, about, after_help = "\
+#[command(
+    version,
+    about,
+    after_help = "\
 Started by a node manager, never by hand: all its settings come from the environment (SAMZA_APP_ID, SAMZA_ATTEMPT,
 SAMZA_CONTAINER_ID, SAMZA_JOB_FILE, SAMZA_RM, SAMZA_NODE_HOST, SAMZA_TOKEN_FILE).
 
 Exit codes: 0 the job is over, or it was told to end; 90 a newer application master has taken over; 1 anything else.
 
-Example: samza-submit job.toml    (the resource manager then has a node manager start an app-master)")]
+Example: samza-submit job.toml    (the resource manager then has a node manager start an app-master)"
+)]
 struct Arguments {}
 
 fn main() -> anyhow::Result<()> {
@@ -45,20 +51,35 @@ fn main() -> anyhow::Result<()> {
     let settings = Settings::from_env()?;
     // Two threads: it decides little and must stay small.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let code = runtime.block_on(serve(settings))?;
+    let code = runtime.block_on(async {
+        let owner = OwnerRecord::of_app_master(&settings.spec.job, settings.container.0);
+        let writer = Writer { attempt: settings.attempt, owner };
+        let systems = Box::new(KafkaSystems::of(&settings.spec));
+        serve_job(settings, writer, systems, Shutdown::on_signals()).await
+    })?;
     // The Kafka thread may be inside a call of many seconds: the process does not wait for it.
     std::process::exit(code)
 }
 
-async fn serve(settings: Settings) -> anyhow::Result<i32> {
-    let shutdown = Shutdown::on_signals();
-    let token = settings.token_file.as_deref().map(Token::load).transpose().context("reading SAMZA_TOKEN_FILE")?;
+/// Serves one job to its end; the exit code.
+async fn serve_job(
+    settings: Settings,
+    writer: Writer,
+    systems: Box<dyn Systems>,
+    shutdown: Shutdown,
+) -> anyhow::Result<i32> {
+    let token =
+        settings.token_file.as_deref().map(Token::load).transpose().context("reading SAMZA_TOKEN_FILE")?;
     let host = settings.listen_host();
-    let listener = TcpListener::bind((host.as_str(), 0)).await.with_context(|| format!("listening on {host}"))?;
+    let listener =
+        TcpListener::bind((host.as_str(), 0)).await.with_context(|| format!("listening on {host}"))?;
     let listen = listener.local_addr()?;
     daemon::require_token_unless_loopback(listen, token.as_ref())?;
     let address = format!("{host}:{}", listen.port());
-    println!("app-master: {} attempt {} for {} on {address}", settings.app, settings.attempt, settings.spec.job);
+    println!(
+        "app-master: {} attempt {} for {} on {address}",
+        settings.app, settings.attempt, settings.spec.job
+    );
 
     let (to_inbox, inbox) = mpsc::channel::<Input>(1024);
     let (callers_in, mut callers) = mpsc::channel(256);
@@ -74,9 +95,6 @@ async fn serve(settings: Settings) -> anyhow::Result<i32> {
     });
 
     let (kafka, requests) = blocking::channel();
-    let owner = OwnerRecord::of_app_master(&settings.spec.job, settings.container.0);
-    let writer = Writer { app: settings.app.clone(), attempt: settings.attempt, owner };
-    let systems = Box::new(KafkaSystems::of(&settings.spec));
     let (spec, answers) = (settings.spec.clone(), to_inbox.clone());
     std::thread::Builder::new().name("kafka".into()).spawn(move || {
         let side = KafkaSide::new(spec, writer, systems);

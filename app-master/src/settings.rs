@@ -39,7 +39,8 @@ impl Settings {
             var(name).with_context(|| format!("{name} is not set: app-master is started by a node manager"))
         };
         let job_file = need("SAMZA_JOB_FILE")?;
-        let job = std::fs::read_to_string(&job_file).with_context(|| format!("reading SAMZA_JOB_FILE {job_file}"))?;
+        let job = std::fs::read_to_string(&job_file)
+            .with_context(|| format!("reading SAMZA_JOB_FILE {job_file}"))?;
         Ok(Settings {
             app: AppId(need("SAMZA_APP_ID")?),
             attempt: need("SAMZA_ATTEMPT")?.parse().context("SAMZA_ATTEMPT is not a number")?,
@@ -55,7 +56,8 @@ impl Settings {
     #[must_use]
     pub fn listen_host(&self) -> String {
         let host = self.rm.rsplit_once(':').map_or(self.rm.as_str(), |(h, _)| h);
-        let loopback = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        let loopback =
+            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
         if loopback { "127.0.0.1".into() } else { self.node_host.clone() }
     }
 }

@@ -46,7 +46,10 @@ impl KafkaSystems {
         let unknown = || SystemError::Fatal(format!("system `{system}` is not in [systems]"));
         let spec = self.specs.get(system).ok_or_else(unknown)?;
         if spec.kind != "kafka" {
-            return Err(SystemError::Fatal(format!("system `{system}` is of type `{}`, not kafka", spec.kind)));
+            return Err(SystemError::Fatal(format!(
+                "system `{system}` is of type `{}`, not kafka",
+                spec.kind
+            )));
         }
         Ok(spec)
     }

@@ -9,8 +9,8 @@ use task_api::system::{
     SystemProducer, TopicHandle, TopicMetadata, TopicPartition, TransactionalProducer, Watermarks,
 };
 use types::{
-    ContainersSpec, Delivery, Grouper, JobId, JobSpec, OnExhausted, OnLeaseLoss, PackageSpec, PlacementSpec, Resource,
-    RestartSpec, Spread, StoreSpec, SystemSpec, TaskSpec,
+    ContainersSpec, Delivery, Grouper, JobId, JobSpec, OnExhausted, OnLeaseLoss, PackageSpec, PlacementSpec,
+    Resource, RestartSpec, Spread, StoreSpec, SystemSpec, TaskSpec,
 };
 
 use crate::systems::Systems;
@@ -93,7 +93,11 @@ pub struct Memory(Arc<Mutex<Inner>>);
 impl Memory {
     fn lock(&self) -> Result<MutexGuard<'_, Inner>, SystemError> {
         let inner = self.0.lock().expect("no test panics with it");
-        if inner.down { Err(SystemError::Retriable("no broker of 127.0.0.1:9092 answers".into())) } else { Ok(inner) }
+        if inner.down {
+            Err(SystemError::Retriable("no broker of 127.0.0.1:9092 answers".into()))
+        } else {
+            Ok(inner)
+        }
     }
     /// Makes it unreachable, or reachable again.
     pub fn set_down(&self, down: bool) {
@@ -131,8 +135,12 @@ impl Inner {
 impl SystemAdmin for Memory {
     fn brokers(&self) -> Result<Vec<BrokerMetadata>, SystemError> {
         drop(self.lock()?);
-        let broker =
-            |id: i32| BrokerMetadata { id, host: format!("127.0.0.{id}"), port: 9092, rack: format!("r{id}") };
+        let broker = |id: i32| BrokerMetadata {
+            id,
+            host: format!("127.0.0.{id}"),
+            port: 9092,
+            rack: format!("r{id}"),
+        };
         Ok((1..=3).map(broker).collect())
     }
     fn describe(&self, topics: &[String]) -> Result<Vec<TopicMetadata>, SystemError> {
@@ -170,8 +178,9 @@ impl SystemAdmin for Memory {
             .iter()
             .map(|at| {
                 let rows = inner.rows(at)?.clone();
-                let open =
-                    rows.iter().position(|r| r.transaction.as_ref().is_some_and(|t| !inner.decided.contains_key(t)));
+                let open = rows
+                    .iter()
+                    .position(|r| r.transaction.as_ref().is_some_and(|t| !inner.decided.contains_key(t)));
                 let high = rows.len() as u64;
                 Ok(Watermarks { low: 0, high, stable: open.map_or(high, |n| n as u64) })
             })
@@ -248,7 +257,10 @@ impl SystemProducer for MemoryProducer {
         key: Option<&[u8]>,
         value: Option<&[u8]>,
     ) -> Result<(), SystemError> {
-        let to = TopicPartition { topic: self.topics[topic.0 as usize].clone(), partition: partition.expect("given") };
+        let to = TopicPartition {
+            topic: self.topics[topic.0 as usize].clone(),
+            partition: partition.expect("given"),
+        };
         let transaction = Some((self.id.clone(), self.epoch, self.number));
         let row = Row { transaction, key: key.expect("given").to_vec(), value: value.map(<[u8]>::to_vec) };
         self.checked()?.rows(&to)?.push(row);
