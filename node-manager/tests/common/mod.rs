@@ -149,9 +149,18 @@ impl Session {
         }
     }
 
+    /// The newest report about `id` that came, else the next. Reports about others are kept.
+    async fn newest(&mut self, id: ContainerId, before: &mut bool) -> ContainerReport {
+        match self.last.get(&id).filter(|_| !std::mem::replace(before, true)) {
+            Some(report) => report.clone(),
+            None => self.report(id).await,
+        }
+    }
+
     pub async fn running(&mut self, id: ContainerId) -> ContainerReport {
+        let mut looked = false;
         loop {
-            let report = self.report(id).await;
+            let report = self.newest(id, &mut looked).await;
             match &report.state {
                 ContainerState::Running => return report,
                 ContainerState::Exited { exit } => panic!("{id} does not run: {exit}"),
@@ -161,8 +170,9 @@ impl Session {
     }
 
     pub async fn exit(&mut self, id: ContainerId) -> ExitCause {
+        let mut looked = false;
         loop {
-            if let ContainerState::Exited { exit } = self.report(id).await.state {
+            if let ContainerState::Exited { exit } = self.newest(id, &mut looked).await.state {
                 return exit;
             }
         }
