@@ -124,13 +124,16 @@ impl Coordinator {
         self.write(&records)
     }
 
-    /// Remembers where a slot runs.
+    /// Remembers where slots run.
     ///
     /// # Errors
     /// As [`Coordinator::remember_model`].
-    pub fn remember_place(&mut self, slot: u32, place: &SlotPlace) -> Result<(), SystemError> {
-        let SlotPlace { container, node, host } = place.clone();
-        self.write(&[(Key::Container { slot }, json(&Place { container, node, host }))])
+    pub fn remember_places(&mut self, places: &[(u32, SlotPlace)]) -> Result<(), SystemError> {
+        let record = |(slot, place): &(u32, SlotPlace)| {
+            let SlotPlace { container, node, host } = place.clone();
+            (Key::Container { slot: *slot }, json(&Place { container, node, host }))
+        };
+        self.write(&places.iter().map(record).collect::<Vec<_>>())
     }
 
     fn write(&mut self, records: &[(Key, String)]) -> Result<(), SystemError> {

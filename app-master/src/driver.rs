@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::mpsc as blocking;
 use std::time::Duration;
 
-use am_core::{AmCore, Command, HelloAnswer};
+use am_core::{AmCore, Command, HelloAnswer, Phase};
 use daemon::Shutdown;
 use proto::{DialError, Dialled, Incoming, Link, Token, Tx};
 use tokio::sync::mpsc;
@@ -99,6 +99,7 @@ struct RmSession {
     tx: Tx<FromAm>,
     beat: Duration,
     next_beat: Instant,
+    since: Instant,
 }
 
 /// The driver.
@@ -337,7 +338,7 @@ impl Driver {
         let (number, to_inbox) = (self.sessions, self.to_inbox.clone());
         let Dialled { welcome, tx, rx } = dialled;
         let beat = Duration::from_millis(welcome.beat_ms.max(50));
-        self.rm = Some(RmSession { number, tx, beat, next_beat: Instant::now() });
+        self.rm = Some(RmSession { number, tx, beat, next_beat: Instant::now(), since: Instant::now() });
         tracing::info!(epoch = welcome.epoch.0, containers = welcome.containers.len(), "registered");
         forward!(rx, to_inbox, |item| Input::FromRm { session: number, item }, |reason| Input::RmGone {
             session: number,
@@ -412,16 +413,22 @@ impl Driver {
                     );
                 }
                 Ok(HelloAnswer::Wait) if Instant::now() < until => self.held.push((caller, until)),
-                Ok(HelloAnswer::Wait) => {
+                Ok(HelloAnswer::Wait) if self.knows_all() => {
                     tracing::warn!(container = %id, "refused: the resource manager never spoke of it");
                     caller.refuse(format!("{id} is not known to this application master"));
                 }
+                Ok(HelloAnswer::Wait) => caller.not_now("the application master is not ready".into()),
                 Err(denied) => {
                     tracing::warn!(container = %id, %denied, "refused");
                     caller.refuse(denied.to_string());
                 }
             }
         }
+    }
+
+    /// Whether the resource manager has had time to speak of every container.
+    fn knows_all(&self) -> bool {
+        *self.core.phase() == Phase::Running && self.rm.as_ref().is_some_and(|rm| rm.since.elapsed() >= HOLD)
     }
 
     // ------------------------------------------------------------ commands
@@ -453,7 +460,7 @@ impl Driver {
             Command::Fence { incarnation, partitions } => {
                 self.ask_kafka(Request::Fence { incarnation, partitions })
             }
-            Command::Remember { slot, place } => self.ask_kafka(Request::Remember { slot, place }),
+            Command::Remember { slot, place } => self.ask_kafka(Request::Remember(vec![(slot, place)])),
             Command::AnswerContainer { .. } => {}
             Command::MoveMe(reason) => {
                 tracing::error!(reason, "ending, so that another attempt runs elsewhere");

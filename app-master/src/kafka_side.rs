@@ -40,13 +40,8 @@ pub enum Request {
         /// These.
         partitions: Vec<i32>,
     },
-    /// [`am_core::Command::Remember`].
-    Remember {
-        /// The slot.
-        slot: u32,
-        /// Its place.
-        place: SlotPlace,
-    },
+    /// [`am_core::Command::Remember`], several in one transaction.
+    Remember(Vec<(u32, SlotPlace)>),
 }
 
 /// One thing to tell.
@@ -114,7 +109,7 @@ impl KafkaSide {
                 let done = self.fence(incarnation, &partitions).map_err(|e| e.to_string());
                 Some(Answer::Event(Event::TasksFenced(done)))
             }
-            Request::Remember { slot, place } => self.remember(slot, &place),
+            Request::Remember(places) => self.remember(&places),
         }
     }
 
@@ -163,11 +158,11 @@ impl KafkaSide {
         Answer::Event(Event::Prepared(Ok(())))
     }
 
-    fn remember(&mut self, slot: u32, place: &SlotPlace) -> Option<Answer> {
-        match self.coordinator.as_mut()?.remember_place(slot, place) {
+    fn remember(&mut self, places: &[(u32, SlotPlace)]) -> Option<Answer> {
+        match self.coordinator.as_mut()?.remember_places(places) {
             Ok(()) => None,
             Err(SystemError::Fenced(why)) => Some(Answer::Fenced(why)),
-            Err(error) => Some(Answer::Broken(format!("writing where container {slot} runs: {error}"))),
+            Err(error) => Some(Answer::Broken(format!("writing where containers run: {error}"))),
         }
     }
 
@@ -266,12 +261,21 @@ fn new_topic(plan: &TopicPlan) -> NewTopic {
     }
 }
 
-/// Several wishes to read the topology again are one.
+/// Several wishes to read the topology again are one; places to remember go together, after all else.
 fn without_repeats(batch: Vec<Request>) -> Vec<Request> {
-    let last = batch.iter().rposition(|r| matches!(r, Request::ReadTopology));
-    let keep =
-        |(n, r): (usize, Request)| (!matches!(r, Request::ReadTopology) || Some(n) == last).then_some(r);
-    batch.into_iter().enumerate().filter_map(keep).collect()
+    let (mut all, mut places, mut topology) = (Vec::new(), Vec::new(), false);
+    for request in batch {
+        match request {
+            Request::Remember(some) => places.extend(some),
+            Request::ReadTopology => topology = true,
+            Request::ReadFacts | Request::Prepare(_) | Request::ReadOwners { .. } | Request::Fence { .. } => {
+                all.push(request);
+            }
+        }
+    }
+    all.extend(topology.then_some(Request::ReadTopology));
+    all.extend((!places.is_empty()).then_some(Request::Remember(places)));
+    all
 }
 
 #[cfg(test)]
@@ -353,11 +357,11 @@ mod tests {
         let mut old = side(&memory, 1);
         prepare(&mut old);
         let place = SlotPlace { container: ContainerId(incarnation(5)), node: "n".into(), host: "h".into() };
-        assert_eq!(old.handle(Request::Remember { slot: 0, place: place.clone() }), None);
+        assert_eq!(old.handle(Request::Remember(vec![(0, place.clone())])), None);
         let mut new = side(&memory, 9);
         let known = facts(&mut new).expect("readable");
         assert_eq!(known.remembered.places.get(&0), Some(&place));
-        let stale = old.handle(Request::Remember { slot: 0, place });
+        let stale = old.handle(Request::Remember(vec![(0, place)]));
         assert!(matches!(stale, Some(Answer::Fenced(_))), "{stale:?}");
         let late = side(&memory, 3).handle(Request::ReadFacts);
         assert!(matches!(late, Some(Answer::Fenced(_))), "{late:?}");

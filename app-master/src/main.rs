@@ -36,8 +36,8 @@ use crate::systems::{KafkaSystems, Systems};
     version,
     about,
     after_help = "\
-Started by a node manager, never by hand: all its settings come from the environment (SAMZA_APP_ID, SAMZA_ATTEMPT,
-SAMZA_CONTAINER_ID, SAMZA_JOB_FILE, SAMZA_RM, SAMZA_NODE_HOST, SAMZA_TOKEN_FILE).
+Started by a node manager, never by hand: all its settings come from the environment (SAMZA_APP_ID,
+SAMZA_ATTEMPT, SAMZA_CONTAINER_ID, SAMZA_JOB_FILE, SAMZA_RM, SAMZA_NODE_HOST, SAMZA_TOKEN_FILE).
 
 Exit codes: 0 the job is over, or it was told to end; 90 a newer application master has taken over; 1 anything else.
 

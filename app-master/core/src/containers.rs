@@ -151,11 +151,10 @@ impl AmCore {
             return Err(Denied::NotWanted(id, "its node says that it is over"));
         }
         match &self.phase {
-            Phase::Reading | Phase::Preparing => return Ok(HelloAnswer::Wait),
+            // One that is being stopped commits by itself at its TERM; it must not be sent away before.
+            Phase::Reading | Phase::Preparing | Phase::Ending(_) => return Ok(HelloAnswer::Wait),
             Phase::Running => {}
-            Phase::Ending(_) | Phase::Over(_) => {
-                return Err(Denied::NotWanted(id, "the job is coming to its end"));
-            }
+            Phase::Over(_) => return Err(Denied::NotWanted(id, "the job is over")),
         }
         let Some(slot) = self.slots.get(&hello.slot) else {
             return Err(Denied::NotWanted(id, "the job has no such slot"));

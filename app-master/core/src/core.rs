@@ -295,9 +295,11 @@ impl AmCore {
         // The newest first: an older one of its slot must not have it even for a moment.
         let mut placed = welcome.containers;
         placed.sort_by_key(|p| std::cmp::Reverse(p.report.id));
+        self.in_inventory = true;
         for container in placed {
             self.container(now, container, out);
         }
+        self.in_inventory = false;
         for id in stopping {
             let Some(tracked) = self.containers.get(&id).filter(|t| t.is_live()) else { continue };
             if let Some((grace_ms, cause)) = tracked.stop.clone() {
