@@ -103,7 +103,7 @@ function exitText(exit) {
   switch (exit.cause) {
     case "success": return "success";
     case "failed": return `exit code ${exit.code}`;
-    case "signal": return `killed by ${SIGNALS[exit.signal] || `signal ${exit.signal}`}`;
+    case "signal": return `killed by signal ${exit.signal}${SIGNALS[exit.signal] ? ` (${SIGNALS[exit.signal]})` : ""}`;
     case "out-of-memory": return `out of memory: peak ${bytes(exit.peak_bytes)}, limit ${bytes(exit.limit_bytes)}`;
     case "disk-full": return "disk full";
     case "killed-by-am": return "stopped by its master";
@@ -323,7 +323,7 @@ function renderApp() {
   show("crumbs", h("a", { href: "/" }, "Cluster"), h("span", { "aria-current": "page" }, jobName(app)));
   renderHead(app);
   renderSummary(app, slots);
-  const columns = [["Slot", "num"], ["State"], ["Node"], ["Tasks"], ["Input lag", "num"], ["Memory", "wide"], ["CPU", "wide"], ["Started"], ["Incarnation"], ["Restarts", "num"], ["Last exit"], ["", "acts"]];
+  const columns = [["Slot", "num"], ["State"], ["Node"], ["Tasks"], ["Input lag", "num"], ["Memory", "wide"], ["CPU", "wide"], ["Started"], ["Restarts", "num"], ["Last exit"], ["", "acts"]];
   show("slots", table("slots", columns, slots.flatMap((slot) => slotRows(slot, app)), "Its application master has not asked for containers yet."));
   const runs = [["Container"], ["Role"], ["State"], ["Node"], ["Process", "num"], ["Started"], ["Ran for", "num"], ["Exit"], ["", "acts"]];
   show("history", table("history", runs, app.containers.map(runRow), "No container yet."));
@@ -401,19 +401,18 @@ function slotRows(slot, app) {
   },
   cell("Slot", "num strong title", slot.slot),
   cell("State", "state", stateCell(slot)),
-  cell("Node", "", nodeCell(slot)),
+  cell("Node", "nowrap", nodeCell(slot)),
   cell("Tasks", "tasks", taskNames(slot.tasks)),
   cell("Input lag", "num lag", count(slot.lag)),
   cell("Memory", "wide", run ? meter("memory", run.memory_bytes, limit.memory_bytes, `${bytes(run.memory_bytes)} of ${bytes(limit.memory_bytes)}`) : "–"),
   cell("CPU", "wide", run ? meter("cpu", run.cpu_millis, limit.cpu_millis, `${run.cpu_millis === null ? "–" : cores(run.cpu_millis)} of ${cores(limit.cpu_millis)}`) : "–"),
-  cell("Started", "", run ? since(run.started_unix_ms) : "–"),
-  cell("Incarnation", "mono", run ? h("span", { title: incarnation(run.container) }, shortId(run.container)) : "–"),
+  run ? cell("Started", "", since(run.started_unix_ms), h("span", { class: "sub mono incarnation", title: "incarnation" }, incarnation(run.container))) : cell("Started", "", "–"),
   cell("Restarts", "num", count(slot.restarts || 0)),
   cell("Last exit", "exit", slot.lastExit ? h("span", { class: badExit(slot.lastExit) ? "bad" : "" }, exitText(slot.lastExit), slot.last_exit_unix_ms && h("span", { class: "sub" }, since(slot.last_exit_unix_ms))) : "–"),
   cell("", "acts",
     slot.run && logButton(slot.run.container, app),
     h("button", { type: "button", class: "quiet", "aria-expanded": String(open), "aria-controls": `detail-${slot.slot}`, onclick: toggle }, open ? "less" : "more")));
-  return open ? [row, h("tr", { key: `detail-${slot.slot}`, id: `detail-${slot.slot}`, class: "detail" }, h("td", { colspan: "12" }, detail(slot)))] : [row];
+  return open ? [row, h("tr", { key: `detail-${slot.slot}`, id: `detail-${slot.slot}`, class: "detail" }, h("td", { colspan: "11" }, detail(slot)))] : [row];
 }
 
 function detail(slot) {
@@ -447,9 +446,9 @@ function runRow(run) {
   const exit = run.state.exit;
   return h("tr", { key: run.container, id: run.container, "data-container": run.container, "data-role": run.role, "data-state": run.state.state },
     cell("Container", "mono wrap", run.container),
-    cell("Role", "", run.role === "app-master" ? "application master" : run.role),
+    cell("Role", "nowrap", run.role === "app-master" ? "application master" : run.role),
     cell("State", "", pill(run.state.state)),
-    cell("Node", "", run.node),
+    cell("Node", "nowrap", run.node),
     cell("Process", "num", run.pid || "–"),
     cell("Started", "", since(run.started_unix_ms)),
     cell("Ran for", "num", ran),
