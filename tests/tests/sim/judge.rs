@@ -5,9 +5,9 @@ use types::{AppId, AppState, ContainerId, Resource, Role, StartContainer};
 use crate::node::What;
 use crate::world::World;
 
-/// Two containers with one of these are the same thing twice.
+/// What a container is for: two with one of these are the same thing twice.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
+pub enum Place {
     Master(AppId),
     Slot(AppId, u32),
 }
@@ -48,19 +48,24 @@ impl World {
         self.broken.clone().map_or(Ok(()), Err)
     }
 
-    /// Before `id` is launched: a slot's container (or an application's master) may only start while an older one
-    /// still runs if the lease of the older one's node is over.
-    pub fn judge_launch(&mut self, id: ContainerId, start: &StartContainer) {
+    /// When the resource manager first orders a start: the one that was ordered before it for the same slot (or as
+    /// the same application's master) may only still run if the lease of its node is over. What that one replaced
+    /// may still run anywhere: it is being swept, and fenced.
+    pub fn judge_start(&mut self, start: &StartContainer) {
         let place = Place::of(start);
-        for machine in &self.machines {
-            let lease_holds = self.now < machine.lease_until;
-            let twin = machine.running.iter().find(|(_, running)| Place::of(&running.start) == place);
-            if let Some((twin, _)) = twin.filter(|_| lease_holds) {
-                self.broken = Some(format!(
-                    "{place:?}: {id} starts while the lease of {} holds, where {twin} still runs",
-                    machine.id
-                ));
-            }
+        let former = self.ordered.get(&place).copied();
+        if former >= Some(start.id) {
+            return;
+        }
+        self.ordered.insert(place.clone(), start.id);
+        let twin = former.and_then(|former| Some((former, self.machine_of(former)?)));
+        let Some((twin, node)) = twin else { return };
+        let machine = &self.machines[node];
+        if self.now < machine.lease_until {
+            self.broken = Some(format!(
+                "{place:?}: {} is ordered while the lease of {} holds, where {twin} still runs",
+                start.id, machine.id
+            ));
         }
     }
 

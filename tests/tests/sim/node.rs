@@ -272,7 +272,6 @@ impl World {
             panic!("{id} is launched without a durable record");
         };
         let start = record.start.clone();
-        self.judge_launch(id, &start);
         let process = Process { pid: u32::try_from(id.0.seq).unwrap_or(u32::MAX), started_unix_ms: self.now };
         let what = match start.role {
             Role::AppMaster { attempt } => {

@@ -7,7 +7,7 @@ use rm_core::{
 };
 use types::{
     AppId, Artefact, ContainersSpec, Delivery, Digest, Epoch, Grouper, JobId, JobSpec, NodeId, OnExhausted,
-    OnLeaseLoss, PackageSpec, PlacementSpec, Resource, RestartSpec, Spread, SystemSpec, TaskSpec,
+    OnLeaseLoss, PackageSpec, PlacementSpec, Resource, RestartSpec, Spread, SystemSpec, TaskSpec, ToNode,
 };
 
 use crate::network::{Dialler, End, Link, LinkId, Message};
@@ -195,6 +195,9 @@ impl World {
         match command {
             Command::Persist(_) => {}
             Command::ToNode { stamp, item, .. } => {
+                if let ToNode::Start(start) = &item {
+                    self.judge_start(start);
+                }
                 if let Some(link) = self.network.of_session(stamp.session) {
                     self.send(link, End::Dialler, Message::ToNode(stamp, Box::new(item)));
                 }

@@ -76,7 +76,9 @@ pub struct World {
     pub memory: BTreeMap<JobId, Memory>,
     /// How often each container id was launched.
     pub launches: BTreeMap<ContainerId, u32>,
-    /// The first rule broken by a launch.
+    /// The newest container whose start was ordered for each purpose.
+    pub ordered: BTreeMap<crate::judge::Place, ContainerId>,
+    /// The first rule broken by an order.
     pub broken: Option<String>,
     pub faults_done: BTreeMap<&'static str, u32>,
     trace: VecDeque<String>,
@@ -100,6 +102,7 @@ impl World {
             claims: BTreeMap::new(),
             memory: BTreeMap::new(),
             launches: BTreeMap::new(),
+            ordered: BTreeMap::new(),
             broken: None,
             faults_done: BTreeMap::new(),
             trace: VecDeque::new(),
@@ -158,7 +161,7 @@ impl World {
             Happening::Fault(fault) => self.fault(fault),
             Happening::RmStarts => self.start_rm(),
             Happening::NodeStarts { node, new_boot } => {
-                if new_boot {
+                if new_boot && self.machines[node].core.is_none() {
                     self.machines[node].reboot();
                 }
                 self.start_node(node);
