@@ -272,3 +272,22 @@ fn missing_inputs_are_waited_for_at_growing_intervals() {
     }
     assert_eq!(waits, [200, 400, 800, 1_600, 3_200, 5_000, 5_000]);
 }
+
+#[test]
+fn an_exit_in_an_inventory_asks_for_no_slot_that_a_later_line_fills() {
+    let of = |slot| RequestId { attempt: 1, slot, try_no: 1 };
+    let inventory = || {
+        vec![
+            placed(of(0), id(9), "n0", exit(ExitCause::Signal { signal: 9 })),
+            placed(of(1), id(2), "n1", ContainerState::Running),
+        ]
+    };
+    let only_the_first =
+        |out: &[Command]| asks(out).iter().all(|a| a.request.slot == 0) && !asks(out).is_empty();
+    let mut prepared_first = Stage::of(spec(2), 2);
+    assert!(only_the_first(&prepared_first.begin(facts(&[1, 2]), inventory())));
+    let mut welcomed_first = Stage::of(spec(2), 2);
+    welcomed_first.welcome(inventory());
+    welcomed_first.run(|c, now, out| c.facts_read(now, Ok(facts(&[1, 2])), out));
+    assert!(only_the_first(&welcomed_first.run(|c, now, out| c.prepared(now, Ok(()), out))));
+}
