@@ -162,7 +162,7 @@ impl RmCore {
             FromAm::CancelAsk(request) => self.drop_ask(id, request),
             FromAm::Stop { container, grace_ms, cause } => {
                 if self.is_worker_of(id, container) {
-                    self.order_stop(now, container, StopOrder { grace_ms, cause }, out);
+                    self.order_stop(container, StopOrder { grace_ms, cause }, out);
                 }
             }
             FromAm::AckExit(container) => self.ack_exit(id, container, out),

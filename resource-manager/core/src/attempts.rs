@@ -56,7 +56,7 @@ impl RmCore {
             return;
         }
         self.known_mut(id).diagnostics = diagnostics;
-        self.order_stop(now, container, StopOrder { grace_ms: 0, cause: ExitCause::KilledByAm }, out);
+        self.order_stop(container, StopOrder { grace_ms: 0, cause: ExitCause::KilledByAm }, out);
     }
 
     /// The current attempt's container is over: the next attempt, at once unless it keeps failing.

@@ -1,8 +1,7 @@
 //! A container's life, as its node tells it and as others wish it.
 
 use types::{
-    AppId, ContainerId, ContainerReport, ContainerState, ExitCause, PlacedContainer, Role, Timestamp, ToAm,
-    ToNode,
+    ContainerId, ContainerReport, ContainerState, ExitCause, PlacedContainer, Role, Timestamp, ToAm, ToNode,
 };
 
 use crate::RmCore;
@@ -20,7 +19,6 @@ impl RmCore {
         order: StopOrder,
         out: &mut Vec<Command>,
     ) {
-        let _ = now;
         let Some(container) = self.containers.get_mut(&id) else { return };
         if !container.is_live() {
             return;
@@ -45,7 +43,7 @@ impl RmCore {
         out: &mut Vec<Command>,
     ) {
         let Some(container) = self.containers.get_mut(&report.id) else {
-            return self.adopt(now, ix, report, out);
+            return self.adopt(ix, report, out);
         };
         if container.node != ix {
             return;
@@ -141,10 +139,14 @@ impl RmCore {
     }
 
     /// Takes over a container that this resource manager did not start: it was started by a former one.
-    fn adopt(&mut self, now: Timestamp, ix: NodeIx, report: ContainerReport, out: &mut Vec<Command>) {
+    fn adopt(&mut self, ix: NodeIx, report: ContainerReport, out: &mut Vec<Command>) {
         let app = self.apps.get(&report.app);
+        let node = self.nodes.get(ix);
+        // On a node that was lost it was given up, whether this resource manager or a former one knew it; what a
+        // node holds that we do not know was dismissed before.
+        let was_given_up = node.returns || node.holding.contains_key(&report.id);
         let wanted = match (app, report.role) {
-            (Some(app), Role::Worker { .. }) => !app.state.is_over(),
+            (Some(app), Role::Worker { .. }) => !app.state.is_over() && !was_given_up,
             // The current attempt's master is known from the store.
             (Some(_), Role::AppMaster { .. }) | (None, _) => false,
         };
@@ -181,35 +183,23 @@ impl RmCore {
                 self.drop_ask(&report.app, request);
             }
         }
-        if live {
-            self.stop_superseded(now, &report.app, report.id, out);
-        }
         self.tell_am(report.id, out);
     }
 
-    /// Of two live containers of one slot the lower incarnation was replaced while its node was away.
-    fn stop_superseded(&mut self, now: Timestamp, app: &AppId, adopted: ContainerId, out: &mut Vec<Command>) {
-        let slot = self.containers[&adopted].slot();
-        let mut rivals: Vec<ContainerId> = self.known(app).containers.iter().copied().collect();
-        rivals.retain(|id| self.containers.get(id).is_some_and(|it| it.is_live() && it.slot() == slot));
-        rivals.pop();
-        for id in rivals {
-            self.order_stop(now, id, StopOrder { grace_ms: 0, cause: ExitCause::Fenced }, out);
-        }
-    }
-
-    /// A container that nobody wants: of an application that is over or unknown, or a former attempt's master.
+    /// A container that nobody wants: of an application that is over or unknown, a former attempt's master, or
+    /// one that was given up with its node.
     fn dismiss(&mut self, ix: NodeIx, report: &ContainerReport, out: &mut Vec<Command>) {
         if report.state.is_exited() {
             self.nodes.get_mut(ix).release(report.id);
             return self.to_node(ix, ToNode::Forget { container: report.id }, out);
         }
         let node = self.nodes.get_mut(ix);
+        let node_returns = node.returns;
         let known = node.holding.contains_key(&report.id);
         node.hold(report.id, report.resource);
         node.overfull = !node.total.fits(&node.used);
         if !known || report.state.rank() < ContainerState::Stopping.rank() {
-            let cause = ExitCause::KilledByUser;
+            let cause = if node_returns { ExitCause::NodeLost } else { ExitCause::KilledByUser };
             self.to_node(ix, ToNode::Stop { container: report.id, grace_ms: 0, cause }, out);
         }
     }

@@ -51,7 +51,7 @@ impl RmCore {
             if self.is_current_master(id, container) && master_is_there {
                 continue;
             }
-            self.order_stop(now, container, StopOrder { grace_ms: 0, cause: cause.clone() }, out);
+            self.order_stop(container, StopOrder { grace_ms: 0, cause: cause.clone() }, out);
             self.try_forget(container, out);
         }
         self.timers.arm(TimerKey::App(id.clone()), now.plus(self.config.linger_ms));
@@ -72,12 +72,7 @@ impl RmCore {
             out.push(Command::CloseAmSession { app: id.clone(), session, reason: "the application is over" });
         }
         if let Some(container) = master {
-            self.order_stop(
-                now,
-                container,
-                StopOrder { grace_ms: 1_000, cause: ExitCause::KilledByUser },
-                out,
-            );
+            self.order_stop(container, StopOrder { grace_ms: 1_000, cause: ExitCause::KilledByUser }, out);
         }
     }
 

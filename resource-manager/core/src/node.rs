@@ -50,6 +50,8 @@ pub(crate) struct Node {
     pub(crate) used: Resource,
     /// Whether what it came back with exceeds what it offers; placement never does.
     pub(crate) overfull: bool,
+    /// Whether it was lost before the Hello that is being taken in: what it has was given up.
+    pub(crate) returns: bool,
     /// Local state it keeps.
     pub(crate) state: BTreeMap<JobId, Vec<StateEntry>>,
 }
@@ -175,6 +177,7 @@ impl Nodes {
             holding: BTreeMap::new(),
             used: Resource::default(),
             overfull: false,
+            returns: false,
             state: BTreeMap::new(),
         })
     }
@@ -203,6 +206,7 @@ impl Nodes {
         node.rack = hello.rack.clone();
         node.labels = hello.labels.clone();
         node.address = hello.address.clone();
+        node.returns = node.liveness == Liveness::Lost;
         node.liveness = Liveness::Active;
         node.unhealthy = None;
         node.heard = now;

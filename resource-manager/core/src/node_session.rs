@@ -96,6 +96,7 @@ impl RmCore {
         }
         let node = self.nodes.get_mut(ix);
         node.overfull = !node.total.fits(&node.used);
+        node.returns = false;
     }
 
     /// A container that should be on the node and that the node does not know.

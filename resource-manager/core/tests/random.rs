@@ -80,7 +80,9 @@ fn ask_all(world: &mut World, app: &AppId) {
         }
         let waits = report.waiting.iter().any(|it| it.slot == slot);
         if !waits && of_slot.iter().all(|it| it.state.is_exited()) {
-            let mut it = ask(request(master.attempt, slot, of_slot.len() as u32 + 1));
+            let tries = world.tries.entry((app.clone(), master.attempt, slot)).or_default();
+            *tries += 1;
+            let mut it = ask(request(master.attempt, slot, *tries));
             it.preferences = vec![prefer(NODES[slot as usize], "r1", 3), prefer("nowhere", "", 2)];
             world.say(app, FromAm::Ask(it));
         }
@@ -201,8 +203,13 @@ fn workers(world: &World, app: &AppId, slot: u32) -> usize {
         .count()
 }
 
+/// How many histories: 1,500, or `RM_CORE_HISTORIES` for a longer look.
+fn histories() -> u32 {
+    std::env::var("RM_CORE_HISTORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(1_500)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1_500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: histories(), ..ProptestConfig::default() })]
     #[test]
     fn any_history_keeps_the_invariants_and_heals(steps in steps()) {
         // Attempts die often here, and a failed application would have nothing left to check.

@@ -52,6 +52,8 @@ pub struct World {
     pub nodes: BTreeMap<NodeId, FakeNode>,
     pub masters: BTreeMap<AppId, FakeMaster>,
     pub submissions: u32,
+    /// The last try of each slot, which a master knows by heart.
+    pub tries: BTreeMap<(AppId, u32, u32), u32>,
 }
 
 pub fn spec(name: &str, containers: u32) -> JobSpec {
@@ -138,6 +140,7 @@ impl World {
             nodes: BTreeMap::new(),
             masters: BTreeMap::new(),
             submissions: 0,
+            tries: BTreeMap::new(),
         }
     }
 
