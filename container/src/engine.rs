@@ -121,6 +121,7 @@ pub(crate) struct Work {
     pub(crate) commits: u64,
     next_window: Timestamp,
     next_report: Timestamp,
+    next_warning: Timestamp,
 }
 
 impl<T: StreamTask> Engine<T> {
@@ -197,7 +198,10 @@ impl<T: StreamTask> Engine<T> {
                 Ok(_) => {}
                 Err(error) if work.task_error.is_some() => return Err(self.task_failure(error)),
                 Err(SystemError::Retriable(error)) => {
-                    warn!(%error, "cannot read now: trying again");
+                    if now >= work.next_warning {
+                        warn!(%error, "cannot read now: trying again");
+                        work.next_warning = now.plus(10_000);
+                    }
                     std::thread::sleep(LONGEST_POLL);
                 }
                 Err(error) => return Err(End::from(error).during("reading")),

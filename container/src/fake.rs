@@ -126,6 +126,9 @@ struct Life {
     /// Told to stop when all inputs are read.
     board: Option<Arc<Board>>,
     calls: AtomicI64,
+    /// Every third call of the admin is answered with "later".
+    flaky: AtomicBool,
+    asked: AtomicI64,
 }
 
 impl FakeSystem {
@@ -143,11 +146,23 @@ impl FakeSystem {
             on_crash,
             board,
             calls: AtomicI64::new(0),
+            flaky: AtomicBool::new(false),
+            asked: AtomicI64::new(0),
         };
         FakeSystem { broker: broker.clone(), life: Arc::new(life) }
     }
     pub(crate) fn has_crashed(&self) -> bool {
         self.life.crashed.load(Ordering::SeqCst)
+    }
+    /// From now on every third question or order is answered with "later".
+    pub(crate) fn be_flaky(&self) {
+        self.life.flaky.store(true, Ordering::SeqCst);
+    }
+    fn ask<R>(&self, effect: impl FnOnce(&mut Logs) -> Result<R, SystemError>) -> Result<R, SystemError> {
+        if self.life.flaky.load(Ordering::SeqCst) && self.life.asked.fetch_add(1, Ordering::SeqCst) % 3 == 0 {
+            return Err(SystemError::Retriable("later".into()));
+        }
+        self.call(effect)
     }
     /// Half calls made.
     pub(crate) fn calls(&self) -> i64 {
@@ -203,7 +218,7 @@ impl SystemAdmin for FakeSystem {
         Ok(Vec::new())
     }
     fn describe(&self, topics: &[String]) -> Result<Vec<TopicMetadata>, SystemError> {
-        self.call(|logs| {
+        self.ask(|logs| {
             let of = |topic: &String| TopicMetadata {
                 topic: topic.clone(),
                 topic_id: format!("id of {topic}"),
@@ -218,7 +233,7 @@ impl SystemAdmin for FakeSystem {
         Ok(())
     }
     fn watermarks(&self, partitions: &[TopicPartition]) -> Result<Vec<Watermarks>, SystemError> {
-        self.call(|logs| {
+        self.ask(|logs| {
             let of = |at: &TopicPartition| {
                 let log = logs.log(at)?;
                 let high = log.len() as u64;
@@ -236,7 +251,7 @@ impl SystemAdmin for FakeSystem {
         isolation: Isolation,
         take: &mut dyn FnMut(&[Message<'_>]) -> Result<(), SystemError>,
     ) -> Result<(), SystemError> {
-        let log = self.call(|logs| logs.log(partition).cloned())?;
+        let log = self.ask(|logs| logs.log(partition).cloned())?;
         for (n, entry) in log.iter().enumerate().take(until as usize).skip(from as usize) {
             let seen = match isolation {
                 Isolation::ReadUncommitted => entry.fate != Fate::Control,
@@ -250,7 +265,7 @@ impl SystemAdmin for FakeSystem {
     }
     fn append(&self, messages: &[PlainMessage]) -> Result<(), SystemError> {
         for message in messages {
-            self.call(|logs| {
+            self.ask(|logs| {
                 let entry = Entry {
                     key: Some(message.key.clone()),
                     value: message.value.clone(),
@@ -264,7 +279,7 @@ impl SystemAdmin for FakeSystem {
         Ok(())
     }
     fn fence(&self, transactional_id: &str) -> Result<(), SystemError> {
-        self.call(|logs| {
+        self.ask(|logs| {
             logs.bump(transactional_id);
             Ok(())
         })

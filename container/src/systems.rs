@@ -45,6 +45,8 @@ pub(crate) fn home(job: &JobSpec) -> Option<&str> {
 pub(crate) fn open(job: &JobSpec, budget: &Budget, rack: &str) -> Result<Systems, SystemError> {
     let threads = u64::from(job.containers.threads.max(1));
     let per_thread_kib = |bytes: u64| (bytes / threads / 1024).clamp(1024, 2_000_000).to_string();
+    // Exactly-once outputs keep one open from commit to commit; brokers allow at most 15 minutes.
+    let transaction_ms = job.task.commit_ms.saturating_mul(3).clamp(60_000, 900_000);
     let mut systems = Systems::new();
     for (name, spec) in &job.systems {
         if spec.kind != "kafka" {
@@ -63,7 +65,7 @@ pub(crate) fn open(job: &JobSpec, budget: &Budget, rack: &str) -> Result<Systems
             unless_set(&mut spec.consumer, "client.rack", rack.to_owned());
         }
         let admin = KafkaAdmin::new(&spec.bootstrap, &spec.consumer)?;
-        systems.insert(name.clone(), Arc::new(Kafka { spec, admin: Arc::new(admin) }));
+        systems.insert(name.clone(), Arc::new(Kafka { spec, admin: Arc::new(admin), transaction_ms }));
     }
     Ok(systems)
 }
@@ -71,6 +73,8 @@ pub(crate) fn open(job: &JobSpec, budget: &Budget, rack: &str) -> Result<Systems
 struct Kafka {
     spec: SystemSpec,
     admin: Arc<KafkaAdmin>,
+    /// How long a transaction may stay open before the broker aborts it.
+    transaction_ms: u64,
 }
 
 impl System for Kafka {
@@ -84,6 +88,8 @@ impl System for Kafka {
         Ok(Box::new(KafkaProducer::idempotent(&self.spec.bootstrap, client_id, &self.spec.producer)?))
     }
     fn transactional(&self, id: &str) -> Result<Box<dyn TransactionalProducer>, SystemError> {
-        Ok(Box::new(KafkaProducer::transactional(&self.spec.bootstrap, id, &self.spec.producer)?))
+        let mut config = self.spec.producer.clone();
+        config.entry("transaction.timeout.ms".into()).or_insert_with(|| self.transaction_ms.to_string());
+        Ok(Box::new(KafkaProducer::transactional(&self.spec.bootstrap, id, &config)?))
     }
 }

@@ -12,8 +12,8 @@ use task_core::commit::Schedule;
 use task_core::ownership::OwnerRecord;
 use tracing::info;
 use types::{
-    ContainerPhase, Incarnation, JobSpec, JobTopics, OffsetDefault, StreamSpec, SystemStreamPartition,
-    TaskModel,
+    ContainerPhase, Incarnation, JobSpec, JobTopics, OffsetDefault, StoreSpec, StreamSpec,
+    SystemStreamPartition, TaskModel,
 };
 
 use crate::board::Board;
@@ -78,6 +78,13 @@ fn start<T: StreamTask>(
     let Shared { job, board, systems, .. } = shared;
     let home = home(job).ok_or_else(|| End::Failed("the job has no inputs".into()))?;
     let system = systems.get(home).ok_or_else(|| End::Failed(format!("no system `{home}` in job.toml")))?;
+    let elsewhere = |(_, s): &(&String, &StoreSpec)| s.changelog.is_some() && s.changelog_system != home;
+    if let Some((name, store)) = job.stores.iter().find(elsewhere) {
+        return Err(End::Failed(format!(
+            "the changelog of store {name} is on `{}`: it must be where the checkpoints are, on `{home}`, the first input's system",
+            store.changelog_system
+        )));
+    }
     let admin = system.admin();
     let number = u32::try_from(thread).unwrap_or(u32::MAX);
     let me = OwnerRecord::of_thread(&job.job, shared.slot, number, shared.incarnation);

@@ -383,6 +383,46 @@ fn a_restart_after_an_orderly_end_reads_nothing_again() {
 }
 
 #[test]
+fn two_threads_have_a_producer_each_and_are_exact() {
+    let (broker, mut job) = (broker(60), job(Delivery::ExactlyOnce, true));
+    job.containers.threads = 2;
+    let state = folder();
+    let board = Arc::new(Board::default());
+    let system = FakeSystem::new(&broker, None, None, None);
+    let shared = shared(&job, 1, state.path(), &system, &board);
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| run_threads(&shared, &model(), &Count::default));
+        while !running.is_finished() && board.status().processed < 60 {
+            std::thread::yield_now();
+        }
+        board.stop();
+        assert!(running.join().expect("no panic").is_ok());
+    });
+    assert_exact(&broker, &job, state.path(), "two threads");
+    let writer = |partition| broker.committed_by("changelog", partition)[0].0.clone();
+    assert_eq!(
+        (writer(0).as_deref(), writer(1).as_deref()),
+        (Some("count-1-0-0-1-1"), Some("count-1-0-1-1-1"))
+    );
+}
+
+#[test]
+fn brokers_that_answer_later_do_not_end_a_container() {
+    let (broker, job) = (broker(40), job(Delivery::AtLeastOnce, true));
+    let state = folder();
+    for seq in 1..3 {
+        let board = Arc::new(Board::default());
+        let system = FakeSystem::new(&broker, None, None, Some(Arc::clone(&board)));
+        system.be_flaky();
+        let ended = run_threads(&shared(&job, seq, state.path(), &system, &board), &model(), &Count::default);
+        assert!(ended.is_ok(), "{ended:?}");
+    }
+    let third = live(&broker, &job, 3, state.path(), None);
+    assert!(third.ended.is_ok());
+    assert_exact(&broker, &job, state.path(), "after flaky lives");
+}
+
+#[test]
 fn a_full_cache_and_a_task_that_asks_force_commits() {
     let (broker, mut job) = (broker(60), job(Delivery::ExactlyOnce, true));
     job.task.commit_ms = 3_600_000;

@@ -398,20 +398,27 @@ pub fn drive(
         }
         let steps = claim.steps().to_vec();
         let answers = match claim.phase() {
-            Phase::Init => claimant.init().map(|()| vec![Answer::Done]),
+            Phase::Init => vec![claimant.init().map(|()| Answer::Done)],
             Phase::Read | Phase::ReadBack | Phase::Fence => side_by_side(&claim, &steps, admin),
-            Phase::Append | Phase::Tombstone => append(&claim, &steps, admin),
-            Phase::Watermarks | Phase::WaitStable => watermarks(&claim, admin).map(|found| vec![found]),
-            Phase::Done | Phase::Exit => Ok(Vec::new()),
-        };
-        match answers {
-            Ok(answers) => steps.iter().zip(answers).for_each(|(step, answer)| claim.answer(step, answer)),
-            Err(error @ SystemError::Retriable(_)) => {
-                // Every step may be run twice: appends are compacted away, fencing a fenced id changes nothing.
-                claimant.wait(again, Some(&error))?;
-                again += 1;
+            Phase::Append | Phase::Tombstone => {
+                let appended = append(&claim, &steps, admin);
+                steps.iter().map(|_| appended.clone().map(|()| Answer::Done)).collect()
             }
-            Err(error) => return Err(error),
+            Phase::Watermarks | Phase::WaitStable => vec![watermarks(&claim, admin)],
+            Phase::Done | Phase::Exit => Vec::new(),
+        };
+        let mut later = None;
+        for (step, answer) in steps.iter().zip(answers) {
+            match answer {
+                Ok(answer) => claim.answer(step, answer),
+                Err(error @ SystemError::Retriable(_)) => later = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(error) = later {
+            // Every step may be run twice: appends are compacted away, fencing a fenced id changes nothing.
+            claimant.wait(again, Some(&error))?;
+            again += 1;
         }
     }
 }
@@ -419,28 +426,21 @@ pub fn drive(
 /// How many reads or fences run at once.
 const SIDE_BY_SIDE: usize = 8;
 
-fn side_by_side(claim: &Claim, steps: &[Step], admin: &dyn SystemAdmin) -> Result<Vec<Answer>, SystemError> {
+fn side_by_side(claim: &Claim, steps: &[Step], admin: &dyn SystemAdmin) -> Vec<Result<Answer, SystemError>> {
     let mut answers = Vec::with_capacity(steps.len());
     for some in steps.chunks(SIDE_BY_SIDE) {
         if let [one] = some {
-            answers.push(read_or_fence(claim, one, admin)?);
+            answers.push(read_or_fence(claim, one, admin));
             continue;
         }
-        let found: Vec<_> = thread::scope(|scope| {
+        thread::scope(|scope| {
             let running: Vec<_> =
                 some.iter().map(|step| scope.spawn(move || read_or_fence(claim, step, admin))).collect();
-            running
-                .into_iter()
-                .map(|thread| {
-                    thread.join().unwrap_or_else(|_| Err(SystemError::Fatal("a read panicked".into())))
-                })
-                .collect()
+            let panicked = || SystemError::Fatal("a read of owner records panicked".into());
+            answers.extend(running.into_iter().map(|one| one.join().unwrap_or_else(|_| Err(panicked()))));
         });
-        for answer in found {
-            answers.push(answer?);
-        }
     }
-    Ok(answers)
+    answers
 }
 
 fn read_or_fence(claim: &Claim, step: &Step, admin: &dyn SystemAdmin) -> Result<Answer, SystemError> {
@@ -468,7 +468,7 @@ fn read_or_fence(claim: &Claim, step: &Step, admin: &dyn SystemAdmin) -> Result<
 }
 
 /// All appends of a phase go together.
-fn append(claim: &Claim, steps: &[Step], admin: &dyn SystemAdmin) -> Result<Vec<Answer>, SystemError> {
+fn append(claim: &Claim, steps: &[Step], admin: &dyn SystemAdmin) -> Result<(), SystemError> {
     let message = |at: usize, id: &str, value| PlainMessage {
         to: claim.partitions[at].owners.clone(),
         key: record::owner_key(id),
@@ -488,8 +488,7 @@ fn append(claim: &Claim, steps: &[Step], admin: &dyn SystemAdmin) -> Result<Vec<
             | Step::WaitStable => None,
         })
         .collect();
-    admin.append(&messages)?;
-    Ok(vec![Answer::Done; steps.len()])
+    admin.append(&messages)
 }
 
 fn watermarks(claim: &Claim, admin: &dyn SystemAdmin) -> Result<Answer, SystemError> {

@@ -29,26 +29,101 @@ const UNFLUSHED: u8 = 4;
 /// Read or written since the clock's hand last came by.
 const USED: u8 = 8;
 
-/// What a slot costs besides its bytes: its struct, its place in the table, two allocations' headers.
-const SLOT_OVERHEAD: usize = std::mem::size_of::<Slot>() + 8 + 32;
+/// The slot holds no row.
+const FREE: u8 = 16;
 
+/// What a slot costs besides bytes on the heap: itself and its place in the table.
+const SLOT_OVERHEAD: usize = std::mem::size_of::<Slot>() + 8;
+/// Key and value that are together no longer are kept in the slot itself.
+const INLINE: usize = 47;
+
+/// A row's bytes: the key, then the value.
+enum Bytes {
+    Inline([u8; INLINE]),
+    Heap(Vec<u8>),
+}
+
+/// One row, as large as a cache line, so that a hit on a small row touches one.
+#[repr(align(64))]
 struct Slot {
-    hash: u64,
-    key: Vec<u8>,
-    /// Empty if the row is deleted or known not to be there.
-    value: Vec<u8>,
+    bytes: Bytes,
+    key_len: u32,
+    /// 0 if the row is deleted or known not to be there.
+    value_len: u32,
     flags: u8,
 }
 
+fn length(bytes: &[u8]) -> u32 {
+    u32::try_from(bytes.len()).expect("keys and values are smaller than 4 GiB: messages are")
+}
+
 impl Slot {
+    fn free() -> Slot {
+        Slot { bytes: Bytes::Inline([0; INLINE]), key_len: 0, value_len: 0, flags: FREE }
+    }
+    fn all(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::Inline(bytes) => bytes,
+            Bytes::Heap(bytes) => bytes,
+        }
+    }
+    fn key(&self) -> &[u8] {
+        &self.all()[..self.key_len as usize]
+    }
     fn value(&self) -> Option<&[u8]> {
-        (self.flags & PRESENT != 0).then_some(self.value.as_slice())
+        let (start, len) = (self.key_len as usize, self.value_len as usize);
+        (self.flags & PRESENT != 0).then(|| &self.all()[start..start + len])
+    }
+    /// Takes a new row in, absent and clean.
+    fn set_key(&mut self, key: &[u8]) {
+        match &mut self.bytes {
+            Bytes::Inline(bytes) if key.len() <= INLINE => bytes[..key.len()].copy_from_slice(key),
+            Bytes::Heap(bytes) if key.len() > INLINE => {
+                bytes.clear();
+                bytes.extend_from_slice(key);
+            }
+            Bytes::Heap(_) => {
+                let mut bytes = [0; INLINE];
+                bytes[..key.len()].copy_from_slice(key);
+                self.bytes = Bytes::Inline(bytes);
+            }
+            Bytes::Inline(_) => self.bytes = Bytes::Heap(key.to_vec()),
+        }
+        (self.key_len, self.value_len, self.flags) = (length(key), 0, USED);
+    }
+    fn set_value(&mut self, value: Option<&[u8]>) {
+        let key_len = self.key_len as usize;
+        let Some(value) = value else {
+            self.value_len = 0;
+            self.flags &= !PRESENT;
+            return;
+        };
+        let len = key_len + value.len();
+        match &mut self.bytes {
+            Bytes::Inline(bytes) if len <= INLINE => bytes[key_len..len].copy_from_slice(value),
+            Bytes::Inline(bytes) => {
+                let mut heap = Vec::with_capacity(len);
+                heap.extend_from_slice(&bytes[..key_len]);
+                heap.extend_from_slice(value);
+                self.bytes = Bytes::Heap(heap);
+            }
+            Bytes::Heap(bytes) => {
+                bytes.truncate(key_len);
+                bytes.extend_from_slice(value);
+            }
+        }
+        self.value_len = length(value);
+        self.flags |= PRESENT;
     }
     fn pinned(&self) -> bool {
         self.flags & (DIRTY | UNFLUSHED) != 0
     }
     fn bytes(&self) -> usize {
-        self.key.len() + self.value.len() + SLOT_OVERHEAD
+        SLOT_OVERHEAD
+            + match &self.bytes {
+                Bytes::Inline(_) => 0,
+                Bytes::Heap(bytes) => bytes.capacity() + 16,
+            }
     }
 }
 
@@ -60,6 +135,8 @@ pub(crate) struct Cache {
     slots: Vec<Slot>,
     /// Slots that are free again.
     free: Vec<u32>,
+    /// The slot that was found last: tasks read a row and then write it.
+    last: u32,
     dirty: Vec<u32>,
     unflushed: Vec<u32>,
     /// Bytes of all rows, and of those that may not be evicted.
@@ -82,6 +159,7 @@ impl Cache {
             table: HashTable::new(),
             slots: Vec::new(),
             free: Vec::new(),
+            last: 0,
             dirty: Vec::new(),
             unflushed: Vec::new(),
             bytes: 0,
@@ -91,13 +169,21 @@ impl Cache {
         }
     }
 
-    fn find(&self, hash: u64, key: &[u8]) -> Option<u32> {
-        self.table.find(hash, |at| self.slots[*at as usize].key == key).copied()
+    /// The slot of `key`; else the key's hash.
+    fn find(&mut self, key: &[u8]) -> Result<u32, u64> {
+        let is = |at: u32| self.slots.get(at as usize).is_some_and(|s| s.flags & FREE == 0 && s.key() == key);
+        if is(self.last) {
+            return Ok(self.last);
+        }
+        let hash = self.hasher.hash_one(key);
+        let found = self.table.find(hash, |at| self.slots[*at as usize].key() == key);
+        self.last = *found.ok_or(hash)?;
+        Ok(self.last)
     }
 
     /// The slot of `key`, if it is known; a known row may be known to be absent.
     pub(crate) fn lookup(&mut self, key: &[u8]) -> Option<u32> {
-        let at = self.find(self.hasher.hash_one(key), key)?;
+        let at = self.find(key).ok()?;
         self.slots[at as usize].flags |= USED;
         Some(at)
     }
@@ -111,31 +197,21 @@ impl Cache {
     pub(crate) fn learn(&mut self, key: &[u8], value: Option<&[u8]>) -> u32 {
         let at = self.insert(self.hasher.hash_one(key), key);
         let slot = &mut self.slots[at as usize];
-        if let Some(value) = value {
-            slot.value.extend_from_slice(value);
-            slot.flags |= PRESENT;
-        }
-        self.bytes += value.map_or(0, <[u8]>::len);
+        let was = slot.bytes();
+        slot.set_value(value);
+        self.bytes = self.bytes + slot.bytes() - was;
         at
     }
 
     /// Sets (or, with none, deletes) a row.
     pub(crate) fn write(&mut self, key: &[u8], value: Option<&[u8]>) {
-        let hash = self.hasher.hash_one(key);
-        let at = match self.find(hash, key) {
-            Some(at) => at,
-            None => self.insert(hash, key),
+        let at = match self.find(key) {
+            Ok(at) => at,
+            Err(hash) => self.insert(hash, key),
         };
         let slot = &mut self.slots[at as usize];
         let (was, was_pinned) = (slot.bytes(), slot.pinned());
-        slot.value.clear();
-        match value {
-            Some(value) => {
-                slot.value.extend_from_slice(value);
-                slot.flags |= PRESENT;
-            }
-            None => slot.flags &= !PRESENT,
-        }
+        slot.set_value(value);
         if slot.flags & DIRTY == 0 {
             self.dirty.push(at);
         }
@@ -151,20 +227,16 @@ impl Cache {
         let at = match self.free.pop() {
             Some(at) => at,
             None => {
-                let at = u32::try_from(self.slots.len()).expect("a cache holds fewer than 4 billion rows");
-                self.slots.push(Slot { hash, key: Vec::new(), value: Vec::new(), flags: 0 });
-                at
+                self.slots.push(Slot::free());
+                u32::try_from(self.slots.len() - 1).expect("a cache holds fewer than 4 billion rows")
             }
         };
         let slot = &mut self.slots[at as usize];
-        slot.hash = hash;
-        slot.key.clear();
-        slot.key.extend_from_slice(key);
-        slot.value.clear();
-        slot.flags = USED;
+        slot.set_key(key);
         self.bytes += slot.bytes();
-        let slots = &self.slots;
-        self.table.insert_unique(hash, at, |at| slots[*at as usize].hash);
+        let (slots, hasher) = (&self.slots, &self.hasher);
+        self.table.insert_unique(hash, at, |at| hasher.hash_one(slots[*at as usize].key()));
+        self.last = at;
         at
     }
 
@@ -177,7 +249,7 @@ impl Cache {
             self.hand = if self.hand + 1 < self.slots.len() { self.hand + 1 } else { 0 };
             looked += 1;
             let slot = &mut self.slots[self.hand];
-            if slot.pinned() || slot.key.capacity() == 0 {
+            if slot.pinned() || slot.flags & FREE != 0 {
                 continue;
             }
             if slot.flags & USED != 0 {
@@ -189,17 +261,14 @@ impl Cache {
     }
 
     fn remove(&mut self, place: usize) {
-        let slot = &mut self.slots[place];
-        let hash = slot.hash;
+        let slot = &self.slots[place];
+        let hash = self.hasher.hash_one(slot.key());
         self.bytes -= slot.bytes();
-        // A buffer of a large row is given back; small ones are kept for the next row.
-        slot.value.clear();
-        slot.value.shrink_to(1024);
         let number = place as u32;
         if let Ok(entry) = self.table.find_entry(hash, |at| *at == number) {
             entry.remove();
         }
-        self.slots[place].key = Vec::new();
+        self.slots[place] = Slot::free();
         self.free.push(number);
     }
 
@@ -240,13 +309,13 @@ impl Cache {
     ) -> ControlFlow<B> {
         // Comparing the first eight bytes settles almost all pairs without following a pointer.
         order.clear();
-        order.extend(of.iter().map(|at| (prefix(&slots[*at as usize].key), *at)));
+        order.extend(of.iter().map(|at| (prefix(slots[*at as usize].key()), *at)));
         order.sort_unstable_by(|a, b| {
-            a.0.cmp(&b.0).then_with(|| slots[a.1 as usize].key.cmp(&slots[b.1 as usize].key))
+            a.0.cmp(&b.0).then_with(|| slots[a.1 as usize].key().cmp(slots[b.1 as usize].key()))
         });
         for (_, at) in order.iter() {
             let slot = &slots[*at as usize];
-            visit((&slot.key, slot.value()))?;
+            visit((slot.key(), slot.value()))?;
         }
         ControlFlow::Continue(())
     }
@@ -310,8 +379,8 @@ impl Cache {
             .iter()
             .chain(only_dirty)
             .map(|at| &self.slots[*at as usize])
-            .filter(|slot| within(&slot.key))
-            .map(|slot| (slot.key.as_slice(), slot.value()))
+            .filter(|slot| within(slot.key()))
+            .map(|slot| (slot.key(), slot.value()))
             .collect();
         rows.sort_unstable_by_key(|row| row.0);
         rows
