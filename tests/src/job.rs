@@ -41,6 +41,8 @@ pub struct Job {
     pub env: BTreeMap<String, String>,
     /// The stores, each with a changelog.
     pub stores: Vec<String>,
+    /// `cache-rows` of each store: so many rows unflushed make it flush them to disk.
+    pub cache_rows: Option<u32>,
     /// The lines of `[placement]`.
     pub placement: String,
     /// The lines of `[restart]`.
@@ -78,6 +80,7 @@ impl Job {
             command: Vec::new(),
             env: BTreeMap::new(),
             stores: vec!["counts".into()],
+            cache_rows: None,
             placement: String::new(),
             restart: String::new(),
         }
@@ -127,6 +130,9 @@ impl Job {
         let _ = write!(text, "\n[systems.kafka]\ntype = \"kafka\"\nbootstrap = {:?}\n", self.bootstrap);
         for store in &self.stores {
             let _ = write!(text, "\n[stores.{store}]\nchangelog = true\n");
+            if let Some(rows) = self.cache_rows {
+                let _ = writeln!(text, "cache-rows = {rows}");
+            }
         }
         for (section, lines) in [("placement", &self.placement), ("restart", &self.restart)] {
             if !lines.is_empty() {

@@ -65,7 +65,8 @@ fn killed_container_comes_back_with_its_state() {
     let brokers = Brokers::shared();
     let topics = Topics::on(brokers);
     let cluster = Cluster::start(2);
-    let job = job("killed", &topics, brokers);
+    // A small cache, so that rows go to disk often: the tail that they are behind is short.
+    let job = Job { cache_rows: Some(200), ..job("killed", &topics, brokers) };
     let mut sent = Counts::new();
     feed::send(&topics, &job.inputs[0], 5_000, 40_000, &mut sent);
     cluster.submit(&job);

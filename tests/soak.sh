@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Repeats the tests that profit from it until SAMZA_SOAK_MINUTES have passed; ends at the first failure.
+#   usage: tests/soak.sh            (make soak starts the brokers around it)
+set -euo pipefail
+end=$((SECONDS + ${SAMZA_SOAK_MINUTES:-30} * 60))
+round=0
+while [ $SECONDS -lt $end ]; do
+  round=$((round + 1))
+  echo "soak: round $round, $(((end - SECONDS) / 60)) minutes left"
+  SIM_SEEDS=${SIM_SEEDS:-20000} cargo test --quiet -p tests --test sim
+  cargo test --quiet -p tests --test e2e_recovery --test e2e_fencing -- --test-threads 1
+done
+echo "soak: $round rounds, no failure"
