@@ -12,13 +12,7 @@ use crate::timers::TimerKey;
 
 impl RmCore {
     /// Orders a container's end. An order stands until it is over: it is sent again at each Hello.
-    pub(crate) fn order_stop(
-        &mut self,
-        now: Timestamp,
-        id: ContainerId,
-        order: StopOrder,
-        out: &mut Vec<Command>,
-    ) {
+    pub(crate) fn order_stop(&mut self, id: ContainerId, order: StopOrder, out: &mut Vec<Command>) {
         let Some(container) = self.containers.get_mut(&id) else { return };
         if !container.is_live() {
             return;
