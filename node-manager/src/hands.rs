@@ -40,7 +40,10 @@ impl Hands {
     pub(crate) fn persist(&self, id: ContainerId, version: u64, record: Box<Record>) {
         let (hands, turn) = (self.clone(), self.root.turn(id));
         tokio::task::spawn_blocking(move || {
-            let event = match hands.root.persist(&turn, id, version, &record) {
+            let begun = std::time::Instant::now();
+            let written = hands.root.persist(&turn, id, version, &record);
+            tracing::debug!(container = %id, version, took = ?begun.elapsed(), "recorded");
+            let event = match written {
                 Ok(()) => Event::Persisted { id, version },
                 Err(error) => {
                     tracing::error!(container = %id, %error, "its record cannot be written");

@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nm_core::Master;
@@ -88,9 +88,13 @@ impl Launcher {
             self.write_master(&root.work(start.id), master).context(AM_ADDRESS)?;
         }
         let name = start.id.to_string();
-        let result = cgroups
-            .create(&name, &Limits::of(start.resource))
-            .and_then(|()| self.run_shim(root, cgroups, start));
+        let begun = Instant::now();
+        let result = cgroups.create(&name, &Limits::of(start.resource)).and_then(|()| {
+            let limited = begun.elapsed();
+            let started = self.run_shim(root, cgroups, start)?;
+            tracing::debug!(container = name, ?limited, running = ?begun.elapsed(), "launched");
+            Ok(started)
+        });
         if result.is_err() {
             let plan = cgroups.kill_plan(&name);
             plan.kill_all(None, Duration::from_secs(5)).context("cleaning up a failed launch")?;

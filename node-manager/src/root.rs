@@ -135,7 +135,7 @@ impl Root {
         self.versions.lock().expect("no one panics while holding it").remove(&id).unwrap_or_default()
     }
 
-    /// Writes a record durably, unless a newer one was written before or the container was removed.
+    /// Writes a record, the first one durably, unless a newer one was written before or the container was removed.
     pub(crate) fn persist(
         &self,
         slot: &Turn,
@@ -149,18 +149,25 @@ impl Root {
         }
         let dir = self.container(id);
         let content = serde_json::to_vec(record)?;
-        if !dir.join(RECORD).exists() {
-            make_dir(&dir, 0o711)?;
-        }
         // The record holds the application's token.
-        let draft = dir.join("record.draft");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-        file.write_all(&content)?;
-        file.sync_all()?;
-        fs::rename(&draft, dir.join(RECORD))?;
-        File::open(&dir)?.sync_all()?;
+        let private = |name: &str| {
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(dir.join(name))
+        };
         if version == 1 {
+            // In place: a rename would cost a second commit of the file system's journal. A torn record was never
+            // acknowledged.
+            make_dir(&dir, 0o711)?;
+            let mut file = private(RECORD)?;
+            file.write_all(&content)?;
+            file.sync_all()?;
+            File::open(&dir)?.sync_all()?;
             File::open(self.path.join("containers"))?.sync_all()?;
+        } else {
+            // Not synced: it survives the end of every process, and a machine that crashes comes back as another
+            // boot, in which the container is lost whatever its record says.
+            make_dir(&dir, 0o711)?;
+            private("record.draft")?.write_all(&content)?;
+            fs::rename(dir.join("record.draft"), dir.join(RECORD))?;
         }
         *newest = version;
         Ok(())

@@ -59,7 +59,9 @@ fn run() -> io::Result<()> {
     reply(&Reply::Running(process));
     close_pipes()?;
     let end = hold(&order, process, children)?;
-    files::replace(&order.dir, files::EXIT, &end, true)?;
+    // Not synced: it survives this process, and a machine that crashes comes back as another boot, in which the
+    // container is lost however it ended.
+    files::replace(&order.dir, files::EXIT, &end, false)?;
     order.kill.kill_all(Some(own.pid), SWEEP)?;
     Ok(())
 }

@@ -319,6 +319,9 @@ impl Drop for Node {
 fn install_shim() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
+        if is_fresh(&Path::new(env!("CARGO_BIN_EXE_nm")).with_file_name("nm-shim")) {
+            return;
+        }
         let built = Command::new(env!("CARGO"))
             .args(["build", "-q", "-p", "nm-shim"])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -326,6 +329,14 @@ fn install_shim() {
             .unwrap();
         assert!(built.success(), "nm-shim cannot be built");
     });
+}
+
+/// Whether the binary is younger than the shim's sources: asking cargo waits for every other build.
+fn is_fresh(shim: &Path) -> bool {
+    let changed = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    let sources = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("shim/src")).unwrap();
+    let newest = sources.flatten().filter_map(|source| changed(&source.path())).max();
+    changed(shim) > newest
 }
 
 pub fn signal(pid: u32, signal: rustix::process::Signal) {
