@@ -13,12 +13,14 @@ Examples:
   One machine, trying things out:
     nm --rm 127.0.0.1:8030 --root /var/lib/samza --memory 4GiB --cpu 2
 
-  A second machine: reach the resource manager over the network, serve logs to it, share its token:
-    nm --rm rm.example.org:8030 --root /var/lib/samza --listen 0.0.0.0:8042 --token-file /etc/samza/token \\
+  A second machine, with the cluster's token, serving logs over the network:
+    nm --rm rm.example.org:8030 --root /var/lib/samza \\
+       --listen 0.0.0.0:8042 --token-file /etc/samza/token \\
        --host worker-2.example.org --rack r2 --user samza
 
-nm needs root and cgroups (v1 or v2) to limit containers; --unlimited does without. Stopping nm leaves containers
-running: a new nm with the same --root takes them over. A container whose nm stays away for ten minutes ends.";
+nm needs root and cgroups (v1 or v2) to limit containers; --unlimited does
+without. Stopping nm leaves containers running: a new nm with the same --root
+takes them over. A container whose nm stays away for ten minutes ends.";
 
 /// Offers this machine to a samza-rs cluster and runs containers on it.
 #[derive(Debug, Parser)]
@@ -37,7 +39,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME")]
     pub(crate) node_id: Option<String>,
     /// A name or address by which this machine is known, as brokers advertise it; repeat for each
-    /// [default: host name and loopback]
+    /// [default: the host name, and the address towards the resource manager]
     #[arg(long = "host", value_name = "HOST")]
     pub(crate) hosts: Vec<String>,
     /// The machine's rack, as brokers name theirs

@@ -288,3 +288,21 @@ async fn a_start_takes_milliseconds_and_many_containers_come_and_go() {
     assert_eq!(node.cgroups(), Vec::<std::path::PathBuf>::new());
     assert!(took[50].as_millis() < 100, "half of the starts took longer than {:?}", took[50]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_run_as_the_user_that_nm_was_told() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut rm = FakeRm::start().await;
+    let node = Node::start(&rm, &["--user", "65534:65534"]);
+    fs::set_permissions(node.root.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut session = rm.join().await;
+    let script = "id -u; cat token; mkdir $SAMZA_STATE_DIR/Partition-0 && touch mine && \
+                  cat $SAMZA_JOB_FILE > /dev/null && cat ../record.json || exit 5";
+    let mut start = shell(1, 1, script);
+    start.artefacts = vec![rm.upload("file", b"content")];
+    session.start(&start);
+    // Everything of its own works; the record, which is the node's, it may not read.
+    assert_eq!(session.exit(id(1)).await, ExitCause::Failed { code: 5 });
+    assert_eq!(logs(&session.hello.address, id(1).to_string(), false).await, "65534\nsecret");
+    assert!(node.work(id(1)).join("mine").exists());
+}
