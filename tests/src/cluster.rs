@@ -364,12 +364,14 @@ impl Cluster {
     pub fn all_running(&self, job: &Job) -> Result<AppReport, Pending> {
         let app = self.app(job)?;
         let status = app.status.clone().ok_or("no status yet")?;
-        let running =
-            |slot: &&SlotStatus| slot.status.phase == ContainerPhase::Running && slot.container.is_some();
+        // The master's report may be older than the manager's list: both must name the same container.
+        let running = |slot: &&SlotStatus| {
+            let same = worker(&app, slot.slot).is_ok_and(|worker| Some(worker.container) == slot.container);
+            same && slot.status.phase == ContainerPhase::Running
+        };
         let count = status.slots.iter().filter(running).count();
         let all = job.containers as usize;
-        let holding = status.slots.iter().filter(|slot| worker(&app, slot.slot).is_ok()).count();
-        check(count == all && holding == all, || {
+        check(count == all, || {
             let slots = serde_json::to_string(&status.slots).unwrap_or_default();
             format!("{count} of {all} running, {:?} {}: {slots}", app.state, app.diagnostics)
         })?;
@@ -458,6 +460,17 @@ pub fn pid_of(app: &AppReport, slot: u32) -> u32 {
 pub fn slot_of(app: &AppReport, slot: u32) -> &SlotStatus {
     let slots = &app.status.as_ref().expect("a status").slots;
     slots.iter().find(|status| status.slot == slot).expect("a slot of the job")
+}
+
+/// The slot of task `name`.
+///
+/// # Panics
+/// No slot has it.
+#[must_use]
+pub fn slot_with(app: &AppReport, name: &str) -> u32 {
+    let slots = &app.status.as_ref().expect("a status").slots;
+    let found = slots.iter().find(|slot| slot.tasks.iter().any(|task| task.0 == name));
+    found.unwrap_or_else(|| panic!("no slot has {name}")).slot
 }
 
 fn collect_folders(folder: &Path, found: &mut Vec<PathBuf>) {

@@ -189,7 +189,8 @@ fn containers_prefer_hosts_of_their_brokers() {
     elsewhere.submit(&job);
     let app = elsewhere.wait_running(&job);
     let slot = slot_of(&app, 0);
-    assert_eq!((slot.unmatched.clone(), slot.on_preferred), (vec!["127.0.0.3".to_owned()], Some(false)));
+    assert!(slot.unmatched.len() == 1 && slot.unmatched[0].contains("127.0.0.3"), "{slot:?}");
+    assert_eq!(slot.on_preferred, Some(false), "{slot:?}");
     let shown = elsewhere.client("samza", &["status", &job.name]);
     assert!(String::from_utf8_lossy(&shown.stdout).contains("127.0.0.3"), "people are shown it too");
 }

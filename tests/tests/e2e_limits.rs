@@ -3,7 +3,7 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use tests::cluster::{SOON, pid_of, slot_of};
+use tests::cluster::{SOON, pid_of, slot_of, slot_with};
 use tests::feed::{self, Counts, Feed};
 use tests::wait::check;
 use tests::{Brokers, Cluster, Job, Topics, process};
@@ -25,21 +25,23 @@ fn memory_hog_is_killed_as_out_of_memory_and_others_are_not() {
     topics.create(&job.output, 1);
     cluster.submit(&job);
     let before = cluster.wait_running(&job);
+    let hog = slot_with(&before, "Partition 0");
+    let other = 1 - hog;
     let feed = Feed::start(brokers, &job.inputs[0], 100, 400);
     std::fs::write(&hog_now, "").unwrap();
     let after = cluster.wait("the hog killed and back", SOON, |cluster| {
         let app = cluster.all_running(&job)?;
-        check(pid_of(&app, 0) != pid_of(&before, 0), || "the same process".into()).map(|()| app)
+        check(pid_of(&app, hog) != pid_of(&before, hog), || "the same process".into()).map(|()| app)
     });
-    match slot_of(&after, 0).last_exit {
+    match slot_of(&after, hog).last_exit {
         Some(ExitCause::OutOfMemory { peak_bytes, limit_bytes }) => {
             assert_eq!(limit_bytes, 192 * MIB, "the limit is named");
             assert!((150 * MIB..=193 * MIB).contains(&peak_bytes), "the peak is at the limit: {peak_bytes}");
         }
         ref other => panic!("not out of memory: {other:?}"),
     }
-    assert_eq!(pid_of(&after, 1), pid_of(&before, 1), "the other container is not killed");
-    assert_eq!(slot_of(&after, 1).restarts, 0);
+    assert_eq!(pid_of(&after, other), pid_of(&before, other), "the other container is not killed");
+    assert_eq!(slot_of(&after, other).restarts, 0);
     let mut sent = Counts::new();
     sleep(Duration::from_secs(1));
     feed.finish(&mut sent);

@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use tests::cluster::{SOON, master, pid_of, slot_of};
+use tests::cluster::{SOON, master, pid_of, slot_of, slot_with};
 use tests::feed::{self, Counts, Feed};
 use tests::wait::check;
 use tests::{Brokers, Cluster, Job, Topics, process};
@@ -164,7 +164,9 @@ fn nm_restart_keeps_containers() {
     let exit_now = arm(&mut job, &cluster);
     cluster.submit(&job);
     let before = cluster.wait_running(&job);
-    let (first, second) = (pid_of(&before, 0), pid_of(&before, 1));
+    let armed = slot_with(&before, "Partition 0");
+    let other = 1 - armed;
+    let (first, second) = (pid_of(&before, armed), pid_of(&before, other));
     let am = master(&before).ok().unwrap().pid.unwrap();
     let feed = Feed::start(brokers, &job.inputs[0], 500, 400);
     let output = wait_progress(&cluster, &topics, &job, 0);
@@ -178,19 +180,19 @@ fn nm_restart_keeps_containers() {
     wait_progress(&cluster, &topics, &job, output);
     assert!(process::is_alive(second) && process::is_alive(am), "undisturbed while the node manager is down");
     cluster.start_nm(0);
-    let after = wait_replaced(&cluster, &job, 0, first);
+    let after = wait_replaced(&cluster, &job, armed, first);
     assert_eq!(
-        slot_of(&after, 0).last_exit,
+        slot_of(&after, armed).last_exit,
         Some(ExitCause::Failed { code: 3 }),
         "the exit is told with its code"
     );
-    assert_eq!(pid_of(&after, 1), second, "the same process");
+    assert_eq!(pid_of(&after, other), second, "the same process");
     assert_eq!(master(&after).ok().unwrap().pid, Some(am), "the same application master");
 
     process::send(second, Signal::KILL);
-    let last = wait_replaced(&cluster, &job, 1, second);
+    let last = wait_replaced(&cluster, &job, other, second);
     assert_eq!(
-        slot_of(&last, 1).last_exit,
+        slot_of(&last, other).last_exit,
         Some(ExitCause::Signal { signal: 9 }),
         "adopted containers are watched"
     );
@@ -206,7 +208,9 @@ fn am_death_keeps_containers() {
     let exit_now = arm(&mut job, &cluster);
     cluster.submit(&job);
     let before = cluster.wait_running(&job);
-    let (first, second) = (pid_of(&before, 0), pid_of(&before, 1));
+    let armed = slot_with(&before, "Partition 0");
+    let other = 1 - armed;
+    let (first, second) = (pid_of(&before, armed), pid_of(&before, other));
     let feed = Feed::start(brokers, &job.inputs[0], 500, 400);
     let mut output = wait_progress(&cluster, &topics, &job, 0);
 
@@ -225,15 +229,15 @@ fn am_death_keeps_containers() {
         assert!(process::is_alive(second), "undisturbed");
         assert!(round == 2 || process::is_alive(first), "undisturbed");
     }
-    let after = wait_replaced(&cluster, &job, 0, first);
+    let after = wait_replaced(&cluster, &job, armed, first);
     assert_eq!(
-        slot_of(&after, 0).last_exit,
+        slot_of(&after, armed).last_exit,
         Some(ExitCause::Failed { code: 3 }),
         "the exit is told with its code"
     );
-    assert_eq!(pid_of(&after, 1), second, "the same process");
+    assert_eq!(pid_of(&after, other), second, "the same process");
 
     process::send(second, Signal::KILL);
-    wait_replaced(&cluster, &job, 1, second);
+    wait_replaced(&cluster, &job, other, second);
     finish(feed, Counts::new(), &topics, &cluster, &job);
 }
