@@ -1,58 +1,256 @@
 //! [`KafkaAdmin`]: questions and orders about a Kafka cluster.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use task_api::system::{
     BrokerMetadata, Isolation, Message, NewTopic, PlainMessage, SystemAdmin, SystemError, TopicMetadata,
     TopicPartition, Watermarks,
 };
 
+use crate::native::admin::Which;
+use crate::native::consume::Event;
+use crate::native::{Client, Consumer, Producer};
+use crate::settings;
+
 /// An administrator of one Kafka cluster; shared freely between threads.
 #[derive(Debug)]
-pub struct KafkaAdmin {}
+pub struct KafkaAdmin {
+    bootstrap: String,
+    config: BTreeMap<String, String>,
+    client: Client,
+    /// Readers that are not in use, by what they see: a new one costs connections.
+    readers: Mutex<Vec<(Isolation, Consumer)>>,
+    /// For plain appends, once there was one.
+    appender: Mutex<Option<Producer>>,
+}
+
+/// How long any question or order may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long writing and fencing may take: the coordinator may have to finish what it was committing.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a read may stand still before it is given up.
+const STALLED: Duration = Duration::from_secs(60);
 
 impl KafkaAdmin {
-    /// Connects lazily to `bootstrap` (host:port, comma separated); `config` are extra librdkafka settings.
+    /// Connects lazily to `bootstrap` (host:port, comma separated); `config` are extra librdkafka settings of a
+    /// consumer (security, addresses).
     ///
     /// # Errors
     /// A setting is unknown or wrong; an unreachable broker shows in later calls.
     pub fn new(bootstrap: &str, config: &BTreeMap<String, String>) -> Result<Self, SystemError> {
-        let _ = (bootstrap, config);
-        Err(nyi())
+        let shared = shared_settings(config);
+        let client = Client::admin(&settings(&[], &shared, &[("bootstrap.servers", bootstrap)]))?;
+        Ok(KafkaAdmin {
+            bootstrap: bootstrap.to_owned(),
+            config: config.clone(),
+            client,
+            readers: Mutex::default(),
+            appender: Mutex::default(),
+        })
+    }
+
+    fn named(&self, error: SystemError) -> SystemError {
+        match error {
+            SystemError::Retriable(why) => {
+                SystemError::Retriable(format!("brokers {}: {why}", self.bootstrap))
+            }
+            SystemError::Fatal(why) => SystemError::Fatal(format!("brokers {}: {why}", self.bootstrap)),
+            SystemError::Fenced(why) => SystemError::Fenced(why),
+        }
+    }
+
+    fn reader(&self, isolation: Isolation) -> Result<Consumer, SystemError> {
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = readers.iter().position(|(of, _)| *of == isolation) {
+            return Ok(readers.swap_remove(at).1);
+        }
+        drop(readers);
+        let level = match isolation {
+            Isolation::ReadUncommitted => "read_uncommitted",
+            Isolation::ReadCommitted => "read_committed",
+        };
+        let ours = [("queued.max.messages.kbytes", "16384"), ("fetch.queue.backoff.ms", "5")];
+        let fixed = [
+            ("bootstrap.servers", self.bootstrap.as_str()),
+            ("group.id", "samza-reader"),
+            ("enable.auto.commit", "false"),
+            ("enable.auto.offset.store", "false"),
+            ("isolation.level", level),
+            // What was below the log's start is gone; a range is read from where it still is.
+            ("auto.offset.reset", "earliest"),
+            // The end is known by position: aborted and control records hand over no message.
+            ("enable.partition.eof", "true"),
+            ("fetch.wait.max.ms", "5"),
+        ];
+        Consumer::new(&settings(&ours, &self.config, &fixed))
+    }
+
+    fn check_partitions(&self, topics: &[NewTopic]) -> Result<(), SystemError> {
+        let names: Vec<String> = topics.iter().map(|topic| topic.topic.clone()).collect();
+        for found in self.client.describe(&names, TIMEOUT)? {
+            let wanted =
+                topics.iter().find(|topic| topic.topic == found.topic).map_or(0, |topic| topic.partitions);
+            let has = i32::try_from(found.partitions.len()).unwrap_or(i32::MAX);
+            if has < wanted {
+                return Err(SystemError::Fatal(format!(
+                    "topic {} exists with {has} partitions and the job needs {wanted}: delete it, or add partitions",
+                    found.topic
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// A topic that was just created is not known to every broker at once.
+    fn await_topics(&self, topics: &[NewTopic]) -> Result<(), SystemError> {
+        let names: Vec<String> = topics.iter().map(|topic| topic.topic.clone()).collect();
+        let since = Instant::now();
+        loop {
+            let found = self.client.describe(&names, TIMEOUT)?;
+            let led =
+                |topic: &TopicMetadata| topic.partitions.iter().all(|partition| partition.leader.is_some());
+            if found.len() == names.len() && found.iter().all(led) {
+                return Ok(());
+            }
+            if since.elapsed() > TIMEOUT {
+                return Err(SystemError::Retriable(format!(
+                    "topics {} have no leaders yet",
+                    names.join(", ")
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
-fn nyi() -> SystemError {
-    SystemError::Fatal("the Kafka client is not there yet".into())
+/// Settings that only consumers know would be refused by a producer's client.
+fn shared_settings(config: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    const CONSUMERS: [&str; 8] =
+        ["fetch.", "queued.", "max.poll.", "group.", "session.", "heartbeat.", "auto.", "enable.partition"];
+    config
+        .iter()
+        .filter(|(key, _)| !CONSUMERS.iter().any(|prefix| key.starts_with(prefix)))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
 }
 
 impl SystemAdmin for KafkaAdmin {
     fn brokers(&self) -> Result<Vec<BrokerMetadata>, SystemError> {
-        Err(nyi())
+        self.client.brokers(TIMEOUT).map_err(|e| self.named(e))
     }
-    fn describe(&self, _topics: &[String]) -> Result<Vec<TopicMetadata>, SystemError> {
-        Err(nyi())
+
+    fn describe(&self, topics: &[String]) -> Result<Vec<TopicMetadata>, SystemError> {
+        if topics.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.client.describe(topics, TIMEOUT).map_err(|e| self.named(e))
     }
-    fn create(&self, _topics: &[NewTopic]) -> Result<(), SystemError> {
-        Err(nyi())
+
+    fn create(&self, topics: &[NewTopic]) -> Result<(), SystemError> {
+        if topics.is_empty() {
+            return Ok(());
+        }
+        self.check_partitions(topics).map_err(|e| self.named(e))?;
+        self.client.create(topics, TIMEOUT).map_err(|e| self.named(e))?;
+        self.await_topics(topics).map_err(|e| self.named(e))
     }
-    fn watermarks(&self, _partitions: &[TopicPartition]) -> Result<Vec<Watermarks>, SystemError> {
-        Err(nyi())
+
+    fn watermarks(&self, partitions: &[TopicPartition]) -> Result<Vec<Watermarks>, SystemError> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ends = |which, isolation| {
+            self.client.ends(partitions, which, isolation, TIMEOUT).map_err(|e| self.named(e))
+        };
+        // The stable offset is asked for after the high watermark: it may then be the higher one, never too low.
+        let low = ends(Which::Earliest, Isolation::ReadUncommitted)?;
+        let high = ends(Which::Latest, Isolation::ReadUncommitted)?;
+        let stable = ends(Which::Latest, Isolation::ReadCommitted)?;
+        Ok(low
+            .into_iter()
+            .zip(high)
+            .zip(stable)
+            .map(|((low, high), stable)| Watermarks { low, high, stable: stable.min(high) })
+            .collect())
     }
+
     fn read_range(
         &self,
-        _partition: &TopicPartition,
-        _from: u64,
-        _until: u64,
-        _isolation: Isolation,
-        _take: &mut dyn FnMut(&[Message<'_>]) -> Result<(), SystemError>,
+        partition: &TopicPartition,
+        from: u64,
+        until: u64,
+        isolation: Isolation,
+        take: &mut dyn FnMut(&[Message<'_>]) -> Result<(), SystemError>,
     ) -> Result<(), SystemError> {
-        Err(nyi())
+        if from >= until {
+            return Ok(());
+        }
+        let mut reader = self.reader(isolation).map_err(|e| self.named(e))?;
+        let start = i64::try_from(from).unwrap_or(i64::MAX);
+        reader.assign(&[(partition.clone(), start)]).map_err(|e| self.named(e))?;
+        let mut reached = from;
+        let mut moved = Instant::now();
+        while reached < until {
+            let (mut seen, mut end) = (reached, reached);
+            reader.poll(
+                Duration::from_millis(100),
+                &mut |messages| {
+                    let within = messages.partition_point(|message| message.offset < until);
+                    seen = messages.last().map_or(seen, |message| message.offset + 1);
+                    if within > 0 { take(&messages[..within]) } else { Ok(()) }
+                },
+                &mut |Event::End { offset }| end = end.max(offset),
+            )?;
+            let now_at = seen.max(end);
+            if now_at > reached {
+                (reached, moved) = (now_at, Instant::now());
+            } else if moved.elapsed() > STALLED {
+                let what = format!("{}-{} at {reached} of {until}", partition.topic, partition.partition);
+                return Err(self.named(SystemError::Retriable(format!("reading {what} stands still"))));
+            }
+        }
+        reader.assign(&[])?;
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner).push((isolation, reader));
+        Ok(())
     }
-    fn append(&self, _messages: &[PlainMessage]) -> Result<(), SystemError> {
-        Err(nyi())
+
+    fn append(&self, messages: &[PlainMessage]) -> Result<(), SystemError> {
+        let mut appender = self.appender.lock().unwrap_or_else(PoisonError::into_inner);
+        let producer = match &mut *appender {
+            Some(producer) => producer,
+            none => {
+                let shared = shared_settings(&self.config);
+                let fixed = [
+                    ("bootstrap.servers", self.bootstrap.as_str()),
+                    ("enable.idempotence", "true"),
+                    ("acks", "all"),
+                    ("linger.ms", "0"),
+                    ("delivery.report.only.error", "true"),
+                ];
+                none.insert(Producer::new(&settings(&[], &shared, &fixed))?)
+            }
+        };
+        let mut write = || {
+            for message in messages {
+                let topic = producer.topic(&message.to.topic)?;
+                producer.send(topic, message.to.partition, Some(&message.key), message.value.as_deref())?;
+            }
+            producer.flush(WRITE_TIMEOUT)
+        };
+        let written = write();
+        if written.is_err() {
+            // A producer that failed once stays failed.
+            *appender = None;
+        }
+        written.map_err(|e| self.named(e))
     }
-    fn fence(&self, _transactional_id: &str) -> Result<(), SystemError> {
-        Err(nyi())
+
+    fn fence(&self, transactional_id: &str) -> Result<(), SystemError> {
+        let shared = shared_settings(&self.config);
+        let fixed = [("bootstrap.servers", self.bootstrap.as_str()), ("transactional.id", transactional_id)];
+        let producer = Producer::new(&settings(&[], &shared, &fixed)).map_err(|e| self.named(e))?;
+        producer.init_transactions(WRITE_TIMEOUT).map_err(|e| self.named(e))
     }
 }

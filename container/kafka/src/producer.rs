@@ -5,18 +5,47 @@ use std::time::Duration;
 
 use task_api::system::{SystemError, SystemProducer, TopicHandle, TransactionalProducer};
 
+use crate::native::Producer;
+use crate::settings;
+
 /// A producer; belongs to one thread, may be moved there.
 #[derive(Debug)]
-pub struct KafkaProducer {}
+pub struct KafkaProducer {
+    native: Producer,
+    /// Sends since callbacks last ran.
+    unserved: u32,
+}
+
+/// So many sends are queued between two looks at what became of earlier ones.
+const SERVE_EVERY: u32 = 4_096;
+
+/// What we set unless the job says otherwise.
+const OURS: [(&str, &str); 4] = [
+    ("linger.ms", "5"),
+    ("compression.type", "lz4"),
+    ("queue.buffering.max.kbytes", "65536"),
+    ("queue.buffering.max.messages", "500000"),
+];
+/// What exactness rests on.
+const FIXED: [(&str, &str); 4] = [
+    ("enable.idempotence", "true"),
+    ("acks", "all"),
+    ("partitioner", "murmur2_random"),
+    // Deliveries that went well make no event: nobody waits for them one by one.
+    ("delivery.report.only.error", "true"),
+];
 
 impl KafkaProducer {
     /// A plain idempotent producer (acks=all), for outputs of at-least-once jobs.
     ///
     /// # Errors
     /// A setting is unknown or wrong.
-    pub fn idempotent(bootstrap: &str, client_id: &str, config: &BTreeMap<String, String>) -> Result<Self, SystemError> {
-        let _ = (bootstrap, client_id, config);
-        Err(nyi())
+    pub fn idempotent(
+        bootstrap: &str,
+        client_id: &str,
+        config: &BTreeMap<String, String>,
+    ) -> Result<Self, SystemError> {
+        Self::with(&[("bootstrap.servers", bootstrap), ("client.id", client_id)], config)
     }
 
     /// A transactional producer; call [`TransactionalProducer::init`] first.
@@ -28,44 +57,57 @@ impl KafkaProducer {
         transactional_id: &str,
         config: &BTreeMap<String, String>,
     ) -> Result<Self, SystemError> {
-        let _ = (bootstrap, transactional_id, config);
-        Err(nyi())
+        let who = [
+            ("bootstrap.servers", bootstrap),
+            ("client.id", transactional_id),
+            ("transactional.id", transactional_id),
+        ];
+        Self::with(&who, config)
     }
-}
 
-fn nyi() -> SystemError {
-    SystemError::Fatal("the Kafka client is not there yet".into())
+    fn with(who: &[(&str, &str)], config: &BTreeMap<String, String>) -> Result<Self, SystemError> {
+        let fixed: Vec<(&str, &str)> = FIXED.iter().chain(who).copied().collect();
+        Ok(KafkaProducer { native: Producer::new(&settings(&OURS, config, &fixed))?, unserved: 0 })
+    }
 }
 
 impl SystemProducer for KafkaProducer {
-    fn topic(&mut self, _topic: &str) -> Result<TopicHandle, SystemError> {
-        Err(nyi())
+    fn topic(&mut self, topic: &str) -> Result<TopicHandle, SystemError> {
+        self.native.topic(topic).map(TopicHandle)
     }
+
     fn send(
         &mut self,
-        _topic: TopicHandle,
-        _partition: Option<i32>,
-        _key: Option<&[u8]>,
-        _value: Option<&[u8]>,
+        topic: TopicHandle,
+        partition: Option<i32>,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
     ) -> Result<(), SystemError> {
-        Err(nyi())
+        const KEY_CHOOSES: i32 = -1;
+        self.unserved += 1;
+        if self.unserved == SERVE_EVERY {
+            self.unserved = 0;
+            self.native.serve(0)?;
+        }
+        self.native.send(topic.0, partition.unwrap_or(KEY_CHOOSES), key, value)
     }
-    fn flush(&mut self, _timeout: Duration) -> Result<(), SystemError> {
-        Err(nyi())
+
+    fn flush(&mut self, timeout: Duration) -> Result<(), SystemError> {
+        self.native.flush(timeout)
     }
 }
 
 impl TransactionalProducer for KafkaProducer {
-    fn init(&mut self, _timeout: Duration) -> Result<(), SystemError> {
-        Err(nyi())
+    fn init(&mut self, timeout: Duration) -> Result<(), SystemError> {
+        self.native.init_transactions(timeout)
     }
     fn begin(&mut self) -> Result<(), SystemError> {
-        Err(nyi())
+        self.native.begin_transaction()
     }
-    fn commit(&mut self, _timeout: Duration) -> Result<(), SystemError> {
-        Err(nyi())
+    fn commit(&mut self, timeout: Duration) -> Result<(), SystemError> {
+        self.native.commit_transaction(timeout)
     }
-    fn abort(&mut self, _timeout: Duration) -> Result<(), SystemError> {
-        Err(nyi())
+    fn abort(&mut self, timeout: Duration) -> Result<(), SystemError> {
+        self.native.abort_transaction(timeout)
     }
 }

@@ -1,0 +1,248 @@
+//! Consumers: assignment and batches.
+
+use std::collections::HashMap;
+use std::ffi::c_int;
+use std::time::Duration;
+
+use rdkafka_sys::bindings as rd;
+use rdkafka_sys::bindings::rd_kafka_resp_err_t as Code;
+use task_api::system::{Message, SystemError, TopicPartition};
+
+use super::{Client, c_text, code_text, rust_text};
+
+/// Messages in one batch: past a few hundred the cost of a call is gone.
+const BATCH: usize = 1_000;
+
+/// Something that came from the queue.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Event {
+    /// All there is of a source was handed over, up to this offset.
+    End { offset: u64 },
+}
+
+/// A consumer with an assignment.
+#[derive(Debug)]
+pub(crate) struct Consumer {
+    queue: *mut rd::rd_kafka_queue_t,
+    client: Client,
+    sources: Vec<TopicPartition>,
+    /// The place of each partition in `sources`, by librdkafka's topic handle.
+    places: HashMap<(usize, i32), usize>,
+    pointers: Vec<*mut rd::rd_kafka_message_t>,
+}
+
+// SAFETY: as for `Client`; the pointers in `pointers` are only valid, and only read, inside `poll`.
+unsafe impl Send for Consumer {}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        // SAFETY: ours since `rd_kafka_queue_get_consumer`; the client is dropped after this.
+        unsafe { rd::rd_kafka_queue_destroy(self.queue) }
+    }
+}
+
+impl Consumer {
+    pub(crate) fn new(settings: &[(&str, &str)]) -> Result<Consumer, SystemError> {
+        let client = Client::new(rd::rd_kafka_type_t::RD_KAFKA_CONSUMER, settings)?;
+        // SAFETY: the handle is alive.
+        let queue = unsafe {
+            rd::rd_kafka_poll_set_consumer(client.rk);
+            rd::rd_kafka_queue_get_consumer(client.rk)
+        };
+        if queue.is_null() {
+            return Err(SystemError::Fatal("a consumer needs a group.id".into()));
+        }
+        Ok(Consumer { queue, client, sources: Vec::new(), places: HashMap::new(), pointers: Vec::new() })
+    }
+
+    /// Reads these partitions from these offsets (as librdkafka numbers them) and no others.
+    pub(crate) fn assign(&mut self, partitions: &[(TopicPartition, i64)]) -> Result<(), SystemError> {
+        self.places.clear();
+        self.sources = partitions.iter().map(|(partition, _)| partition.clone()).collect();
+        let capacity = c_int::try_from(partitions.len()).unwrap_or(0);
+        // SAFETY: the list is ours and destroyed here; librdkafka copies it.
+        let code = unsafe {
+            let list = rd::rd_kafka_topic_partition_list_new(capacity);
+            for (partition, offset) in partitions {
+                let topic = c_text(&partition.topic)?;
+                let entry = rd::rd_kafka_topic_partition_list_add(list, topic.as_ptr(), partition.partition);
+                (*entry).offset = *offset;
+            }
+            let code = rd::rd_kafka_assign(self.client.rk, list);
+            rd::rd_kafka_topic_partition_list_destroy(list);
+            code
+        };
+        match code {
+            Code::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+            code => Err(self.client.error(code, "")),
+        }
+    }
+
+    /// Waits up to `timeout` for a first message, then takes what is there. `take` gets the messages, `event`
+    /// everything else that is not an error.
+    pub(crate) fn poll(
+        &mut self,
+        timeout: Duration,
+        take: &mut dyn FnMut(&[Message<'_>]) -> Result<(), SystemError>,
+        event: &mut dyn FnMut(Event),
+    ) -> Result<usize, SystemError> {
+        let timeout_ms = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
+        self.pointers.clear();
+        self.pointers.resize(BATCH, std::ptr::null_mut());
+        // The batch call waits until its batch is full or its time is over; so only the first message is waited
+        // for, alone, and only if there is none.
+        // SAFETY: the array has room for BATCH pointers.
+        let mut n =
+            unsafe { rd::rd_kafka_consume_batch_queue(self.queue, 0, self.pointers.as_mut_ptr(), BATCH) };
+        if n == 0 && timeout_ms > 0 {
+            // SAFETY: as above, with one place taken.
+            unsafe {
+                let first = rd::rd_kafka_consume_queue(self.queue, timeout_ms);
+                if !first.is_null() {
+                    self.pointers[0] = first;
+                    let rest = self.pointers.as_mut_ptr().add(1);
+                    n = 1 + rd::rd_kafka_consume_batch_queue(self.queue, 0, rest, BATCH - 1).max(0);
+                }
+            }
+        }
+        let n = usize::try_from(n).map_err(|_| SystemError::Fatal("the consumer's queue failed".into()))?;
+        self.pointers.truncate(n);
+        let taken = self.hand_over(take, event);
+        for message in self.pointers.drain(..) {
+            // SAFETY: ours, and nothing borrows from it any more.
+            unsafe { rd::rd_kafka_message_destroy(message) }
+        }
+        taken
+    }
+
+    fn hand_over(
+        &mut self,
+        take: &mut dyn FnMut(&[Message<'_>]) -> Result<(), SystemError>,
+        event: &mut dyn FnMut(Event),
+    ) -> Result<usize, SystemError> {
+        let mut messages = Vec::with_capacity(self.pointers.len());
+        for at in 0..self.pointers.len() {
+            // SAFETY: alive until `poll` destroys it, which is after `messages` is gone.
+            let raw = unsafe { &*self.pointers[at] };
+            match raw.err {
+                Code::RD_KAFKA_RESP_ERR_NO_ERROR => {
+                    if let Some(source) = self.place_of(raw) {
+                        messages.push(borrowed(raw, source));
+                    }
+                }
+                Code::RD_KAFKA_RESP_ERR__PARTITION_EOF => {
+                    // Of an assignment that is over it would name a topic that is no source any more.
+                    if self.place_of(raw).is_some() {
+                        event(Event::End { offset: u64::try_from(raw.offset).unwrap_or(0) });
+                    }
+                }
+                code => self.problem(code, raw)?,
+            }
+        }
+        if !messages.is_empty() {
+            take(&messages)?;
+        }
+        Ok(messages.len())
+    }
+
+    /// An error among the messages: some librdkafka deals with itself.
+    fn problem(&self, code: Code, raw: &rd::rd_kafka_message_t) -> Result<(), SystemError> {
+        // SAFETY: the text is the message's payload, alive as long as the message.
+        let why = rust_text(unsafe { rd::rd_kafka_message_errstr(raw) });
+        match self.client.error(code, &why) {
+            SystemError::Retriable(why) => {
+                tracing::debug!("consumer: {why}");
+                Ok(())
+            }
+            SystemError::Fatal(_) | SystemError::Fenced(_)
+                if code == Code::RD_KAFKA_RESP_ERR__MAX_POLL_EXCEEDED =>
+            {
+                Ok(())
+            }
+            SystemError::Fatal(_) | SystemError::Fenced(_) => {
+                Err(SystemError::Fatal(format!("{}: {why}", code_text(code))))
+            }
+        }
+    }
+
+    /// The message's place in the assignment.
+    fn place_of(&mut self, raw: &rd::rd_kafka_message_t) -> Option<usize> {
+        let key = (raw.rkt as usize, raw.partition);
+        if let Some(place) = self.places.get(&key) {
+            return Some(*place);
+        }
+        // SAFETY: a message of a partition has a topic handle.
+        let topic = rust_text(unsafe { rd::rd_kafka_topic_name(raw.rkt) });
+        let place = self.sources.iter().position(|of| of.partition == raw.partition && of.topic == topic)?;
+        self.places.insert(key, place);
+        Some(place)
+    }
+
+    /// The end of `partition` as heard with the last fetch.
+    pub(crate) fn known_end(&self, partition: &TopicPartition) -> Option<u64> {
+        let topic = c_text(&partition.topic).ok()?;
+        let (mut low, mut high) = (0_i64, 0_i64);
+        // SAFETY: the places for the answers are ours.
+        let code = unsafe {
+            rd::rd_kafka_get_watermark_offsets(
+                self.client.rk,
+                topic.as_ptr(),
+                partition.partition,
+                &raw mut low,
+                &raw mut high,
+            )
+        };
+        (code == Code::RD_KAFKA_RESP_ERR_NO_ERROR).then_some(())?;
+        u64::try_from(high).ok()
+    }
+
+    /// Asks the broker for the ends of `partition`; `high` is what this consumer may read.
+    pub(crate) fn query_ends(
+        &self,
+        partition: &TopicPartition,
+        timeout: Duration,
+    ) -> Result<(i64, i64), SystemError> {
+        let topic = c_text(&partition.topic)?;
+        let (mut low, mut high) = (0_i64, 0_i64);
+        let timeout_ms = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
+        // SAFETY: the places for the answers are ours.
+        let code = unsafe {
+            rd::rd_kafka_query_watermark_offsets(
+                self.client.rk,
+                topic.as_ptr(),
+                partition.partition,
+                &raw mut low,
+                &raw mut high,
+                timeout_ms,
+            )
+        };
+        match code {
+            Code::RD_KAFKA_RESP_ERR_NO_ERROR => Ok((low, high)),
+            code => {
+                let why = format!("{}-{}: {}", partition.topic, partition.partition, code_text(code));
+                Err(self.client.error(code, &why))
+            }
+        }
+    }
+}
+
+fn borrowed(raw: &rd::rd_kafka_message_t, source: usize) -> Message<'_> {
+    let mut kind = rd::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
+    // SAFETY: payload and key are alive as long as the message, and as long as they say.
+    unsafe {
+        Message {
+            source,
+            offset: u64::try_from(raw.offset).unwrap_or(0),
+            key: bytes(raw.key.cast::<u8>(), raw.key_len),
+            value: bytes(raw.payload.cast::<u8>(), raw.len),
+            timestamp_ms: rd::rd_kafka_message_timestamp(raw, &raw mut kind),
+        }
+    }
+}
+
+/// # Safety
+/// `at` is null or points to `len` bytes that live as long as `'a`.
+unsafe fn bytes<'a>(at: *const u8, len: usize) -> Option<&'a [u8]> {
+    // SAFETY: the caller's promise.
+    (!at.is_null()).then(|| unsafe { std::slice::from_raw_parts(at, len) })
+}

@@ -1,0 +1,215 @@
+//! The only place that calls librdkafka: safe wrappers over its C API, one file per kind of client.
+//!
+//! rust-rdkafka's own clients are not used: their consumers hand over one message per call and their producers
+//! wait in slices of 100 ms for delivery events that nobody here wants (see `docs` of the C API in
+//! `rdkafka.h`). What is `unsafe` here rests on three rules of that API: a handle may be used from any thread; a
+//! message is alive until it is destroyed; a result belongs to its event and dies with it.
+#![allow(unsafe_code, reason = "the C API of librdkafka; no other module of this crate is allowed any")]
+
+pub(crate) mod admin;
+pub(crate) mod consume;
+pub(crate) mod produce;
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::sync::{Mutex, PoisonError};
+
+use rdkafka_sys::bindings as rd;
+use rdkafka_sys::bindings::rd_kafka_resp_err_t as Code;
+use task_api::system::SystemError;
+
+pub(crate) use consume::Consumer;
+pub(crate) use produce::Producer;
+
+const TEXT: usize = 512;
+
+/// What librdkafka's callbacks leave for the caller.
+#[derive(Debug, Default)]
+pub(crate) struct Mailbox {
+    /// The first delivery that failed.
+    failed: Mutex<Option<SystemError>>,
+}
+
+/// One librdkafka client.
+#[derive(Debug)]
+pub(crate) struct Client {
+    rk: *mut rd::rd_kafka_t,
+    /// Boxed, because librdkafka holds its address.
+    mailbox: Box<Mailbox>,
+}
+
+// SAFETY: librdkafka's handles are thread-safe, and the mailbox is behind a mutex.
+unsafe impl Send for Client {}
+// SAFETY: as above.
+unsafe impl Sync for Client {}
+
+impl Client {
+    /// A client with these settings; later ones win.
+    pub(crate) fn new(kind: rd::rd_kafka_type_t, settings: &[(&str, &str)]) -> Result<Client, SystemError> {
+        let mailbox = Box::new(Mailbox::default());
+        let mut text = [0 as c_char; TEXT];
+        // SAFETY: `conf` is ours until `rd_kafka_new` takes it; on failure we destroy it. The mailbox outlives
+        // the client: it is dropped after `rd_kafka_destroy` in `Drop`.
+        unsafe {
+            let conf = rd::rd_kafka_conf_new();
+            for (key, value) in settings {
+                let (key, value) = (c_text(key)?, c_text(value)?);
+                let set = rd::rd_kafka_conf_set(conf, key.as_ptr(), value.as_ptr(), text.as_mut_ptr(), TEXT);
+                if set != rd::rd_kafka_conf_res_t::RD_KAFKA_CONF_OK {
+                    rd::rd_kafka_conf_destroy(conf);
+                    return Err(SystemError::Fatal(format!(
+                        "Kafka setting refused: {}",
+                        rust_text(text.as_ptr())
+                    )));
+                }
+            }
+            rd::rd_kafka_conf_set_opaque(conf, std::ptr::from_ref(&*mailbox).cast_mut().cast::<c_void>());
+            rd::rd_kafka_conf_set_error_cb(conf, Some(on_error));
+            rd::rd_kafka_conf_set_log_cb(conf, Some(on_log));
+            if kind == rd::rd_kafka_type_t::RD_KAFKA_PRODUCER {
+                rd::rd_kafka_conf_set_dr_msg_cb(conf, Some(on_delivery));
+            }
+            let rk = rd::rd_kafka_new(kind, conf, text.as_mut_ptr(), TEXT);
+            if rk.is_null() {
+                rd::rd_kafka_conf_destroy(conf);
+                return Err(SystemError::Fatal(format!("no Kafka client: {}", rust_text(text.as_ptr()))));
+            }
+            Ok(Client { rk, mailbox })
+        }
+    }
+
+    /// The first failed delivery since the client was made; it stays failed.
+    pub(crate) fn delivery_failure(&self) -> Result<(), SystemError> {
+        let failed = self.mailbox.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// What `code` means, looking behind a fatal error for its cause.
+    fn error(&self, code: Code, text: &str) -> SystemError {
+        if code != Code::RD_KAFKA_RESP_ERR__FATAL {
+            return classify(code, text);
+        }
+        let mut why = [0 as c_char; TEXT];
+        // SAFETY: the buffer is as long as we say.
+        let cause = unsafe { rd::rd_kafka_fatal_error(self.rk, why.as_mut_ptr(), TEXT) };
+        match classify(cause, &rust_text(why.as_ptr())) {
+            fenced @ SystemError::Fenced(_) => fenced,
+            SystemError::Retriable(why) | SystemError::Fatal(why) => SystemError::Fatal(why),
+        }
+    }
+
+    /// Takes an error object, if there is one.
+    fn check(&self, error: *mut rd::rd_kafka_error_t) -> Result<(), SystemError> {
+        if error.is_null() {
+            return Ok(());
+        }
+        // SAFETY: the object is alive until we destroy it, and its text with it.
+        let (code, text, fatal) = unsafe {
+            let code = rd::rd_kafka_error_code(error);
+            let text = rust_text(rd::rd_kafka_error_string(error));
+            let fatal = rd::rd_kafka_error_is_fatal(error) != 0;
+            rd::rd_kafka_error_destroy(error);
+            (code, text, fatal)
+        };
+        let found = self.error(code, &text);
+        Err(match found {
+            SystemError::Retriable(why) if fatal => SystemError::Fatal(why),
+            other => other,
+        })
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        const NO_CONSUMER_CLOSE: c_int = 0x8;
+        // SAFETY: nobody else has the handle; nothing that borrows from it outlives `self`. There is no group to
+        // leave, so the consumer need not be closed.
+        unsafe { rd::rd_kafka_destroy_flags(self.rk, NO_CONSUMER_CLOSE) }
+    }
+}
+
+/// librdkafka's logs, as ours.
+unsafe extern "C" fn on_log(
+    _rk: *const rd::rd_kafka_t,
+    level: c_int,
+    facility: *const c_char,
+    text: *const c_char,
+) {
+    let (facility, text) = (rust_text(facility), rust_text(text));
+    // syslog levels: up to 3 are errors; what librdkafka calls an error it mostly retries.
+    if level <= 3 {
+        tracing::warn!(target: "librdkafka", "{facility}: {text}");
+    } else {
+        tracing::debug!(target: "librdkafka", "{facility}: {text}");
+    }
+}
+
+/// Errors that are nobody's answer: librdkafka retries them by itself.
+unsafe extern "C" fn on_error(
+    _rk: *mut rd::rd_kafka_t,
+    code: c_int,
+    text: *const c_char,
+    _mailbox: *mut c_void,
+) {
+    tracing::debug!(target: "librdkafka", code, "{}", rust_text(text));
+}
+
+/// Called for failed deliveries only (`delivery.report.only.error`).
+unsafe extern "C" fn on_delivery(
+    _rk: *mut rd::rd_kafka_t,
+    message: *const rd::rd_kafka_message_t,
+    mailbox: *mut c_void,
+) {
+    // SAFETY: librdkafka hands us a live message, and the opaque pointer is the client's mailbox.
+    let (code, mailbox) = unsafe { ((*message).err, &*mailbox.cast_const().cast::<Mailbox>()) };
+    if code != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+        let error = classify(code, &code_text(code));
+        let mut failed = mailbox.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.get_or_insert(error);
+    }
+}
+
+fn classify(code: Code, text: &str) -> SystemError {
+    use Code as C;
+    let text = if text.is_empty() { code_text(code) } else { text.to_owned() };
+    match code {
+        C::RD_KAFKA_RESP_ERR__FENCED
+        | C::RD_KAFKA_RESP_ERR_PRODUCER_FENCED
+        | C::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH
+        | C::RD_KAFKA_RESP_ERR_TRANSACTION_COORDINATOR_FENCED => SystemError::Fenced(text),
+        C::RD_KAFKA_RESP_ERR__TRANSPORT
+        | C::RD_KAFKA_RESP_ERR__RESOLVE
+        | C::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN
+        | C::RD_KAFKA_RESP_ERR__TIMED_OUT
+        | C::RD_KAFKA_RESP_ERR__TIMED_OUT_QUEUE
+        | C::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT
+        | C::RD_KAFKA_RESP_ERR__WAIT_COORD
+        | C::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE
+        | C::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS
+        | C::RD_KAFKA_RESP_ERR_NOT_COORDINATOR
+        | C::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE
+        | C::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION
+        | C::RD_KAFKA_RESP_ERR_NOT_CONTROLLER
+        | C::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS
+        | C::RD_KAFKA_RESP_ERR_NETWORK_EXCEPTION
+        | C::RD_KAFKA_RESP_ERR_CONCURRENT_TRANSACTIONS => SystemError::Retriable(text),
+        _ => SystemError::Fatal(text),
+    }
+}
+
+fn code_text(code: Code) -> String {
+    // SAFETY: the text is static.
+    rust_text(unsafe { rd::rd_kafka_err2str(code) })
+}
+
+fn c_text(text: &str) -> Result<CString, SystemError> {
+    CString::new(text).map_err(|_| SystemError::Fatal(format!("{text:?} has a zero byte")))
+}
+
+/// The text at `text`, empty if there is none.
+fn rust_text(text: *const c_char) -> String {
+    if text.is_null() {
+        return String::new();
+    }
+    // SAFETY: librdkafka's texts end with a zero byte.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}

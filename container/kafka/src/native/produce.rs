@@ -1,0 +1,160 @@
+//! Producers, plain and transactional.
+
+use std::ffi::c_int;
+use std::time::{Duration, Instant};
+
+use rdkafka_sys::bindings as rd;
+use rdkafka_sys::bindings::rd_kafka_resp_err_t as Code;
+use task_api::system::SystemError;
+
+use super::{Client, c_text, code_text};
+
+/// How long a full queue is waited for: longer means that no broker takes anything.
+const QUEUE_FULL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A producer.
+#[derive(Debug)]
+pub(crate) struct Producer {
+    topics: Vec<(String, *mut rd::rd_kafka_topic_t)>,
+    client: Client,
+}
+
+// SAFETY: as for `Client`; topic handles are thread-safe too.
+unsafe impl Send for Producer {}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        const QUEUE_AND_INFLIGHT: c_int = 0x1 | 0x2;
+        // SAFETY: the handles are ours. What was not acknowledged by now was not committed either: waiting for
+        // it would only delay the end.
+        unsafe {
+            for (_, topic) in self.topics.drain(..) {
+                rd::rd_kafka_topic_destroy(topic);
+            }
+            rd::rd_kafka_purge(self.client.rk, QUEUE_AND_INFLIGHT);
+            rd::rd_kafka_poll(self.client.rk, 0);
+        }
+    }
+}
+
+impl Producer {
+    pub(crate) fn new(settings: &[(&str, &str)]) -> Result<Producer, SystemError> {
+        Ok(Producer {
+            topics: Vec::new(),
+            client: Client::new(rd::rd_kafka_type_t::RD_KAFKA_PRODUCER, settings)?,
+        })
+    }
+
+    /// The place of `topic` among the kept handles.
+    pub(crate) fn topic(&mut self, topic: &str) -> Result<u32, SystemError> {
+        let known = self.topics.iter().position(|(name, _)| name == topic);
+        let place = match known {
+            Some(place) => place,
+            None => {
+                let name = c_text(topic)?;
+                // SAFETY: the name is copied; a null configuration means the client's.
+                let handle =
+                    unsafe { rd::rd_kafka_topic_new(self.client.rk, name.as_ptr(), std::ptr::null_mut()) };
+                if handle.is_null() {
+                    return Err(SystemError::Fatal(format!("topic {topic}: refused by the client")));
+                }
+                self.topics.push((topic.to_owned(), handle));
+                self.topics.len() - 1
+            }
+        };
+        u32::try_from(place).map_err(|_| SystemError::Fatal("too many topics".into()))
+    }
+
+    /// Queues a message, waiting while the queue is full. Partition -1 lets the key choose.
+    pub(crate) fn send(
+        &mut self,
+        topic: u32,
+        partition: i32,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+    ) -> Result<(), SystemError> {
+        let Some((name, handle)) = self.topics.get(topic as usize) else {
+            return Err(SystemError::Fatal("a topic handle of another producer".into()));
+        };
+        let (key_at, key_len) = key.map_or((std::ptr::null(), 0), |key| (key.as_ptr(), key.len()));
+        let (value_at, value_len) =
+            value.map_or((std::ptr::null(), 0), |value| (value.as_ptr(), value.len()));
+        let mut since = None;
+        loop {
+            // SAFETY: with F_COPY the bytes are read before the call returns.
+            let code = unsafe {
+                let refused = rd::rd_kafka_produce(
+                    *handle,
+                    partition,
+                    rd::RD_KAFKA_MSG_F_COPY,
+                    value_at.cast_mut().cast(),
+                    value_len,
+                    key_at.cast(),
+                    key_len,
+                    std::ptr::null_mut(),
+                );
+                if refused == 0 {
+                    return Ok(());
+                }
+                rd::rd_kafka_last_error()
+            };
+            let since = *since.get_or_insert_with(Instant::now);
+            if code != Code::RD_KAFKA_RESP_ERR__QUEUE_FULL || since.elapsed() > QUEUE_FULL_TIMEOUT {
+                // A fenced or failed producer says so in its deliveries first.
+                self.serve(0)?;
+                return Err(self.client.error(code, &format!("send to {name}: {}", code_text(code))));
+            }
+            self.serve(5)?;
+        }
+    }
+
+    /// Lets callbacks run; tells of deliveries that failed.
+    pub(crate) fn serve(&self, timeout_ms: c_int) -> Result<(), SystemError> {
+        // SAFETY: the handle is alive.
+        unsafe { rd::rd_kafka_poll(self.client.rk, timeout_ms) };
+        self.client.delivery_failure()
+    }
+
+    /// Waits until all that was queued is delivered or failed.
+    pub(crate) fn flush(&self, timeout: Duration) -> Result<(), SystemError> {
+        // SAFETY: the handle is alive.
+        let code = unsafe { rd::rd_kafka_flush(self.client.rk, millis(timeout)) };
+        self.client.delivery_failure()?;
+        match code {
+            Code::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+            code => Err(self.client.error(code, &format!("flush: {}", code_text(code)))),
+        }
+    }
+
+    pub(crate) fn init_transactions(&self, timeout: Duration) -> Result<(), SystemError> {
+        // SAFETY: the handle is alive; `check` takes the error.
+        self.client.check(unsafe { rd::rd_kafka_init_transactions(self.client.rk, millis(timeout)) })
+    }
+
+    pub(crate) fn begin_transaction(&self) -> Result<(), SystemError> {
+        // SAFETY: as above.
+        self.client.check(unsafe { rd::rd_kafka_begin_transaction(self.client.rk) })
+    }
+
+    pub(crate) fn commit_transaction(&self, timeout: Duration) -> Result<(), SystemError> {
+        // SAFETY: as above.
+        let committed =
+            self.client.check(unsafe { rd::rd_kafka_commit_transaction(self.client.rk, millis(timeout)) });
+        match (committed, self.client.delivery_failure()) {
+            (
+                Err(SystemError::Fatal(_) | SystemError::Retriable(_)),
+                Err(fenced @ SystemError::Fenced(_)),
+            ) => Err(fenced),
+            (committed, _) => committed,
+        }
+    }
+
+    pub(crate) fn abort_transaction(&self, timeout: Duration) -> Result<(), SystemError> {
+        // SAFETY: as above.
+        self.client.check(unsafe { rd::rd_kafka_abort_transaction(self.client.rk, millis(timeout)) })
+    }
+}
+
+fn millis(timeout: Duration) -> c_int {
+    c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX)
+}

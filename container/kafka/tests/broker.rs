@@ -1,0 +1,235 @@
+//! Against a real broker: `make test` starts one and names it in `SAMZA_TEST_KAFKA`.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use kafka::{KafkaAdmin, KafkaConsumer, KafkaProducer, murmur2_partition};
+use task_api::system::{
+    Isolation, NewTopic, PlainMessage, StartAt, SystemAdmin, SystemConsumer, SystemError, SystemProducer,
+    TopicPartition, TransactionalProducer,
+};
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn bootstrap() -> String {
+    std::env::var("SAMZA_TEST_KAFKA").expect("SAMZA_TEST_KAFKA names the brokers; `make test` starts them")
+}
+
+fn admin() -> KafkaAdmin {
+    KafkaAdmin::new(&bootstrap(), &BTreeMap::new()).expect("settings are right")
+}
+
+/// A fresh topic of one partition.
+fn topic(admin: &KafkaAdmin, name: &str) -> TopicPartition {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let topic = format!("kafka-{name}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let new = NewTopic { topic: topic.clone(), partitions: 1, replication: 1, config: BTreeMap::new() };
+    admin.create(&[new]).expect("created");
+    TopicPartition { topic, partition: 0 }
+}
+
+fn transactional(id: &str) -> KafkaProducer {
+    let mut producer =
+        KafkaProducer::transactional(&bootstrap(), id, &BTreeMap::new()).expect("settings are right");
+    producer.init(SOON).expect("init");
+    producer
+}
+
+fn send(producer: &mut KafkaProducer, to: &TopicPartition, value: &str) {
+    let topic = producer.topic(&to.topic).expect("topic");
+    producer.send(topic, Some(to.partition), Some(b"k"), Some(value.as_bytes())).expect("queued");
+}
+
+fn read(admin: &KafkaAdmin, from: &TopicPartition, until: u64, isolation: Isolation) -> Vec<String> {
+    let mut values = Vec::new();
+    admin
+        .read_range(from, 0, until, isolation, &mut |messages| {
+            values.extend(
+                messages.iter().map(|m| String::from_utf8_lossy(m.value.unwrap_or_default()).into_owned()),
+            );
+            Ok(())
+        })
+        .expect("read");
+    values
+}
+
+fn high(admin: &KafkaAdmin, of: &TopicPartition) -> u64 {
+    admin.watermarks(std::slice::from_ref(of)).expect("watermarks")[0].high
+}
+
+#[test]
+fn what_is_sent_is_consumed_in_order_and_lag_is_known() {
+    let admin = admin();
+    let to = topic(&admin, "round-trip");
+    let mut producer =
+        KafkaProducer::idempotent(&bootstrap(), "test", &BTreeMap::new()).expect("settings are right");
+    for n in 0..5_000 {
+        send(&mut producer, &to, &n.to_string());
+    }
+    producer.flush(SOON).expect("flushed");
+
+    let mut consumer =
+        KafkaConsumer::new(&bootstrap(), "test", &BTreeMap::new()).expect("settings are right");
+    consumer.assign(&[(to, StartAt::Oldest)]).expect("assigned");
+    let (mut next, mut last) = (0, None);
+    let started = Instant::now();
+    while next < 5_000 && started.elapsed() < SOON {
+        consumer
+            .poll(Duration::from_millis(100), &mut |messages| {
+                for message in messages {
+                    assert_eq!(message.value, Some(next.to_string().as_bytes()));
+                    assert_eq!(message.source, 0);
+                    assert!(message.timestamp_ms > 0);
+                    next += 1;
+                    last = Some(message.offset);
+                }
+                Ok(())
+            })
+            .expect("polled");
+    }
+    assert_eq!(next, 5_000);
+    assert_eq!(consumer.lag(0, last), Some(0));
+    assert_eq!(consumer.position_after(0, last).0, "5000");
+    assert_eq!(consumer.position_after(0, None).0, "0");
+}
+
+#[test]
+fn aborted_messages_are_hidden_from_committed_readers_and_ranges_over_them_end() {
+    let admin = admin();
+    let to = topic(&admin, "aborted");
+    let mut producer = transactional(&to.topic);
+    for (value, commits) in [("a", true), ("b", false), ("c", true), ("d", false)] {
+        producer.begin().expect("begin");
+        send(&mut producer, &to, value);
+        if commits {
+            producer.commit(SOON).expect("commit");
+        } else {
+            producer.flush(SOON).expect("flushed");
+            producer.abort(SOON).expect("abort");
+        }
+    }
+    let high = high(&admin, &to);
+    assert_eq!(high, 8, "four messages and four control records");
+    assert_eq!(read(&admin, &to, high, Isolation::ReadCommitted), ["a", "c"]);
+    assert_eq!(read(&admin, &to, high, Isolation::ReadUncommitted), ["a", "b", "c", "d"]);
+    assert_eq!(read(&admin, &to, 4, Isolation::ReadCommitted), ["a"], "a range ends where it is told");
+    assert_eq!(read(&admin, &to, 0, Isolation::ReadCommitted), [""; 0], "an empty range is over at once");
+}
+
+#[test]
+fn an_open_transaction_holds_the_stable_offset_below_the_high_watermark() {
+    let admin = admin();
+    let to = topic(&admin, "open");
+    let mut producer = transactional(&to.topic);
+    producer.begin().expect("begin");
+    send(&mut producer, &to, "open");
+    producer.flush(SOON).expect("flushed");
+    let ends = admin.watermarks(std::slice::from_ref(&to)).expect("watermarks")[0];
+    assert_eq!((ends.low, ends.high, ends.stable), (0, 1, 0));
+    producer.commit(SOON).expect("commit");
+    let started = Instant::now();
+    while admin.watermarks(std::slice::from_ref(&to)).expect("watermarks")[0].stable < 2 {
+        assert!(started.elapsed() < SOON, "the stable offset does not move");
+    }
+}
+
+#[test]
+fn a_newer_owner_of_an_id_fences_the_older_for_ever() {
+    let admin = admin();
+    let to = topic(&admin, "fenced");
+    let mut old = transactional(&to.topic);
+    old.begin().expect("begin");
+    send(&mut old, &to, "never seen");
+    old.flush(SOON).expect("flushed");
+    admin.fence(&to.topic).expect("fenced");
+    let ends = admin.watermarks(std::slice::from_ref(&to)).expect("watermarks")[0];
+    assert_eq!(ends.stable, ends.high, "fencing aborts what was open before it returns");
+    match old.commit(SOON) {
+        Err(SystemError::Fenced(_)) => {}
+        other => panic!("a fenced producer committed: {other:?}"),
+    }
+    assert_eq!(read(&admin, &to, ends.high, Isolation::ReadCommitted), [""; 0]);
+}
+
+#[test]
+fn plain_appends_are_there_when_the_call_returns_also_beside_an_open_transaction() {
+    let admin = admin();
+    let to = topic(&admin, "plain");
+    let mut open = transactional(&to.topic);
+    open.begin().expect("begin");
+    send(&mut open, &to, "open");
+    open.flush(SOON).expect("flushed");
+    let message = |value: Option<&str>| PlainMessage {
+        to: to.clone(),
+        key: b"owner".to_vec(),
+        value: value.map(|value| value.as_bytes().to_vec()),
+    };
+    admin.append(&[message(Some("one")), message(None)]).expect("appended");
+    assert_eq!(read(&admin, &to, high(&admin, &to), Isolation::ReadUncommitted), ["open", "one", ""]);
+    open.abort(SOON).expect("abort");
+}
+
+#[test]
+fn topics_are_described_with_ids_and_missing_ones_are_left_out() {
+    let admin = admin();
+    let to = topic(&admin, "described");
+    let found = admin.describe(&[to.topic.clone(), "no-such-topic".into()]).expect("described");
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].topic, to.topic);
+    assert!(found[0].topic_id.len() > 10, "{:?}", found[0].topic_id);
+    assert!(found[0].partitions[0].leader.is_some());
+    let more = NewTopic { topic: to.topic, partitions: 3, replication: 1, config: BTreeMap::new() };
+    let refused = admin.create(&[more]).expect_err("fewer partitions").to_string();
+    assert!(refused.contains("1 partitions") && refused.contains('3'), "{refused}");
+}
+
+#[test]
+fn brokers_are_told_with_their_racks() {
+    let brokers = admin().brokers().expect("told");
+    assert!(!brokers.is_empty());
+    assert!(
+        brokers.iter().all(|broker| broker.host.starts_with("127.") && !broker.rack.is_empty()),
+        "{brokers:?}"
+    );
+}
+
+#[test]
+fn keys_choose_the_partition_that_java_clients_choose() {
+    let admin = admin();
+    let name = topic(&admin, "murmur").topic + "-6";
+    admin
+        .create(&[NewTopic { topic: name.clone(), partitions: 6, replication: 1, config: BTreeMap::new() }])
+        .expect("created");
+    let mut producer =
+        KafkaProducer::idempotent(&bootstrap(), "test", &BTreeMap::new()).expect("settings are right");
+    let handle = producer.topic(&name).expect("topic");
+    for n in 0..100 {
+        producer.send(handle, None, Some(format!("UA{n}").as_bytes()), Some(b"x")).expect("queued");
+    }
+    producer.flush(SOON).expect("flushed");
+    for partition in 0..6 {
+        let of = TopicPartition { topic: name.clone(), partition };
+        admin
+            .read_range(&of, 0, high(&admin, &of), Isolation::ReadCommitted, &mut |messages| {
+                for message in messages {
+                    assert_eq!(murmur2_partition(message.key.expect("a key"), 6), partition);
+                }
+                Ok(())
+            })
+            .expect("read");
+    }
+}
+
+#[test]
+fn an_unreachable_broker_is_retriable_and_named() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let addr = listener.local_addr().expect("bound").to_string();
+    drop(listener);
+    let settings = BTreeMap::from([("socket.connection.setup.timeout.ms".to_owned(), "1000".to_owned())]);
+    let admin = KafkaAdmin::new(&addr, &settings).expect("settings are right");
+    match admin.describe(&["x".into()]) {
+        Err(SystemError::Retriable(why)) => assert!(why.contains(&addr), "{why}"),
+        other => panic!("not retriable: {other:?}"),
+    }
+}
