@@ -154,8 +154,13 @@ impl Cluster {
     /// # Panics
     /// It does not come up.
     pub fn add_node(&mut self, settings: NodeSettings) {
+        let host = settings.host.clone();
         self.launch_node(settings);
-        self.wait_active();
+        self.wait("the new node active", SOON, |cluster| {
+            let nodes = cluster.nodes()?.nodes;
+            let active = nodes.iter().any(|n| n.node.0 == host && n.state == NodeStateName::Active);
+            check(active, || format!("{nodes:?}"))
+        });
     }
 
     fn log(&self, name: &str) -> File {
