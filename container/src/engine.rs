@@ -130,11 +130,16 @@ impl<T: StreamTask> Engine<T> {
     /// # Errors
     /// What failed; nothing since the last commit is committed.
     pub(crate) fn run(&mut self) -> Result<(), End> {
-        let ended = self.work().and_then(|()| self.close());
-        if let Err(End::Failed(_)) = &ended
-            && let Err(error) = self.outputs.abort()
-        {
-            warn!(%error, "cannot abort the transaction: the next owner will");
+        let mut ended = self.work().and_then(|()| self.close());
+        if let Err(End::Failed(why)) = &ended {
+            match self.outputs.abort() {
+                Ok(()) => {}
+                // An error that a newer owner caused may come as any other; this one tells them apart.
+                Err(SystemError::Fenced(fenced)) => {
+                    ended = Err(End::Fenced(format!("{fenced} (first: {why})")))
+                }
+                Err(error) => warn!(%error, "cannot abort the transaction: the next owner will"),
+            }
         }
         self.report(self.clock.now(), true);
         ended
