@@ -42,7 +42,7 @@ const LOGIC_MAY_USE: [&str; 7] =
 
 /// Heavy crates and the only ones that may name them.
 const HEAVY: [(&str, &[&str]); 5] = [
-    ("rdkafka", &["kafka"]),
+    ("rdkafka", &["kafka", "tests"]), // in tests: the peer that the benches compare with
     ("rdkafka-sys", &["kafka"]),
     ("rocksdb", &["samza"]),
     ("cgroups-rs", &["node-manager"]),
