@@ -1,7 +1,7 @@
 //! [`KafkaAdmin`]: questions and orders about a Kafka cluster.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use task_api::system::{
@@ -30,6 +30,10 @@ pub struct KafkaAdmin {
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long writing and fencing may take: the coordinator may have to finish what it was committing.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// So many clients at most try to fence one id, each so long after the one before: what an abort takes on a
+/// broker that is not busy, with a connection's making.
+const FENCE_CLIENTS: u32 = 4;
+const FENCE_AGAIN: Duration = Duration::from_millis(75);
 /// How long a read may stand still before it is given up.
 const STALLED: Duration = Duration::from_secs(60);
 
@@ -247,10 +251,37 @@ impl SystemAdmin for KafkaAdmin {
         written.map_err(|e| self.named(e))
     }
 
+    /// Where the id has an open transaction, the broker aborts it and asks the client to come again, which
+    /// librdkafka does half a second later. A second client that comes sooner is served as soon as the abort is
+    /// complete; so one is sent after the other until one is through.
     fn fence(&self, transactional_id: &str) -> Result<(), SystemError> {
-        let shared = shared_settings(&self.config);
-        let fixed = [("bootstrap.servers", self.bootstrap.as_str()), ("transactional.id", transactional_id)];
-        let producer = Producer::new(&settings(&[], &shared, &fixed)).map_err(|e| self.named(e))?;
-        producer.init_transactions(WRITE_TIMEOUT).map_err(|e| self.named(e))
+        let (done, first_done) = mpsc::channel();
+        for _ in 0..FENCE_CLIENTS {
+            let shared = shared_settings(&self.config);
+            let fixed =
+                [("bootstrap.servers", self.bootstrap.as_str()), ("transactional.id", transactional_id)];
+            let producer = Producer::new(&settings(&[], &shared, &fixed)).map_err(|e| self.named(e))?;
+            let done = done.clone();
+            // One that comes too late only fences the id once more, which nobody will ever use again.
+            std::thread::spawn(move || done.send(producer.init_transactions(WRITE_TIMEOUT)));
+            match first_done.recv_timeout(FENCE_AGAIN) {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(SystemError::Fenced(_))) | Err(_) => {}
+                Ok(Err(error)) => return Err(self.named(error)),
+            }
+        }
+        loop {
+            match first_done.recv_timeout(WRITE_TIMEOUT + TIMEOUT) {
+                Ok(Ok(())) => return Ok(()),
+                // A later client of ours was through before this one.
+                Ok(Err(SystemError::Fenced(_))) => {}
+                Ok(Err(error)) => return Err(self.named(error)),
+                Err(_) => {
+                    return Err(
+                        self.named(SystemError::Retriable(format!("{transactional_id} is not fenced")))
+                    );
+                }
+            }
+        }
     }
 }
