@@ -58,14 +58,25 @@ impl World {
             return;
         }
         self.ordered.insert(place.clone(), start.id);
-        let twin = former.and_then(|former| Some((former, self.machine_of(former)?)));
-        let Some((twin, node)) = twin else { return };
+        let Some(twin) = former.filter(|former| !self.given_up.contains(former)) else { return };
+        self.judge_lease(twin, || format!("{place:?}: {} is ordered", start.id));
+    }
+
+    /// When the resource manager calls a container lost with its node: the node's lease must be over. From then on
+    /// it may be replaced, even if its node comes back in time to be told to sweep it.
+    pub fn judge_loss(&mut self, container: ContainerId) {
+        if self.given_up.insert(container) {
+            self.judge_lease(container, || format!("{container} is called lost"));
+        }
+    }
+
+    fn judge_lease(&mut self, container: ContainerId, what: impl FnOnce() -> String) {
+        let Some(node) = self.machine_of(container) else { return };
         let machine = &self.machines[node];
         if self.now < machine.lease_until {
-            self.broken = Some(format!(
-                "{place:?}: {} is ordered while the lease of {} holds, where {twin} still runs",
-                start.id, machine.id
-            ));
+            let what = what();
+            self.broken =
+                Some(format!("{what} while the lease of {} holds, where {container} still runs", machine.id));
         }
     }
 

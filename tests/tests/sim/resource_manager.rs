@@ -6,8 +6,9 @@ use rm_core::{
     Command, Config, Denied, Event, Outcome, Record, RmCore, Stored, StoredApp, StoredNode, Submit,
 };
 use types::{
-    AppId, Artefact, ContainersSpec, Delivery, Digest, Epoch, Grouper, JobId, JobSpec, NodeId, OnExhausted,
-    OnLeaseLoss, PackageSpec, PlacementSpec, Resource, RestartSpec, Spread, SystemSpec, TaskSpec, ToNode,
+    AppId, Artefact, ContainerState, ContainersSpec, Delivery, Digest, Epoch, ExitCause, Grouper, JobId,
+    JobSpec, NodeId, OnExhausted, OnLeaseLoss, PackageSpec, PlacementSpec, Resource, RestartSpec, Spread,
+    SystemSpec, TaskSpec, ToAm, ToNode,
 };
 
 use crate::network::{Dialler, End, Link, LinkId, Message};
@@ -203,6 +204,11 @@ impl World {
                 }
             }
             Command::ToAm { session, item, .. } => {
+                if let ToAm::Container(placed) = &item
+                    && placed.report.state == (ContainerState::Exited { exit: ExitCause::NodeLost })
+                {
+                    self.judge_loss(placed.report.id);
+                }
                 if let Some(link) = self.network.of_session(session) {
                     self.send(link, End::Dialler, Message::ToAm(Box::new(item)));
                 }

@@ -1,7 +1,7 @@
 //! The world: one clock, one queue of what will happen, the machines and the resource manager.
 
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{Hash, Hasher};
 
 use rand::rngs::StdRng;
@@ -78,6 +78,8 @@ pub struct World {
     pub launches: BTreeMap<ContainerId, u32>,
     /// The newest container whose start was ordered for each purpose.
     pub ordered: BTreeMap<crate::judge::Place, ContainerId>,
+    /// Containers that the resource manager called lost with their node.
+    pub given_up: BTreeSet<ContainerId>,
     /// The first rule broken by an order.
     pub broken: Option<String>,
     pub faults_done: BTreeMap<&'static str, u32>,
@@ -103,6 +105,7 @@ impl World {
             memory: BTreeMap::new(),
             launches: BTreeMap::new(),
             ordered: BTreeMap::new(),
+            given_up: BTreeSet::new(),
             broken: None,
             faults_done: BTreeMap::new(),
             trace: VecDeque::new(),
