@@ -10,15 +10,15 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status, Streaming};
 use types::{
-    AmHello, AmWelcome, CommandStamp, ContainerHello, ContainerWelcome, FromAm, FromContainer, FromNode, NodeHello,
-    NodeWelcome, ToAm, ToContainer, ToNode,
+    AmHello, AmWelcome, CommandStamp, ContainerHello, ContainerWelcome, FromAm, FromContainer, FromNode,
+    NodeHello, NodeWelcome, ToAm, ToContainer, ToNode,
 };
 
 use crate::channel::{self, Rx, Tx};
+use crate::pb::Frame;
 use crate::pb::app_master_sessions_client::AppMasterSessionsClient;
 use crate::pb::container_sessions_client::ContainerSessionsClient;
 use crate::pb::node_sessions_client::NodeSessionsClient;
-use crate::pb::Frame;
 use crate::{AddToken, MAX_MESSAGE, Token};
 
 /// Why there is no session.
@@ -107,7 +107,8 @@ where
 {
     let (outgoing, frames) = channel::outgoing::<O, H>(hello);
     let opening = async {
-        let mut answers = call(Request::new(frames)).await.map_err(|status| refusal(link, &status))?.into_inner();
+        let mut answers =
+            call(Request::new(frames)).await.map_err(|status| refusal(link, &status))?.into_inner();
         match answers.next().await {
             Some(Ok(first)) => Ok((channel::decode_first(&first).map_err(DialError::Protocol)?, answers)),
             Some(Err(status)) => Err(refusal(link, &status)),
@@ -162,7 +163,10 @@ pub async fn dial_node(
 ///
 /// # Errors
 /// See [`DialError`].
-pub async fn dial_app_master(link: &Link, hello: AmHello) -> Result<Dialled<AmWelcome, FromAm, ToAm>, DialError> {
+pub async fn dial_app_master(
+    link: &Link,
+    hello: AmHello,
+) -> Result<Dialled<AmWelcome, FromAm, ToAm>, DialError> {
     let mut client = AppMasterSessionsClient::new(link.intercepted()).max_decoding_message_size(MAX_MESSAGE);
     open(link, &hello, async move |frames| client.open(frames).await).await
 }

@@ -6,8 +6,8 @@
 
 mod channel;
 mod dial;
-mod services;
 mod serve;
+mod services;
 mod token;
 
 /// Generated from the `.proto` files.

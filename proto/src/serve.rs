@@ -9,17 +9,17 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status, Streaming};
 use types::{
-    AmHello, AmWelcome, CommandStamp, ContainerHello, ContainerWelcome, FromAm, FromContainer, FromNode, NodeHello,
-    NodeWelcome, ToAm, ToContainer, ToNode,
+    AmHello, AmWelcome, CommandStamp, ContainerHello, ContainerWelcome, FromAm, FromContainer, FromNode,
+    NodeHello, NodeWelcome, ToAm, ToContainer, ToNode,
 };
 
+use crate::MAX_MESSAGE;
 use crate::channel::{self, Rx, Tx};
 use crate::dial::BoxStream;
+use crate::pb::Frame;
 use crate::pb::app_master_sessions_server::{AppMasterSessions, AppMasterSessionsServer};
 use crate::pb::container_sessions_server::{ContainerSessions, ContainerSessionsServer};
 use crate::pb::node_sessions_server::{NodeSessions, NodeSessionsServer};
-use crate::pb::Frame;
-use crate::MAX_MESSAGE;
 
 /// How long a dialler may take to say Hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,7 +37,10 @@ pub struct Incoming<H, W, O, I> {
 
 impl<H: std::fmt::Debug, W, O, I> std::fmt::Debug for Incoming<H, W, O, I> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Incoming").field("hello", &self.hello).field("peer", &self.peer).finish_non_exhaustive()
+        f.debug_struct("Incoming")
+            .field("hello", &self.hello)
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
     }
 }
 

@@ -32,7 +32,9 @@ pub enum TokenError {
         source: std::io::Error,
     },
     /// It is empty or has characters that a header cannot carry.
-    #[error("a token is one line of printable ASCII, at least one character; make one with `head -c 32 /dev/urandom | base64`")]
+    #[error(
+        "a token is one line of printable ASCII, at least one character; make one with `head -c 32 /dev/urandom | base64`"
+    )]
     Malformed,
 }
 

@@ -170,7 +170,10 @@ impl<K, V> KeyValueStore<K, V> {
         let mut rows = Vec::new();
         let (key_serde, value_serde) = (&self.key, &self.value);
         self.raw.borrow_mut().scan(from, to, &mut |key, value| {
-            rows.push((key_serde.decode(key).map_err(decode_error)?, value_serde.decode(value).map_err(decode_error)?));
+            rows.push((
+                key_serde.decode(key).map_err(decode_error)?,
+                value_serde.decode(value).map_err(decode_error)?,
+            ));
             Ok(Visit::Continue)
         })?;
         Ok(rows)

@@ -44,7 +44,11 @@ pub trait StreamTask: 'static {
     ///
     /// # Errors
     /// Any error ends the container.
-    fn window(&mut self, collector: &mut dyn MessageCollector, coordinator: &mut TaskCoordinator) -> TaskResult {
+    fn window(
+        &mut self,
+        collector: &mut dyn MessageCollector,
+        coordinator: &mut TaskCoordinator,
+    ) -> TaskResult {
         let _ = (collector, coordinator);
         Ok(())
     }
@@ -140,7 +144,10 @@ pub struct TaskContext {
 
 impl std::fmt::Debug for TaskContext {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TaskContext").field("task", &self.task).field("job", &self.job).finish_non_exhaustive()
+        f.debug_struct("TaskContext")
+            .field("task", &self.task)
+            .field("job", &self.job)
+            .finish_non_exhaustive()
     }
 }
 

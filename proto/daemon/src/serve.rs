@@ -45,10 +45,14 @@ pub async fn serve_grpc(
     let serving = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(2)))
         .http2_keepalive_timeout(Some(Duration::from_secs(4)))
-        .serve_with_incoming_shutdown(tower::service_fn(move |request| service.clone().oneshot(request)), incoming, {
-            let shutdown = shutdown.clone();
-            async move { shutdown.wait().await }
-        });
+        .serve_with_incoming_shutdown(
+            tower::service_fn(move |request| service.clone().oneshot(request)),
+            incoming,
+            {
+                let shutdown = shutdown.clone();
+                async move { shutdown.wait().await }
+            },
+        );
     tokio::select! {
         served = serving => served.context("the gRPC server failed"),
         () = after(&shutdown) => Ok(()),
@@ -59,7 +63,11 @@ pub async fn serve_grpc(
 ///
 /// # Errors
 /// The listener failed.
-pub async fn serve_http(listener: TcpListener, router: axum::Router, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn serve_http(
+    listener: TcpListener,
+    router: axum::Router,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
     let router = router.route("/healthz", axum::routing::get(async || "ok\n"));
     let stop = shutdown.clone();
     let serving = axum::serve(listener, router).with_graceful_shutdown(async move { stop.wait().await });

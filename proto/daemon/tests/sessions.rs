@@ -9,8 +9,8 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use types::{
-    CommandStamp, ContainerId, Epoch, FromNode, NodeBeat, NodeHello, NodeId, NodeIncarnation, NodeWelcome, Resource,
-    ToNode,
+    CommandStamp, ContainerId, Epoch, FromNode, NodeBeat, NodeHello, NodeId, NodeIncarnation, NodeWelcome,
+    Resource, ToNode,
 };
 
 type NodeIncoming = Incoming<NodeHello, NodeWelcome, (CommandStamp, ToNode), FromNode>;
@@ -160,6 +160,10 @@ async fn an_open_session_does_not_keep_a_server_from_ending() {
     let dialled = proto::dial_node(&link, hello()).await.expect("welcome");
     let halves = accepting.await.expect("accepted");
     shutdown.begin();
-    timeout(Duration::from_secs(3), server.serving).await.expect("ends in time").expect("no panic").expect("no error");
+    timeout(Duration::from_secs(3), server.serving)
+        .await
+        .expect("ends in time")
+        .expect("no panic")
+        .expect("no error");
     drop((dialled, halves));
 }

@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AppId, Artefact, ContainerId, ContainerModel, Epoch, ExitCause, Incarnation, JobId, JobSpec, JobStatus, NodeId,
-    NodeIncarnation, OnLeaseLoss, RequestId, Resource, Spread, TaskName,
+    AppId, Artefact, ContainerId, ContainerModel, Epoch, ExitCause, Incarnation, JobId, JobSpec, JobStatus,
+    NodeId, NodeIncarnation, OnLeaseLoss, RequestId, Resource, Spread, TaskName,
 };
 
 // ---------------------------------------------------------------- node manager → resource manager
