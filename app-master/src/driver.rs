@@ -10,8 +10,8 @@ use proto::{DialError, Dialled, Incoming, Link, Token, Tx};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use types::{
-    AmHello, AmWelcome, ContainerHello, ContainerId, ContainerWelcome, EXIT_FENCED, FromAm, FromContainer,
-    JobStatus, Timestamp, ToAm, ToContainer,
+    AmHello, AmWelcome, ContainerHello, ContainerId, ContainerState, ContainerWelcome, EXIT_FENCED, FromAm,
+    FromContainer, JobStatus, Role, Timestamp, ToAm, ToContainer,
 };
 
 use crate::kafka_side::{Answer, Request};
@@ -374,7 +374,14 @@ impl Driver {
         }
         match item {
             ToAm::BeatAck { .. } => {}
-            ToAm::Container(placed) => self.verb(|core, now, out| core.container(now, placed, out)),
+            ToAm::Container(placed) => {
+                if let (Role::Worker { request }, ContainerState::Running) =
+                    (placed.report.role, &placed.report.state)
+                {
+                    tracing::debug!(%request, "running");
+                }
+                self.verb(|core, now, out| core.container(now, placed, out));
+            }
             ToAm::Waiting { request, reasons } => self.core.waiting(request, reasons),
             ToAm::Minted { nonce, incarnation } => {
                 self.verb(|core, now, out| core.minted(now, nonce, incarnation, out));
@@ -435,7 +442,10 @@ impl Driver {
 
     fn run_command(&mut self, command: Command) {
         match command {
-            Command::Ask(ask) => self.to_rm(FromAm::Ask(*ask)),
+            Command::Ask(ask) => {
+                tracing::debug!(request = %ask.request, "asked");
+                self.to_rm(FromAm::Ask(*ask));
+            }
             Command::CancelAsk(request) => self.to_rm(FromAm::CancelAsk(request)),
             Command::Stop { container, grace_ms, cause } => {
                 tracing::info!(%container, grace_ms, %cause, "stopping");
