@@ -378,7 +378,7 @@ impl Driver {
                 if let (Role::Worker { request }, ContainerState::Running) =
                     (placed.report.role, &placed.report.state)
                 {
-                    tracing::debug!(%request, "running");
+                    tracing::info!(%request, node = %placed.node, "running");
                 }
                 self.verb(|core, now, out| core.container(now, placed, out));
             }
@@ -443,7 +443,7 @@ impl Driver {
     fn run_command(&mut self, command: Command) {
         match command {
             Command::Ask(ask) => {
-                tracing::debug!(request = %ask.request, "asked");
+                tracing::info!(request = %ask.request, "asked");
                 self.to_rm(FromAm::Ask(*ask));
             }
             Command::CancelAsk(request) => self.to_rm(FromAm::CancelAsk(request)),

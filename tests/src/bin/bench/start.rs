@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tests::feed::{self, Counts};
 use tests::wait::check;
-use tests::{Brokers, Cluster, Job, Settings, Topics};
+use tests::{Brokers, Cluster, Job, Topics};
 
 use crate::figures::{Figures, percentile};
 use crate::recovery::Arrivals;
@@ -47,9 +47,7 @@ pub fn submit(brokers: &'static Brokers, figures: &mut Figures) -> Result<()> {
 pub fn asks(brokers: &'static Brokers, figures: &mut Figures) -> Result<()> {
     println!("start: ask to running, one node, artefact cached, limits set, records durable");
     let topics = Topics::on(brokers);
-    let mut settings = Settings::nodes(1);
-    settings.log = "info,app_master=debug".into();
-    let cluster = Cluster::with(settings);
+    let cluster = Cluster::start(1);
     let script = cluster.folder().join("end-soon");
     std::fs::write(&script, "#!/bin/sh\nsleep 0.05\nexit 1\n").context("the job's script")?;
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).context("the job's script")?;
@@ -121,10 +119,10 @@ mod tests {
     #[test]
     fn an_ask_and_its_running_make_a_time() {
         let log = "\
-2026-01-01T23:59:59.999000Z DEBUG app_master::driver: asked request=1.0.1
-2026-01-02T00:00:00.002000Z DEBUG app_master::driver: running request=1.0.1
-2026-01-02T00:00:01.000000Z DEBUG app_master::driver: asked request=1.0.2
-2026-01-02T00:00:02.000000Z DEBUG app_master::driver: running request=1.0.1
+2026-01-01T23:59:59.999000Z  INFO app_master::driver: asked request=1.0.1
+2026-01-02T00:00:00.002000Z  INFO app_master::driver: running request=1.0.1 node=n1
+2026-01-02T00:00:01.000000Z  INFO app_master::driver: asked request=1.0.2
+2026-01-02T00:00:02.000000Z  INFO app_master::driver: running request=1.0.1 node=n1
 not a line of a log
 ";
         let times = pairs(log);
