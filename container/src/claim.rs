@@ -1,5 +1,6 @@
 //! Runs the start order of `task_core::ownership` for one task thread.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use task_api::system::{SystemAdmin, SystemError, TopicPartition};
@@ -14,6 +15,9 @@ use crate::pause;
 
 /// How long a start order may go without getting on.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How many reads, or fences, run at once.
+const SIDE_BY_SIDE: usize = 8;
 
 /// The partitions of a task: its checkpoints, and the changelog of each store that has one, by the stores' names.
 pub(crate) fn partitions(job: &JobSpec, task: &TaskModel) -> Partitions {
@@ -77,5 +81,25 @@ impl Claimant for Starting<'_> {
         // 2 ms doubling to 128 ms, then 250 ms.
         std::thread::sleep(Duration::from_millis(if again < 7 { 2 << again } else { 250 }));
         Ok(())
+    }
+
+    fn all(&mut self, count: usize, run: &(dyn Fn(usize) + Sync)) {
+        if count == 1 {
+            return run(0);
+        }
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..count.min(SIDE_BY_SIDE) {
+                scope.spawn(|| {
+                    loop {
+                        let at = next.fetch_add(1, Ordering::Relaxed);
+                        if at >= count {
+                            return;
+                        }
+                        run(at);
+                    }
+                });
+            }
+        });
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use task_api::system::{Isolation, Message, SystemAdmin, SystemError, TopicPartition};
 use task_core::record::{self, Checkpoint, Record, Restored};
 use task_core::restore::{Changelog, OffsetsRow, Plan, plan};
-use tracing::info;
+use tracing::{debug, info};
 use types::{Incarnation, JobSpec, JobTopics, RestoreStatus, StoreSpec, TaskModel, TaskName};
 
 use crate::board::Board;
@@ -112,6 +112,8 @@ impl Restore<'_> {
     ) -> Result<RestoredTask, End> {
         let start = Instant::now();
         let checkpoint = self.checkpoint(task, highs[0])?;
+        let took_ms = || start.elapsed().as_millis() as u64;
+        debug!(task = %task.name, high = highs[0], took_ms = took_ms(), "checkpoint read");
         let mut restored = Restored { checkpoint: highs[0], changelogs: BTreeMap::new() };
         let mut changelogs = BTreeMap::new();
         if self.job.stores.is_empty() {
@@ -120,6 +122,7 @@ impl Restore<'_> {
         let names: Vec<&str> = self.job.stores.keys().map(String::as_str).collect();
         let suffix = self.incarnation.to_string();
         let disk = TaskDisk::open(&self.state, &task.state_entry(), &suffix, &names, self.memory)?;
+        debug!(task = %task.name, took_ms = took_ms(), "database open");
         let mut logged = highs[1..].iter();
         let mut plans = Vec::new();
         for (name, store) in &self.job.stores {

@@ -26,7 +26,7 @@ use crate::pause;
 use crate::restore::{Restore, RestoredTask, keeps_tombstones_ms};
 use crate::stores::disk::DiskMemory;
 use crate::stores::{Limits, Store};
-use crate::systems::{Systems, home};
+use crate::systems::{System, Systems, home};
 
 /// How often clean rows go to disk, ms; after a crash so much of the changelog is read again.
 pub(crate) const FLUSH_MS: u64 = 5_000;
@@ -76,15 +76,7 @@ fn start<T: StreamTask>(
     factory: &dyn Fn() -> T,
 ) -> Result<Engine<T>, End> {
     let Shared { job, board, systems, .. } = shared;
-    let home = home(job).ok_or_else(|| End::Failed("the job has no inputs".into()))?;
-    let system = systems.get(home).ok_or_else(|| End::Failed(format!("no system `{home}` in job.toml")))?;
-    let elsewhere = |(_, s): &(&String, &StoreSpec)| s.changelog.is_some() && s.changelog_system != home;
-    if let Some((name, store)) = job.stores.iter().find(elsewhere) {
-        return Err(End::Failed(format!(
-            "the changelog of store {name} is on `{}`: it must be where the checkpoints are, on `{home}`, the first input's system",
-            store.changelog_system
-        )));
-    }
+    let system = home_system(job, systems)?;
     let admin = system.admin();
     let number = u32::try_from(thread).unwrap_or(u32::MAX);
     let me = OwnerRecord::of_thread(&job.job, shared.slot, number, shared.incarnation);
@@ -141,6 +133,20 @@ fn start<T: StreamTask>(
         init_task(job, task, model)?;
     }
     Ok(engine)
+}
+
+/// The system of checkpoints; changelogs must be there too, for one transaction to hold both.
+fn home_system<'a>(job: &JobSpec, systems: &'a Systems) -> Result<&'a Arc<dyn System>, End> {
+    let home = home(job).ok_or_else(|| End::Failed("the job has no inputs".into()))?;
+    let system = systems.get(home).ok_or_else(|| End::Failed(format!("no system `{home}` in job.toml")))?;
+    let elsewhere = |(_, s): &(&String, &StoreSpec)| s.changelog.is_some() && s.changelog_system != home;
+    if let Some((name, store)) = job.stores.iter().find(elsewhere) {
+        return Err(End::Failed(format!(
+            "the changelog of store {name} is on `{}`: it must be where the checkpoints are, on `{home}`, the first input's system",
+            store.changelog_system
+        )));
+    }
+    Ok(system)
 }
 
 /// By store: its rows and its share of the bytes that caches may take.

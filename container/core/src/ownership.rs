@@ -24,7 +24,7 @@
 //! order without the read back, or without the fencing, is unsafe.
 
 use std::collections::BTreeMap;
-use std::thread;
+use std::sync::OnceLock;
 
 use task_api::system::{
     Isolation, Message, PlainMessage, SystemAdmin, SystemError, TopicPartition, Watermarks,
@@ -354,6 +354,11 @@ pub trait Claimant {
     /// # Errors
     /// The claimant has waited long enough, or is to end.
     fn wait(&mut self, again: u32, error: Option<&SystemError>) -> Result<(), SystemError>;
+    /// Calls `run` with each number below `count`, in any order: one after the other, unless the claimant has
+    /// threads to do it side by side. Returns when all are done.
+    fn all(&mut self, count: usize, run: &(dyn Fn(usize) + Sync)) {
+        (0..count).for_each(run);
+    }
 }
 
 /// How a claim ended.
@@ -369,7 +374,7 @@ pub enum Claimed {
     },
 }
 
-/// Runs a claim to its end. Reads and fences of several partitions run side by side.
+/// Runs a claim to its end. Reads and fences of several partitions run side by side, if the claimant can.
 ///
 /// # Errors
 /// A step failed for good, or the claimant gave up waiting. Nothing is owned then.
@@ -399,7 +404,7 @@ pub fn drive(
         let steps = claim.steps().to_vec();
         let answers = match claim.phase() {
             Phase::Init => vec![claimant.init().map(|()| Answer::Done)],
-            Phase::Read | Phase::ReadBack | Phase::Fence => side_by_side(&claim, &steps, admin),
+            Phase::Read | Phase::ReadBack | Phase::Fence => side_by_side(&claim, &steps, admin, claimant),
             Phase::Append | Phase::Tombstone => {
                 let appended = append(&claim, &steps, admin);
                 steps.iter().map(|_| appended.clone().map(|()| Answer::Done)).collect()
@@ -423,24 +428,19 @@ pub fn drive(
     }
 }
 
-/// How many reads or fences run at once.
-const SIDE_BY_SIDE: usize = 8;
-
-fn side_by_side(claim: &Claim, steps: &[Step], admin: &dyn SystemAdmin) -> Vec<Result<Answer, SystemError>> {
-    let mut answers = Vec::with_capacity(steps.len());
-    for some in steps.chunks(SIDE_BY_SIDE) {
-        if let [one] = some {
-            answers.push(read_or_fence(claim, one, admin));
-            continue;
-        }
-        thread::scope(|scope| {
-            let running: Vec<_> =
-                some.iter().map(|step| scope.spawn(move || read_or_fence(claim, step, admin))).collect();
-            let panicked = || SystemError::Fatal("a read of owner records panicked".into());
-            answers.extend(running.into_iter().map(|one| one.join().unwrap_or_else(|_| Err(panicked()))));
-        });
-    }
-    answers
+fn side_by_side(
+    claim: &Claim,
+    steps: &[Step],
+    admin: &dyn SystemAdmin,
+    claimant: &mut dyn Claimant,
+) -> Vec<Result<Answer, SystemError>> {
+    let answers: Vec<OnceLock<_>> = steps.iter().map(|_| OnceLock::new()).collect();
+    claimant.all(steps.len(), &|at| {
+        // A step that is run twice has answered already.
+        let _ = answers[at].set(read_or_fence(claim, &steps[at], admin));
+    });
+    let left_out = || Err(SystemError::Fatal("a step of the start order was left out".into()));
+    answers.into_iter().map(|answer| answer.into_inner().unwrap_or_else(left_out)).collect()
 }
 
 fn read_or_fence(claim: &Claim, step: &Step, admin: &dyn SystemAdmin) -> Result<Answer, SystemError> {
