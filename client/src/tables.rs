@@ -112,6 +112,12 @@ pub fn status(app: &AppReport, now_unix_ms: u64, headers: bool) -> String {
         text.push('\n');
         text.push_str(&table);
     }
+    for slot in app.status.iter().flat_map(|status| &status.slots) {
+        for unmatched in &slot.unmatched {
+            writeln!(text, "slot {}: preference without a match: {unmatched}", slot.slot)
+                .expect("writing to a string");
+        }
+    }
     text
 }
 
