@@ -228,7 +228,8 @@ impl SystemAdmin for KafkaAdmin {
                 let shared = shared_settings(&self.config);
                 let fixed = [
                     ("bootstrap.servers", self.bootstrap.as_str()),
-                    ("enable.idempotence", "true"),
+                    // Not idempotent: that would wait half a second for a producer id, and a record that is there
+                    // twice says nothing new.
                     ("acks", "all"),
                     ("linger.ms", "0"),
                     ("delivery.report.only.error", "true"),

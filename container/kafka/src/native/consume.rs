@@ -1,6 +1,6 @@
 //! Consumers: assignment and batches.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::c_int;
 use std::time::Duration;
 
@@ -12,6 +12,9 @@ use super::{Client, c_text, code_text, rust_text};
 
 /// Messages in one batch: past a few hundred the cost of a call is gone.
 const BATCH: usize = 1_000;
+
+/// How long the leaders of a topic are waited for.
+const LEARN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Something that came from the queue.
 #[derive(Debug, Clone, Copy)]
@@ -72,10 +75,11 @@ impl Consumer {
             rd::rd_kafka_topic_partition_list_destroy(list);
             code
         };
-        match code {
-            Code::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
-            code => Err(self.client.error(code, "")),
+        if code != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(self.client.error(code, ""));
         }
+        let topics: BTreeSet<&str> = self.sources.iter().map(|source| source.topic.as_str()).collect();
+        topics.into_iter().try_for_each(|topic| self.client.learn(topic, LEARN_TIMEOUT))
     }
 
     /// Waits up to `timeout` for a first message, then takes what is there. `take` gets the messages, `event`

@@ -12,6 +12,7 @@ pub(crate) mod produce;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use rdkafka_sys::bindings as rd;
 use rdkafka_sys::bindings::rd_kafka_resp_err_t as Code;
@@ -81,6 +82,26 @@ impl Client {
     pub(crate) fn delivery_failure(&self) -> Result<(), SystemError> {
         let failed = self.mailbox.failed.lock().unwrap_or_else(PoisonError::into_inner);
         failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// Asks for the leaders of `topic` now. librdkafka would find those of a topic that it has not seen before only
+    /// with its next look around, up to a second later. That there is no answer is for later calls to tell.
+    pub(crate) fn learn(&self, topic: &str, timeout: Duration) -> Result<(), SystemError> {
+        let name = c_text(topic)?;
+        let timeout_ms = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
+        // SAFETY: the topic handle and the answer are ours and destroyed here.
+        unsafe {
+            let handle = rd::rd_kafka_topic_new(self.rk, name.as_ptr(), std::ptr::null_mut());
+            let mut answer = std::ptr::null();
+            rd::rd_kafka_metadata(self.rk, 0, handle, &raw mut answer, timeout_ms);
+            if !answer.is_null() {
+                rd::rd_kafka_metadata_destroy(answer);
+            }
+            if !handle.is_null() {
+                rd::rd_kafka_topic_destroy(handle);
+            }
+        }
+        Ok(())
     }
 
     /// What `code` means, looking behind a fatal error for its cause.

@@ -12,6 +12,9 @@ use super::{Client, c_text, code_text};
 /// How long a full queue is waited for: longer means that no broker takes anything.
 const QUEUE_FULL_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long the leaders of a topic are waited for.
+const LEARN_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A producer.
 #[derive(Debug)]
 pub(crate) struct Producer {
@@ -59,6 +62,7 @@ impl Producer {
                     return Err(SystemError::Fatal(format!("topic {topic}: refused by the client")));
                 }
                 self.topics.push((topic.to_owned(), handle));
+                self.client.learn(topic, LEARN_TIMEOUT)?;
                 self.topics.len() - 1
             }
         };
