@@ -26,12 +26,25 @@ impl Seen {
     }
 }
 
-/// Every process, zombies aside, whose command line, environment or folder names `mark`, except this one.
+/// Every process, zombies aside, whose command line, environment or folder names `mark`, and the shims that
+/// hold them; except this one.
 #[must_use]
 pub fn naming(mark: &str) -> Vec<Seen> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| *pid != std::process::id()).filter_map(|pid| look(pid, mark)).collect()
+    let mut found: Vec<Seen> =
+        pids.filter(|pid| *pid != std::process::id()).filter_map(|pid| look(pid, mark)).collect();
+    // A shim says nothing of itself; it is known by the process that it holds.
+    let parents: BTreeSet<u32> =
+        found.iter().filter_map(|seen| stat(seen.pid)?.get(1)?.parse().ok()).collect();
+    for pid in parents {
+        let cmdline = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = cmdline.trim_end_matches('\0').replace('\0', " ");
+        if command.ends_with("nm-shim") && found.iter().all(|seen| seen.pid != pid) {
+            found.push(Seen { pid, command, environment: Vec::new() });
+        }
+    }
+    found
 }
 
 fn look(pid: u32, mark: &str) -> Option<Seen> {

@@ -192,7 +192,8 @@ fn containers_prefer_hosts_of_their_brokers() {
     assert!(slot.unmatched.len() == 1 && slot.unmatched[0].contains("127.0.0.3"), "{slot:?}");
     assert_eq!(slot.on_preferred, Some(false), "{slot:?}");
     let shown = elsewhere.client("samza", &["status", &job.name]);
-    assert!(String::from_utf8_lossy(&shown.stdout).contains("127.0.0.3"), "people are shown it too");
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("127.0.0.3"), "people are shown it too: {shown}");
 }
 
 #[test]
