@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use kafka::KafkaConsumer;
 use rustix::process::Signal;
 use task_api::system::{StartAt, SystemConsumer, TopicPartition};
-use tests::cluster::{master, pid_of, slot_of};
+use tests::cluster::{master, pid_of, slot_of, worker};
 use tests::feed::{self, Counts, Feed};
 use tests::wait::check;
 use tests::{Brokers, Cluster, Job, Topics, process};
@@ -19,7 +19,7 @@ use types::{AppReport, RestoreStatus};
 use crate::figures::{Figures, percentile};
 
 const KEYS: usize = 100_000;
-/// How often each kill is repeated; figures are medians.
+/// How often each kill is repeated, on the same host and on others; figures are medians.
 const TIMES: usize = 3;
 /// For a job to be where it should be.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -57,12 +57,12 @@ impl Arrivals {
         self.0.lock().expect("nobody panics with it").iter().copied().find(|at| *at > from)
     }
 
-    /// The first after the first silence since `from`.
-    fn first_after_silence(&self, from: Instant) -> Option<Instant> {
+    /// Whether there was a silence since `from`, and something after it.
+    fn spoke_again(&self, from: Instant) -> bool {
         let mut before = from;
         let arrivals = self.0.lock().expect("nobody panics with it");
-        arrivals.iter().copied().filter(|at| *at > from).find(|at| {
-            let gap = *at - std::mem::replace(&mut before, *at);
+        arrivals.iter().copied().filter(|at| *at > from).any(|at| {
+            let gap = at - std::mem::replace(&mut before, at);
             gap > SILENCE
         })
     }
@@ -76,7 +76,11 @@ fn restores(app: &AppReport) -> Vec<RestoreStatus> {
     slot_of(app, 0).status.tasks.iter().filter_map(|task| task.restore.clone()).collect()
 }
 
+/// What followed a kill.
 struct Kill {
+    /// Until the next process ran, ms.
+    started: f64,
+    /// Until its first output, ms.
     silent: f64,
     restores: Vec<RestoreStatus>,
 }
@@ -91,25 +95,35 @@ fn kill(
     let before = cluster.wait_running(job);
     sleep(Duration::from_secs(3)); // local state reaches the disk, and the window of restarts passes
     kill(cluster, &before);
-    let killed = Instant::now();
+    let (killed, killed_unix) = (Instant::now(), SystemTime::now());
+    // Nothing that costs anything until it is over: the machine is small, and asking starts programs.
+    cluster.wait("output again", LIMIT, |_| check(arrivals.spoke_again(killed), || "silent".into()));
     let pid = pid_of(&before, 0);
     let after = cluster.wait("the container back", LIMIT, |cluster| {
         let app = cluster.all_running(job)?;
         check(pid_of(&app, 0) != pid, || "not yet".into()).map(|()| app)
     });
-    let first = cluster
-        .wait("output again", LIMIT, |_| arrivals.first_after_silence(killed).ok_or_else(|| "silent".into()));
-    Kill { silent: ms(first - killed), restores: restores(&after) }
+    let ran = worker(&after, 0).ok().and_then(|container| container.started_unix_ms).unwrap_or_default();
+    let ran = UNIX_EPOCH + Duration::from_millis(ran);
+    let started = ran.duration_since(killed_unix).unwrap_or_default();
+    let first = cluster.wait("output of the new container", LIMIT, |_| {
+        arrivals.first_since(killed + started).ok_or_else(|| "silent".into())
+    });
+    Kill { started: ms(started), silent: ms(first - killed), restores: restores(&after) }
 }
 
 /// Measures both, and the restore.
 pub fn measure(brokers: &'static Brokers, figures: &mut Figures) -> Result<()> {
     println!("recovery: {KEYS} keys, at-least-once, one container of four tasks");
     let topics = Topics::on(brokers);
-    let mut cluster = Cluster::start(3);
+    // A host for each kill: one where the job has run before has some of its state.
+    let mut cluster = Cluster::start(TIMES + 1);
     let mut job = Job::counter("recovery", brokers);
     (job.delivery, job.commit, job.memory) = ("at-least-once".into(), "1s".into(), "512MiB".into());
     job.restart = "retries = 100\nwindow = \"1s\"".into();
+    if let Ok(filter) = std::env::var("RUST_LOG") {
+        job.env.insert("RUST_LOG".into(), filter);
+    }
     topics.create(&job.inputs[0], 4);
     topics.create(&job.output, 4);
     let mut sent = Counts::new();
@@ -128,9 +142,10 @@ pub fn measure(brokers: &'static Brokers, figures: &mut Figures) -> Result<()> {
         let local = seen.restores.iter().all(|restore| restore.from_local);
         let rows: u64 = seen.restores.iter().map(|restore| restore.rows).sum();
         figures.note(format!(
-            "same host: {:.0} ms of silence, {rows} rows from the changelog{}",
+            "same host: {:.0} ms of silence, the process ran after {:.0}; {rows} rows from the changelog{}",
             seen.silent,
-            if local { ", the rest was there" } else { "; local state was NOT used" }
+            seen.started,
+            if local { ", the rest was there" } else { ": local state was NOT used" }
         ));
         same.push(seen.silent);
     }
@@ -138,21 +153,21 @@ pub fn measure(brokers: &'static Brokers, figures: &mut Figures) -> Result<()> {
 
     let (mut other, mut restored) = (Vec::new(), Vec::new());
     for _ in 0..TIMES {
-        let mut dead = 0;
         let mut with_master = false;
         let seen = kill(&mut cluster, &job, &arrivals, |cluster, app| {
             let node = slot_of(app, 0).node.clone().expect("a running container has a node");
             with_master = master(app).is_ok_and(|master| master.node == node);
-            dead = cluster.place_of(&node);
-            cluster.kill_node(dead);
+            cluster.kill_node(cluster.place_of(&node));
         });
         let rows: u64 = seen.restores.iter().map(|restore| restore.rows).sum();
         let took = seen.restores.iter().map(|restore| restore.took_ms).max().context("no restore")?;
         let local = seen.restores.iter().any(|restore| restore.from_local);
         figures.note(format!(
-            "other host: {:.0} ms of silence after the whole node vanished{}; restore of {rows} rows took {took} ms{}",
+            "other host: {:.0} ms of silence after the whole node vanished{}, the process ran after {:.0}; restore of \
+             {rows} rows took {took} ms{}",
             seen.silent,
-            if with_master { ", the application master with it" } else { "" },
+            if with_master { " (the application master with it)" } else { "" },
+            seen.started,
             if local { " (some of it from local state)" } else { "" }
         ));
         other.push(seen.silent);
@@ -160,11 +175,13 @@ pub fn measure(brokers: &'static Brokers, figures: &mut Figures) -> Result<()> {
             #[expect(clippy::cast_precision_loss)] // some hundreds
             restored.push(took as f64);
         }
-        cluster.start_nm(dead);
     }
     figures.add("kill-to-output-other-host", percentile(&mut other, 0.5), "ms", None)?;
     figures.add("restore-100k", percentile(&mut restored, 0.5), "ms", None)?;
     feed.finish(&mut sent);
+    if std::env::var_os("RUST_LOG").is_some() {
+        println!("{}", cluster.diagnosis());
+    }
     cluster.stop(&job);
     Ok(())
 }

@@ -7,11 +7,14 @@
 // with a changelog and sends nothing to OUTPUT.
 
 import com.sun.management.OperatingSystemMXBean;
+import java.io.File;
 import java.lang.management.ManagementFactory;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Comparator;
 import java.util.Properties;
 import java.util.concurrent.CountDownLatch;
+import java.util.stream.Stream;
 import org.apache.kafka.clients.consumer.ConsumerConfig;
 import org.apache.kafka.common.serialization.Serdes;
 import org.apache.kafka.common.utils.Bytes;
@@ -91,7 +94,8 @@ public final class Peer {
         streams.start();
         OVER.await();
         streams.close();
-        streams.cleanUp();
-        Files.deleteIfExists(state);
+        try (Stream<Path> left = Files.walk(state)) {
+            left.sorted(Comparator.reverseOrder()).map(Path::toFile).forEach(File::delete);
+        }
     }
 }
