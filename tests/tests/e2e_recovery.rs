@@ -66,9 +66,9 @@ fn killed_container_comes_back_with_its_state() {
     let topics = Topics::on(brokers);
     let cluster = Cluster::start(2);
     // A small cache, so that rows go to disk often: the tail that they are behind is short.
-    let job = Job { cache_rows: Some(200), ..job("killed", &topics, brokers) };
+    let job = Job { cache_rows: Some(400), ..job("killed", &topics, brokers) };
     let mut sent = Counts::new();
-    feed::send(&topics, &job.inputs[0], 5_000, 40_000, &mut sent);
+    feed::send(&topics, &job.inputs[0], 5_000, 20_000, &mut sent);
     cluster.submit(&job);
     cluster.wait("the first part", SOON, |_| feed::is_whole(&topics, &job.output, &sent));
     let before = cluster.wait_running(&job);
