@@ -244,7 +244,7 @@ pub trait SystemAdmin: Send + Sync {
     fn watermarks(&self, partitions: &[TopicPartition]) -> Result<Vec<Watermarks>, SystemError>;
     /// Reads `partition` from offset `from` (or its low watermark, if that is higher) up to but without `until`,
     /// and hands over what `isolation` lets see, in order (`source` is 0). Ends by position, so control records
-    /// and aborted ones at the end do not hold it back. `progress` hears the position now and then.
+    /// and aborted ones at the end do not hold it back.
     ///
     /// # Errors
     /// The system failed or `take` did.

@@ -195,8 +195,7 @@ fn classify(code: Code, text: &str) -> SystemError {
     match code {
         C::RD_KAFKA_RESP_ERR__FENCED
         | C::RD_KAFKA_RESP_ERR_PRODUCER_FENCED
-        | C::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH
-        | C::RD_KAFKA_RESP_ERR_TRANSACTION_COORDINATOR_FENCED => SystemError::Fenced(text),
+        | C::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH => SystemError::Fenced(text),
         C::RD_KAFKA_RESP_ERR__TRANSPORT
         | C::RD_KAFKA_RESP_ERR__RESOLVE
         | C::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use ::tests::brokers::repository;
+use ::tests::cluster::program;
+use ::tests::wait::Pending;
+use ::tests::{Brokers, Cluster, Job, Settings, Topics};
 use anyhow::{Context, Result, ensure};
 use kafka::KafkaProducer;
 use serde::Deserialize;
 use task_api::system::SystemProducer;
-use tests::brokers::repository;
-use tests::cluster::program;
-use tests::wait::Pending;
-use tests::{Brokers, Cluster, Job, Settings, Topics};
 
 use crate::figures::Figures;
 

@@ -3,9 +3,9 @@
 use std::fs::OpenOptions;
 use std::io::Write as _;
 
+use ::tests::brokers::repository;
 use anyhow::{Context, Result};
 use serde::Serialize;
-use tests::brokers::repository;
 
 /// One figure, as a line of `bench.jsonl`.
 #[derive(Debug, Clone, Serialize)]

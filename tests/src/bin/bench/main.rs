@@ -13,9 +13,9 @@ mod start;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
+use ::tests::Brokers;
+use ::tests::brokers::repository;
 use anyhow::{Context, Result, bail};
-use tests::Brokers;
-use tests::brokers::repository;
 
 use crate::figures::Figures;
 

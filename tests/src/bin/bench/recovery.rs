@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use ::tests::cluster::{master, pid_of, slot_of, worker};
+use ::tests::feed::{self, Counts, Feed};
+use ::tests::wait::check;
+use ::tests::{Brokers, Cluster, Job, Topics, process};
 use anyhow::{Context, Result};
 use kafka::KafkaConsumer;
 use rustix::process::Signal;
 use task_api::system::{StartAt, SystemConsumer, TopicPartition};
-use tests::cluster::{master, pid_of, slot_of, worker};
-use tests::feed::{self, Counts, Feed};
-use tests::wait::check;
-use tests::{Brokers, Cluster, Job, Topics, process};
 use types::{AppReport, RestoreStatus};
 
 use crate::figures::{Figures, percentile};

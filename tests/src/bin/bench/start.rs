@@ -4,10 +4,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ::tests::feed::{self, Counts};
+use ::tests::wait::check;
+use ::tests::{Brokers, Cluster, Job, Topics};
 use anyhow::{Context, Result, ensure};
-use tests::feed::{self, Counts};
-use tests::wait::check;
-use tests::{Brokers, Cluster, Job, Topics};
 
 use crate::figures::{Figures, percentile};
 use crate::recovery::Arrivals;
