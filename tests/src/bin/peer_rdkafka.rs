@@ -66,6 +66,18 @@ struct Count {
     dirty: bool,
 }
 
+fn count_one(key: &[u8], counts: &mut HashMap<Vec<u8>, Count>, dirty: &mut Vec<Vec<u8>>) {
+    if let Some(count) = counts.get_mut(key) {
+        count.count += 1;
+        if std::mem::replace(&mut count.dirty, true) {
+            return;
+        }
+    } else {
+        counts.insert(key.to_vec(), Count { count: 1, dirty: true });
+    }
+    dirty.push(key.to_vec());
+}
+
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [bootstrap, mode, input, output, warm_up, window] = arguments.as_slice() else {
@@ -96,18 +108,7 @@ fn main() -> Result<()> {
         };
         let (key, value) = (message.key().unwrap_or_default(), message.payload().unwrap_or_default());
         if counting {
-            match counts.get_mut(key) {
-                Some(count) => {
-                    count.count += 1;
-                    if !std::mem::replace(&mut count.dirty, true) {
-                        dirty.push(key.to_vec());
-                    }
-                }
-                None => {
-                    counts.insert(key.to_vec(), Count { count: 1, dirty: true });
-                    dirty.push(key.to_vec());
-                }
-            }
+            count_one(key, &mut counts, &mut dirty);
         } else {
             send(&producer, output, key, value)?;
         }

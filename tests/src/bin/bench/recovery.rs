@@ -136,9 +136,26 @@ pub fn measure(brokers: &'static Brokers, figures: &mut Figures) -> Result<()> {
     let feed = Feed::start(brokers, &job.inputs[0], KEYS, 2_000);
     let arrivals = Arrivals::watch(brokers, &job.output, 4)?;
 
+    on_the_same_host(&mut cluster, &job, &arrivals, figures)?;
+    on_another_host(&mut cluster, &job, &arrivals, figures)?;
+    feed.finish(&mut sent);
+    if std::env::var_os("RUST_LOG").is_some() {
+        println!("{}", cluster.diagnosis());
+    }
+    cluster.stop(&job);
+    Ok(())
+}
+
+/// The process is killed; its node keeps the state.
+fn on_the_same_host(
+    cluster: &mut Cluster,
+    job: &Job,
+    arrivals: &Arrivals,
+    figures: &mut Figures,
+) -> Result<()> {
     let mut same = Vec::new();
     for _ in 0..TIMES {
-        let seen = kill(&mut cluster, &job, &arrivals, |_, app| process::send(pid_of(app, 0), Signal::KILL));
+        let seen = kill(cluster, job, arrivals, |_, app| process::send(pid_of(app, 0), Signal::KILL));
         let local = seen.restores.iter().all(|restore| restore.from_local);
         let rows: u64 = seen.restores.iter().map(|restore| restore.rows).sum();
         figures.note(format!(
@@ -149,12 +166,20 @@ pub fn measure(brokers: &'static Brokers, figures: &mut Figures) -> Result<()> {
         ));
         same.push(seen.silent);
     }
-    figures.add("kill-to-output-same-host", percentile(&mut same, 0.5), "ms", None)?;
+    figures.add("kill-to-output-same-host", percentile(&mut same, 0.5), "ms", None)
+}
 
+/// The whole node vanishes; the state comes from the changelog.
+fn on_another_host(
+    cluster: &mut Cluster,
+    job: &Job,
+    arrivals: &Arrivals,
+    figures: &mut Figures,
+) -> Result<()> {
     let (mut other, mut restored) = (Vec::new(), Vec::new());
     for _ in 0..TIMES {
         let mut with_master = false;
-        let seen = kill(&mut cluster, &job, &arrivals, |cluster, app| {
+        let seen = kill(cluster, job, arrivals, |cluster, app| {
             let node = slot_of(app, 0).node.clone().expect("a running container has a node");
             with_master = master(app).is_ok_and(|master| master.node == node);
             cluster.kill_node(cluster.place_of(&node));
@@ -177,11 +202,5 @@ pub fn measure(brokers: &'static Brokers, figures: &mut Figures) -> Result<()> {
         }
     }
     figures.add("kill-to-output-other-host", percentile(&mut other, 0.5), "ms", None)?;
-    figures.add("restore-100k", percentile(&mut restored, 0.5), "ms", None)?;
-    feed.finish(&mut sent);
-    if std::env::var_os("RUST_LOG").is_some() {
-        println!("{}", cluster.diagnosis());
-    }
-    cluster.stop(&job);
-    Ok(())
+    figures.add("restore-100k", percentile(&mut restored, 0.5), "ms", None)
 }
