@@ -126,14 +126,15 @@ impl Grouping {
         let hosts = self.led.first().map_or(0, Vec::len);
         let mut free: Vec<usize> = (0..self.slot_of.len()).filter(|t| self.slot_of[*t].is_none()).collect();
         while !free.is_empty() {
-            let mut best: Option<(u32, usize, Option<usize>)> = None;
+            // (leaders together, of them already there, slot, host): joining comes before opening a second place.
+            let mut best: Option<(u32, u32, usize, Option<usize>)> = None;
             for slot in 0..self.quota.len() {
                 let room = self.quota[slot] - self.size[slot];
                 if room == 0 {
                     continue;
                 }
                 if best.is_none() {
-                    best = Some((0, slot, None));
+                    best = Some((0, 0, slot, None));
                 }
                 for host in 0..hosts {
                     let mut gains: Vec<u32> =
@@ -141,12 +142,13 @@ impl Grouping {
                     gains.sort_unstable_by_key(|n| std::cmp::Reverse(*n));
                     let gain: u32 = gains.iter().take(room).sum();
                     let score = if gain == 0 { 0 } else { self.led[slot][host] + gain };
-                    if best.is_none_or(|(b, _, _)| score > b) {
-                        best = Some((score, slot, Some(host)));
+                    let there = self.led[slot][host];
+                    if best.is_none_or(|(most, joined, _, _)| (score, there) > (most, joined)) {
+                        best = Some((score, there, slot, Some(host)));
                     }
                 }
             }
-            let (_, slot, host) = best.expect("quotas add up to the number of tasks");
+            let (_, _, slot, host) = best.expect("quotas add up to the number of tasks");
             let room = self.quota[slot] - self.size[slot];
             let mut order = free.clone();
             if let Some(host) = host {
