@@ -175,6 +175,7 @@ start() {
     setsid java $flags -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -cp "$lib/*" kafka.Kafka \
       "$data/k$id.properties" >> "$data/k$id.log" 2>&1 < /dev/null &
     echo $! > "$data/k$id.pid"
+    disown   # its end is not this shell's to report
   done
   await_answers || { stop; exit 1; }
   local bootstrap="${hosts[*]/%/:$port}"

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_core::Stream;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use session::{Inbound, Outbound};
@@ -17,7 +18,6 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::dial::BoxStream;
 use crate::pb::Frame;
 
 /// More unacknowledged items than this end a session: its peer is stuck.
@@ -30,6 +30,8 @@ const FRAMES: usize = 4;
 const ACK_ITEMS: u64 = 64;
 const ACK_EVERY: Duration = Duration::from_millis(100);
 
+/// The streams that sessions read.
+pub(crate) type BoxStream = std::pin::Pin<Box<dyn Stream<Item = Result<Frame, tonic::Status>> + Send>>;
 /// What a dialler hands to tonic.
 pub(crate) type Frames = ReceiverStream<Frame>;
 
@@ -73,12 +75,17 @@ impl<T> Clone for Tx<T> {
 }
 
 impl<T> Tx<T> {
-    /// Queues an item; never blocks. Sent does not mean delivered.
+    /// Queues an item; never blocks. Sent does not mean delivered. Ends the session if its peer is stuck.
     ///
     /// # Errors
     /// The session is over.
     pub fn send(&self, item: T) -> Result<(), Closed> {
         if self.shared.over.is_cancelled() {
+            return Err(Closed);
+        }
+        let counted = self.shared.numbers().0.queue();
+        if let Err(stuck) = counted {
+            self.shared.end(&stuck.to_string());
             return Err(Closed);
         }
         self.queue.send(item).map_err(|_| Closed)
@@ -168,7 +175,7 @@ impl<O> Outgoing<O> {
     /// Joins it with what the peer sends, after the peer's first frame.
     pub(crate) fn into_session<I>(
         self,
-        stream: impl tokio_stream::Stream<Item = Result<Frame, tonic::Status>> + Send + 'static,
+        stream: impl Stream<Item = Result<Frame, tonic::Status>> + Send + 'static,
     ) -> (Tx<O>, Rx<I>) {
         let rx = Rx {
             stream: Box::pin(stream),
@@ -217,13 +224,7 @@ async fn write<O: Serialize>(
         let frame = {
             let mut numbers = shared.numbers();
             let (out, taken) = &mut *numbers;
-            let first_seq = match out.number(batch.len() as u64) {
-                Ok(first) => first,
-                Err(stuck) => {
-                    drop(numbers);
-                    return shared.end(&stuck.to_string());
-                }
-            };
+            let first_seq = out.number(batch.len() as u64);
             Frame { first_seq, ack: taken.acknowledge(), items: batch.iter().map(encode).collect() }
         };
         batch.clear();
@@ -277,4 +278,18 @@ where
     let (there, to_here) = outgoing::<B, ()>(&());
     let skip_first = |frames: Frames| frames.skip(1).map(Ok);
     (here.into_session(skip_first(to_here)), there.into_session(skip_first(to_there)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_peer_that_takes_nothing_is_found_stuck_and_the_queue_stays_bounded() {
+        let ((tx, mut rx), _there) = pipe::<u64, u64>();
+        let taken = (0..2 * MAX_UNACKED).take_while(|n| tx.send(*n).is_ok()).count();
+        assert_eq!(taken as u64, MAX_UNACKED);
+        assert_eq!(rx.recv().await, None);
+        assert!(rx.reason().contains("stuck"), "{}", rx.reason());
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use futures_core::Stream;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_stream::StreamExt;
@@ -182,6 +181,3 @@ pub async fn dial_container(
     let mut client = ContainerSessionsClient::new(link.intercepted()).max_decoding_message_size(MAX_MESSAGE);
     open(link, &hello, async move |frames| client.open(frames).await).await
 }
-
-/// The type of streams that sessions read.
-pub(crate) type BoxStream = std::pin::Pin<Box<dyn Stream<Item = Result<Frame, Status>> + Send>>;

@@ -14,8 +14,7 @@ use types::{
 };
 
 use crate::MAX_MESSAGE;
-use crate::channel::{self, Rx, Tx};
-use crate::dial::BoxStream;
+use crate::channel::{self, BoxStream, Rx, Tx};
 use crate::pb::Frame;
 use crate::pb::app_master_sessions_server::{AppMasterSessions, AppMasterSessionsServer};
 use crate::pb::container_sessions_server::{ContainerSessions, ContainerSessionsServer};

@@ -13,10 +13,20 @@ pub struct Brokers {
     pub data: PathBuf,
 }
 
-/// The repository's root.
+/// The repository's root: the one around the current folder, since checkouts may share built programs; else the one
+/// that this program was built from.
+///
+/// # Panics
+/// There is none.
 #[must_use]
 pub fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate is in a folder of the repository")
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let here = std::env::current_dir().expect("there is a current folder");
+        let around = here.ancestors().find(|folder| folder.join("deploy/kafka/kafka.sh").is_file());
+        let built = || Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate is in a folder");
+        around.unwrap_or_else(built).to_owned()
+    })
 }
 
 impl Brokers {

@@ -19,7 +19,7 @@ use crate::auth;
 /// this is what ends them.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// Serves gRPC until shutdown, then for a short grace. Peers that vanish without a word are noticed within six
+/// Serves gRPC until shutdown, then for a short grace. Peers that vanish without a word are noticed within five
 /// seconds. Calls need `token` if there is one.
 ///
 /// # Errors
@@ -44,7 +44,7 @@ pub async fn serve_grpc(
     });
     let serving = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(2)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(4)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(3)))
         .serve_with_incoming_shutdown(
             tower::service_fn(move |request| service.clone().oneshot(request)),
             incoming,

@@ -25,6 +25,7 @@ pub struct Gap {
 /// What was sent.
 #[derive(Debug, Clone)]
 pub struct Outbound {
+    queued: u64,
     sent: u64,
     acked: u64,
     limit: u64,
@@ -34,21 +35,28 @@ impl Outbound {
     /// A direction in which at most `limit` items may be unacknowledged.
     #[must_use]
     pub fn new(limit: u64) -> Outbound {
-        Outbound { sent: 0, acked: 0, limit }
+        Outbound { queued: 0, sent: 0, acked: 0, limit }
     }
 
-    /// Numbers `count` further items; returns the first one's number.
+    /// Counts one further item that waits to be numbered. What waits counts as unacknowledged: a peer that does
+    /// not read stops the stream below long before `limit` items could be numbered.
     ///
     /// # Errors
     /// The peer is stuck.
-    pub fn number(&mut self, count: u64) -> Result<u64, Stuck> {
-        let unacked = self.sent + count - self.acked;
+    pub fn queue(&mut self) -> Result<(), Stuck> {
+        let unacked = self.queued + 1 - self.acked;
         if unacked > self.limit {
             return Err(Stuck { unacked });
         }
+        self.queued += 1;
+        Ok(())
+    }
+
+    /// Numbers the next `count` of the queued items; returns the first one's number.
+    pub fn number(&mut self, count: u64) -> u64 {
         let first = self.sent + 1;
         self.sent += count;
-        Ok(first)
+        first
     }
 
     /// The peer took everything up to `seq`. Old news and numbers never sent change nothing.
@@ -98,21 +106,34 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn queue(out: &mut Outbound, count: u64) -> Result<(), Stuck> {
+        (0..count).try_for_each(|_| out.queue())
+    }
+
     #[test]
     fn a_sender_that_is_never_acknowledged_finds_its_peer_stuck() {
         let mut out = Outbound::new(10);
-        assert_eq!(out.number(10), Ok(1));
-        assert_eq!(out.number(1), Err(Stuck { unacked: 11 }));
+        queue(&mut out, 10).expect("up to the limit");
+        assert_eq!(out.number(6), 1);
+        assert_eq!(out.queue(), Err(Stuck { unacked: 11 }));
         out.acknowledged(4);
-        assert_eq!(out.number(4), Ok(11));
+        queue(&mut out, 4).expect("four were acknowledged");
+        assert_eq!(out.number(8), 7);
+    }
+
+    #[test]
+    fn items_that_only_wait_count_too() {
+        let mut out = Outbound::new(2);
+        queue(&mut out, 2).expect("up to the limit");
+        assert_eq!(out.queue(), Err(Stuck { unacked: 3 }));
     }
 
     #[test]
     fn an_acknowledgement_of_what_was_never_sent_changes_nothing() {
         let mut out = Outbound::new(2);
         out.acknowledged(u64::MAX);
-        assert_eq!(out.number(2), Ok(1));
-        assert!(out.number(1).is_err());
+        queue(&mut out, 2).expect("up to the limit");
+        assert!(out.queue().is_err());
     }
 
     #[test]
@@ -129,7 +150,8 @@ mod tests {
             let mut out = Outbound::new(50);
             let mut taken = Inbound::default();
             for count in batches {
-                let first = out.number(count).expect("everything before was acknowledged");
+                queue(&mut out, count).expect("everything before was acknowledged");
+                let first = out.number(count);
                 taken.take(first, count).expect("in order");
                 prop_assert_eq!(taken.owed(), count);
                 out.acknowledged(taken.acknowledge());
