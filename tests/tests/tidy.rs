@@ -78,7 +78,7 @@ fn report(rule: &str, broken: &[String]) {
 
 #[test]
 fn crates_import_only_what_their_floor_allows() {
-    report("edges that DESIGN's floors lack (tests/tests/tidy/floors.rs)", &floors::broken(&root()));
+    report("edges that the floors lack (tests/tests/tidy/floors.rs)", &floors::broken(&root()));
 }
 
 #[test]

@@ -53,7 +53,7 @@ pub enum ExitCause {
 }
 
 impl ExitCause {
-    /// Whether it counts against the job's retries (DESIGN: exit causes). `LaunchFailed` and `DiskFull` count
+    /// Whether it counts against the job's retries. `LaunchFailed` and `DiskFull` count
     /// once they were seen on two nodes; that is the caller's to remember.
     #[must_use]
     pub fn counts_as_failure(&self) -> bool {

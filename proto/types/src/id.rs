@@ -17,7 +17,7 @@ pub struct ParseIdError {
 }
 
 /// The life of one resource manager. A new one is `max(stored + 1, unix milliseconds)`, so that a resource
-/// manager that lost its store still mints higher ones (DESIGN: incarnations).
+/// manager that lost its store still mints higher ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Epoch(pub u64);
 

@@ -1,4 +1,4 @@
-//! Who may import whom (DESIGN: the house), against `cargo metadata`.
+//! Who may import whom (ARCHITECTURE.md, "Who may import whom"), against `cargo metadata`.
 
 use std::path::Path;
 use std::process::Command;
