@@ -209,6 +209,12 @@ fn classify(code: Code, text: &str) -> SystemError {
         | C::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE
         | C::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION
         | C::RD_KAFKA_RESP_ERR_NOT_CONTROLLER
+        // A broker may not have heard yet of a topic that was just created, or of its new leader.
+        | C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
+        | C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID
+        | C::RD_KAFKA_RESP_ERR_UNKNOWN_LEADER_EPOCH
+        | C::RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH
+        | C::RD_KAFKA_RESP_ERR_REPLICA_NOT_AVAILABLE
         | C::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS
         | C::RD_KAFKA_RESP_ERR_NETWORK_EXCEPTION
         | C::RD_KAFKA_RESP_ERR_CONCURRENT_TRANSACTIONS => SystemError::Retriable(text),
