@@ -1,15 +1,15 @@
 //! What is killed comes back; what is not is not disturbed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::Signal;
 use tests::cluster::{SOON, master, pid_of, slot_of, slot_with};
 use tests::feed::{self, Counts, Feed};
 use tests::wait::check;
 use tests::{Brokers, Cluster, Job, Topics, process};
-use types::{AppReport, ExitCause, RestoreStatus};
+use types::{AppReport, ExitCause, RestoreStatus, state_entry};
 
 /// How a slot's tasks were restored.
 fn restores(app: &AppReport, slot: u32) -> Vec<RestoreStatus> {
@@ -31,6 +31,13 @@ fn arm(job: &mut Job, cluster: &Cluster) -> PathBuf {
     let settings = [("fault", "exit"), ("fault-task", "Partition 0"), ("fault-when", file.to_str().unwrap())];
     job.config.extend(settings.map(|(key, value)| (key.to_owned(), value.to_owned())));
     file
+}
+
+/// Whether a store's file in `folder` was written after `then`.
+fn flushed_since(folder: &Path, then: SystemTime) -> bool {
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut tables = files.filter(|file| file.path().extension().is_some_and(|ext| ext == "sst"));
+    tables.any(|file| file.metadata().and_then(|data| data.modified()).is_ok_and(|at| at > then))
 }
 
 /// Waits until slot `slot` is running again in another process than `pid`.
@@ -65,8 +72,7 @@ fn killed_container_comes_back_with_its_state() {
     let brokers = Brokers::shared();
     let topics = Topics::on(brokers);
     let cluster = Cluster::start(2);
-    // A small cache, so that rows go to disk often: the tail that they are behind is short.
-    let job = Job { cache_rows: Some(400), ..job("killed", &topics, brokers) };
+    let job = job("killed", &topics, brokers);
     let mut sent = Counts::new();
     feed::send(&topics, &job.inputs[0], 5_000, 20_000, &mut sent);
     cluster.submit(&job);
@@ -74,8 +80,17 @@ fn killed_container_comes_back_with_its_state() {
     let before = cluster.wait_running(&job);
     let changelog: u64 = topics.ends(&job.changelog("counts")).iter().sum();
     assert!(changelog > 5_000, "the changelog holds every key: {changelog}");
+    let whole = SystemTime::now();
     let feed = Feed::start(brokers, &job.inputs[0], 5_000, 2_000);
-    sleep(Duration::from_secs(1));
+    // What is written to disk now and then is what the changelog need not repeat.
+    cluster.wait("the first part is on disk", SOON, |cluster| {
+        let slot = slot_of(&before, 0);
+        let node = cluster.node_root(cluster.place_of(slot.node.as_ref().unwrap()));
+        let folder = node.join("state").join(format!("{}-1", job.name));
+        let missing: Vec<_> =
+            slot.tasks.iter().filter(|task| !flushed_since(&folder.join(state_entry(task)), whole)).collect();
+        check(missing.is_empty(), || format!("not yet: {missing:?}"))
+    });
 
     let victim = pid_of(&before, 0);
     process::send(victim, Signal::KILL);
