@@ -2,7 +2,7 @@
 //! was taken for dead, wakes after its successor runs, and nothing of it is ever committed where the successor's
 //! restore has been.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rustix::process::Signal;
 use task_core::record::{Record, decode};
@@ -113,8 +113,9 @@ fn no_commit_of_an_older_incarnation_beyond_a_newer_ones_restore() {
     }
     world.cluster.wait("every second container started", SOON, |cluster| {
         let found = workers(cluster, 0);
-        let new = found.iter().filter(|seen| !first.contains(&seen.pid)).count();
-        check(new == PHASES.len(), || format!("{new} of {}", PHASES.len()))
+        let new = found.iter().filter(|seen| !first.contains(&seen.pid));
+        let jobs: BTreeSet<_> = new.filter_map(|seen| seen.env("SAMZA_JOB_NAME")).collect();
+        check(jobs.len() == PHASES.len(), || format!("only of {jobs:?}"))
     });
     process::send(world.cluster.nm_pid(0), Signal::STOP);
     world.feed(100);
