@@ -33,11 +33,11 @@ fn arm(job: &mut Job, cluster: &Cluster) -> PathBuf {
     file
 }
 
-/// Whether a store's file in `folder` was written after `then`.
+/// Whether a flush of the store in `folder` was completed after `then`: its last step is a line in the manifest.
 fn flushed_since(folder: &Path, then: SystemTime) -> bool {
     let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut tables = files.filter(|file| file.path().extension().is_some_and(|ext| ext == "sst"));
-    tables.any(|file| file.metadata().and_then(|data| data.modified()).is_ok_and(|at| at > then))
+    let mut manifests = files.filter(|file| file.file_name().to_string_lossy().starts_with("MANIFEST"));
+    manifests.any(|file| file.metadata().and_then(|data| data.modified()).is_ok_and(|at| at > then))
 }
 
 /// Waits until slot `slot` is running again in another process than `pid`.
