@@ -2,14 +2,21 @@
 //!
 //! Users see [`StreamTask`], [`MessageCollector`], [`TaskCoordinator`], [`KeyValueStore`] and the serdes; systems
 //! (Kafka is one) implement the traits of [`system`]. This crate knows no Kafka, no RocksDB and no tokio, so that
-//! a task can be tested with nothing else.
+//! a task can be tested with nothing else: [`testkit`] runs one against streams and stores in memory.
 
+mod async_task;
+pub mod metrics;
 pub mod serde;
 pub mod store;
 pub mod system;
 mod task;
+pub mod testkit;
+pub mod timers;
 
+pub use async_task::{AsyncStreamTask, Reply};
+pub use metrics::TaskMetrics;
 pub use serde::{BytesSerde, DecodeError, F64Serde, I64Serde, JsonSerde, OrderedI64, Serde, StringSerde};
-pub use store::{KeyValueStore, StoreError};
+pub use store::{KeyValueStore, Rows, StoreError};
 pub use system::{Offset, SystemError};
 pub use task::*;
+pub use timers::Timers;

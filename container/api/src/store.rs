@@ -1,10 +1,11 @@
 //! Key-value stores: the untyped trait that runtimes implement and the typed handle that tasks hold.
 
 use std::cell::RefCell;
-use std::marker::PhantomData;
+use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::rc::Rc;
 
-use crate::serde::Serde;
+use crate::serde::{DecodeError, Serde};
 
 /// A store's errors.
 #[derive(Debug, thiserror::Error)]
@@ -23,15 +24,19 @@ pub enum StoreError {
     /// Bytes that the serde cannot read.
     #[error("cannot decode: {0}")]
     Decode(String),
-}
-
-/// What a visitor of rows wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Visit {
-    /// The next row.
-    Continue,
-    /// No more.
-    Stop,
+    /// The job has no timers.
+    #[error("job.toml has no `[task] timers = true`")]
+    NoTimers,
+    /// A value that is larger than the store takes.
+    #[error("store {store}: a value of {bytes} bytes is larger than max-value = {limit}")]
+    TooLarge {
+        /// The store.
+        store: String,
+        /// The value's size.
+        bytes: usize,
+        /// What job.toml allows.
+        limit: usize,
+    },
 }
 
 /// A store of bytes, ordered by key. Writes are seen by later reads at once and are durable at the next commit.
@@ -44,37 +49,102 @@ pub trait RawStore {
     /// Sets `key` to `value`.
     ///
     /// # Errors
-    /// The engine failed.
+    /// The engine failed, or the value is larger than the store takes.
     fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError>;
     /// Removes `key`.
     ///
     /// # Errors
     /// The engine failed.
     fn delete(&mut self, key: &[u8]) -> Result<(), StoreError>;
-    /// Visits the rows with `from <= key < to` in key order; none leaves that end open.
+    /// The rows with `from <= key < to` in key order as they are now, whatever is written later; none leaves that
+    /// end open.
     ///
     /// # Errors
-    /// The engine or the visitor failed.
-    fn scan(
-        &mut self,
-        from: Option<&[u8]>,
-        to: Option<&[u8]>,
-        visit: &mut Visitor<'_>,
-    ) -> Result<(), StoreError>;
+    /// The engine failed.
+    fn rows(&mut self, from: Option<&[u8]>, to: Option<&[u8]>) -> Result<Box<dyn RawRows>, StoreError>;
 }
 
-/// Called with each key and value of a scan.
-pub type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> Result<Visit, StoreError> + 'a;
+/// Rows of a store at one moment, one after the other.
+pub trait RawRows {
+    /// The next key and value, borrowed until the next call.
+    ///
+    /// # Errors
+    /// The engine failed.
+    #[allow(clippy::should_implement_trait)] // it lends
+    fn next(&mut self) -> Result<Option<(&[u8], &[u8])>, StoreError>;
+}
+
+/// A store in memory: for tests, and for stores of `type = "memory"`.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct MemoryStore(pub BTreeMap<Vec<u8>, Vec<u8>>);
+
+impl MemoryStore {
+    /// The rows with `from <= key < to`.
+    pub fn range<'a>(
+        &'a self,
+        from: Option<&[u8]>,
+        to: Option<&[u8]>,
+    ) -> impl Iterator<Item = (&'a Vec<u8>, &'a Vec<u8>)> + use<'a> {
+        let from = from.map_or(Bound::Unbounded, |from| Bound::Included(from.to_vec()));
+        // An end before the start is an empty range, not a panic.
+        let to = match (&from, to) {
+            (Bound::Included(from), Some(to)) if to < from.as_slice() => Bound::Excluded(from.clone()),
+            (_, Some(to)) => Bound::Excluded(to.to_vec()),
+            (_, None) => Bound::Unbounded,
+        };
+        let is_empty = matches!((&from, &to), (Bound::Included(a), Bound::Excluded(b)) if a == b);
+        let rows = (!is_empty).then(|| self.0.range((from, to)));
+        rows.into_iter().flatten()
+    }
+}
+
+impl RawStore for MemoryStore {
+    fn get(&mut self, key: &[u8]) -> Result<Option<&[u8]>, StoreError> {
+        Ok(self.0.get(key).map(Vec::as_slice))
+    }
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        self.0.insert(key.to_vec(), value.to_vec());
+        Ok(())
+    }
+    fn delete(&mut self, key: &[u8]) -> Result<(), StoreError> {
+        self.0.remove(key);
+        Ok(())
+    }
+    fn rows(&mut self, from: Option<&[u8]>, to: Option<&[u8]>) -> Result<Box<dyn RawRows>, StoreError> {
+        let rows: Vec<_> = self.range(from, to).map(|(key, value)| (key.clone(), value.clone())).collect();
+        Ok(Box::new(CopiedRows { rows, next: 0 }))
+    }
+}
+
+struct CopiedRows {
+    rows: Vec<(Vec<u8>, Vec<u8>)>,
+    next: usize,
+}
+
+impl RawRows for CopiedRows {
+    fn next(&mut self) -> Result<Option<(&[u8], &[u8])>, StoreError> {
+        self.next += 1;
+        Ok(self.rows.get(self.next - 1).map(|(key, value)| (key.as_slice(), value.as_slice())))
+    }
+}
+
+/// The first key after every key that begins with `prefix`; none if there is no such key.
+#[must_use]
+pub fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
+    let keep = prefix.iter().rposition(|byte| *byte != u8::MAX)?;
+    let mut after = prefix[..=keep].to_vec();
+    after[keep] += 1;
+    Some(after)
+}
 
 /// A typed handle on a store.
 pub struct KeyValueStore<K, V> {
     raw: Rc<RefCell<dyn RawStore>>,
-    key: Box<dyn Serde<K>>,
-    value: Box<dyn Serde<V>>,
+    key: Rc<dyn Serde<K>>,
+    value: Rc<dyn Serde<V>>,
     /// Reused for encoding, so that a put allocates nothing.
     key_bytes: Vec<u8>,
     value_bytes: Vec<u8>,
-    types: PhantomData<(K, V)>,
 }
 
 impl<K, V> std::fmt::Debug for KeyValueStore<K, V> {
@@ -86,8 +156,8 @@ impl<K, V> std::fmt::Debug for KeyValueStore<K, V> {
 impl<K, V> KeyValueStore<K, V> {
     /// A handle on `raw`; tasks get theirs from [`crate::TaskContext::store`].
     #[must_use]
-    pub fn new(raw: Rc<RefCell<dyn RawStore>>, key: Box<dyn Serde<K>>, value: Box<dyn Serde<V>>) -> Self {
-        KeyValueStore { raw, key, value, key_bytes: Vec::new(), value_bytes: Vec::new(), types: PhantomData }
+    pub fn new(raw: Rc<RefCell<dyn RawStore>>, key: Rc<dyn Serde<K>>, value: Rc<dyn Serde<V>>) -> Self {
+        KeyValueStore { raw, key, value, key_bytes: Vec::new(), value_bytes: Vec::new() }
     }
 
     fn encode_key(&mut self, key: &K) {
@@ -143,39 +213,121 @@ impl<K, V> KeyValueStore<K, V> {
         self.raw.borrow_mut().delete(&self.key_bytes)
     }
 
-    /// The rows with `from <= key < to`, in the order of the encoded keys.
+    /// The rows with `from <= key < to`, in the order of the encoded keys, as they are now: the store may be written
+    /// while they are read.
     ///
     /// # Errors
-    /// As [`Self::get`].
-    pub fn range(&mut self, from: &K, to: &K) -> Result<Vec<(K, V)>, StoreError> {
+    /// The engine failed.
+    pub fn range(&mut self, from: &K, to: &K) -> Result<Rows<K, V>, StoreError> {
         let mut to_bytes = Vec::new();
         self.key.encode(to, &mut to_bytes);
         self.encode_key(from);
-        let from_bytes = std::mem::take(&mut self.key_bytes);
-        let rows = self.collect(Some(&from_bytes), Some(&to_bytes));
-        self.key_bytes = from_bytes;
-        rows
+        self.rows(Some(&self.key_bytes), Some(&to_bytes))
     }
 
-    /// Every row, in the order of the encoded keys.
+    /// The rows whose encoded key begins with the encoded `prefix`; as [`Self::range`].
     ///
     /// # Errors
-    /// As [`Self::get`].
-    pub fn all(&mut self) -> Result<Vec<(K, V)>, StoreError> {
-        self.collect(None, None)
+    /// The engine failed.
+    pub fn prefix(&mut self, prefix: &K) -> Result<Rows<K, V>, StoreError> {
+        self.encode_key(prefix);
+        let to = after_prefix(&self.key_bytes);
+        self.rows(Some(&self.key_bytes), to.as_deref())
     }
 
-    fn collect(&mut self, from: Option<&[u8]>, to: Option<&[u8]>) -> Result<Vec<(K, V)>, StoreError> {
-        let decode_error = |e: crate::serde::DecodeError| StoreError::Decode(e.to_string());
-        let mut rows = Vec::new();
-        let (key_serde, value_serde) = (&self.key, &self.value);
-        self.raw.borrow_mut().scan(from, to, &mut |key, value| {
-            rows.push((
-                key_serde.decode(key).map_err(decode_error)?,
-                value_serde.decode(value).map_err(decode_error)?,
-            ));
-            Ok(Visit::Continue)
-        })?;
-        Ok(rows)
+    /// Every row, in the order of the encoded keys; as [`Self::range`].
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn all(&mut self) -> Result<Rows<K, V>, StoreError> {
+        self.rows(None, None)
+    }
+
+    fn rows(&self, from: Option<&[u8]>, to: Option<&[u8]>) -> Result<Rows<K, V>, StoreError> {
+        let raw = self.raw.borrow_mut().rows(from, to)?;
+        Ok(Rows { raw, key: Rc::clone(&self.key), value: Rc::clone(&self.value), over: false })
+    }
+}
+
+/// Rows of a store at one moment: an iterator that ends after its first error.
+pub struct Rows<K, V> {
+    raw: Box<dyn RawRows>,
+    key: Rc<dyn Serde<K>>,
+    value: Rc<dyn Serde<V>>,
+    over: bool,
+}
+
+impl<K, V> std::fmt::Debug for Rows<K, V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Rows")
+    }
+}
+
+impl<K, V> Iterator for Rows<K, V> {
+    type Item = Result<(K, V), StoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.over {
+            return None;
+        }
+        let decode_error = |e: DecodeError| StoreError::Decode(e.to_string());
+        let row = match self.raw.next() {
+            Ok(None) => None,
+            Ok(Some((key, value))) => Some(
+                self.key
+                    .decode(key)
+                    .and_then(|key| self.value.decode(value).map(|value| (key, value)))
+                    .map_err(decode_error),
+            ),
+            Err(error) => Some(Err(error)),
+        };
+        self.over = !matches!(row, Some(Ok(_)));
+        row
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serde::{I64Serde, StringSerde};
+
+    fn store(keys: &[&str]) -> KeyValueStore<String, i64> {
+        let raw = Rc::new(RefCell::new(MemoryStore::default()));
+        let mut store = KeyValueStore::new(raw, Rc::new(StringSerde), Rc::new(I64Serde));
+        for (key, n) in keys.iter().zip(0..) {
+            store.put(&(*key).to_owned(), &n).expect("put");
+        }
+        store
+    }
+    fn keys(rows: Result<Rows<String, i64>, StoreError>) -> Vec<String> {
+        rows.expect("rows").map(|row| row.expect("a row").0).collect()
+    }
+
+    #[test]
+    fn ranges_and_prefixes_are_cut_out_in_order() {
+        let mut store = store(&["b", "ab", "a", "abc", "c"]);
+        assert_eq!(keys(store.all()), ["a", "ab", "abc", "b", "c"]);
+        assert_eq!(keys(store.range(&"ab".into(), &"c".into())), ["ab", "abc", "b"]);
+        assert_eq!(keys(store.range(&"c".into(), &"a".into())), Vec::<String>::new());
+        assert_eq!(keys(store.prefix(&"ab".into())), ["ab", "abc"]);
+        assert_eq!(keys(store.prefix(&String::new())), ["a", "ab", "abc", "b", "c"]);
+    }
+
+    #[test]
+    fn rows_stay_as_they_were_when_the_store_is_written() {
+        let mut store = store(&["a", "b"]);
+        let rows = store.all().expect("rows");
+        store.delete(&"a".into()).expect("deleted");
+        store.put(&"c".into(), &7).expect("put");
+        assert_eq!(keys(Ok(rows)), ["a", "b"]);
+        assert_eq!(store.get_all(&["a".into(), "c".into()]).expect("read"), [None, Some(7)]);
+    }
+
+    #[test]
+    fn the_end_of_a_prefix_is_after_all_its_keys() {
+        assert_eq!(after_prefix(b"ab"), Some(b"ac".to_vec()));
+        assert_eq!(after_prefix(b"a\xff"), Some(b"b".to_vec()));
+        assert_eq!(after_prefix(b"\xff\xff"), None);
+        assert_eq!(after_prefix(b""), None);
     }
 }

@@ -33,6 +33,9 @@ pub enum SystemError {
     /// It will not go well.
     #[error("{0}")]
     Fatal(String),
+    /// This one message cannot be sent; it was not, and nothing else is harmed.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// One partition of one physical topic.
@@ -68,7 +71,12 @@ pub enum StartAt {
     Newest,
     /// This one: the next message to read.
     At(Offset),
+    /// The first message of this time (unix ms) or later.
+    Timestamp(u64),
 }
+
+/// A header of a message: its name and its value.
+pub type Header<'a> = (&'a str, &'a [u8]);
 
 /// Reads messages that are committed (`read_committed`).
 pub trait SystemConsumer {
@@ -95,6 +103,28 @@ pub trait SystemConsumer {
 
     /// Messages between `last_taken` and the end of the source as last heard; none if nothing was heard yet.
     fn lag(&self, source: usize, last_taken: Option<u64>) -> Option<u64>;
+
+    /// Stops fetching these sources. What of them was fetched and not handed over comes after [`Self::resume`].
+    ///
+    /// # Errors
+    /// The system failed.
+    fn pause(&mut self, sources: &[usize]) -> Result<(), SystemError>;
+
+    /// Fetches these sources again.
+    ///
+    /// # Errors
+    /// The system failed.
+    fn resume(&mut self, sources: &[usize]) -> Result<(), SystemError>;
+
+    /// The offset up to which the source was last read to its end (what cannot be seen counts as read); none if it
+    /// never was.
+    fn caught_up_at(&self, source: usize) -> Option<u64>;
+
+    /// Whether the source has ended and everything of it was handed over. Only bounded systems, such as files, know.
+    fn has_ended(&self, source: usize) -> bool {
+        let _ = source;
+        false
+    }
 }
 
 /// Writes messages. Sends are asynchronous; errors of earlier sends come back from later calls.
@@ -108,13 +138,15 @@ pub trait SystemProducer {
     /// Queues one message; blocks while the queue is full. No partition: the key's murmur2 chooses.
     ///
     /// # Errors
-    /// This or an earlier send failed; nothing more can be sent.
+    /// [`SystemError::Refused`]: this message cannot be sent. Else this or an earlier send failed; nothing more can be
+    /// sent.
     fn send(
         &mut self,
         topic: TopicHandle,
         partition: Option<i32>,
         key: Option<&[u8]>,
         value: Option<&[u8]>,
+        headers: &[Header<'_>],
     ) -> Result<(), SystemError>;
 
     /// Waits until everything sent is acknowledged by all in-sync replicas.
@@ -261,12 +293,32 @@ pub trait SystemAdmin: Send + Sync {
     /// # Errors
     /// A message was not acknowledged.
     fn append(&self, messages: &[PlainMessage]) -> Result<(), SystemError>;
+    /// For each partition and the next offset to read there: none if it can be read from, else what happened.
+    ///
+    /// # Errors
+    /// A partition is unknown, a text is no offset, or no broker answered.
+    fn lost(&self, starts: &[(TopicPartition, Offset)]) -> Result<Vec<Option<Lost>>, SystemError>;
     /// Runs init_transactions on `transactional_id`: aborts what it had open, waits for what it was committing,
     /// and fences it for ever.
     ///
     /// # Errors
     /// The system failed.
     fn fence(&self, transactional_id: &str) -> Result<(), SystemError>;
+}
+
+/// What happened to messages that were still to be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lost {
+    /// The partition begins at `low` now: what was between is gone.
+    Truncated {
+        /// The first offset there is.
+        low: u64,
+    },
+    /// The partition ends at `high`, before the offset: it is not the one that the offset is of.
+    Recreated {
+        /// One past its last offset.
+        high: u64,
+    },
 }
 
 /// One message for [`SystemAdmin::append`].

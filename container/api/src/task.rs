@@ -1,14 +1,17 @@
 //! The task's side: what users implement and what they are handed.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use types::{JobId, SystemStreamPartition, TaskName};
 
+use crate::metrics::TaskMetrics;
 use crate::serde::Serde;
 use crate::store::{KeyValueStore, RawStore, StoreError};
+use crate::system::{Header, Message};
+use crate::timers::Timers;
 
 /// What a task's methods return; an error ends the container with its text as the reason.
 pub type TaskResult = Result<(), TaskError>;
@@ -16,9 +19,13 @@ pub type TaskResult = Result<(), TaskError>;
 /// Any error of a task.
 pub type TaskError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A job's code, one instance per task (Samza's StreamTask with InitableTask, WindowableTask and ClosableTask).
+/// A job's code, one instance per task (Samza's StreamTask with InitableTask, WindowableTask, EndOfStreamListenerTask
+/// and ClosableTask).
 ///
-/// Made, called and dropped on one thread; it need not be `Send`.
+/// Made, called and dropped on one thread; it need not be `Send`. Only [`StreamTask::process`] must be written.
+///
+/// What follows an error of `process`, `process_batch` or `timer` is up to job.toml's `[errors]`: by default it ends
+/// the container, which is then restarted and gets the message again. An error of any other method always does.
 pub trait StreamTask: 'static {
     /// Called once, after the task's stores are restored and before its first message.
     ///
@@ -32,13 +39,34 @@ pub trait StreamTask: 'static {
     /// Called for each message, in the order of its partition.
     ///
     /// # Errors
-    /// Any error ends the container; the message will be processed again after the restart.
+    /// See [`StreamTask`]. A [`crate::DecodeError`] is one of the stage `decode`, every other of the stage `process`.
     fn process(
         &mut self,
         envelope: &IncomingMessageEnvelope<'_>,
         collector: &mut dyn MessageCollector,
         coordinator: &mut TaskCoordinator,
     ) -> TaskResult;
+
+    /// Called with what has arrived of one partition; by default it calls [`Self::process`] for each message. For tasks
+    /// that work on slices: what they take from the batch counts as processed when they return, the rest is given
+    /// again later.
+    ///
+    /// # Errors
+    /// As [`Self::process`]; the message that was taken last is the one that failed.
+    fn process_batch(
+        &mut self,
+        batch: &mut MessageBatch<'_>,
+        collector: &mut dyn MessageCollector,
+        coordinator: &mut TaskCoordinator,
+    ) -> TaskResult {
+        while let Some(envelope) = batch.next() {
+            self.process(&envelope, collector, coordinator)?;
+            if coordinator.is_set() {
+                break;
+            }
+        }
+        Ok(())
+    }
 
     /// Called every `task.window` of wall-clock time.
     ///
@@ -50,6 +78,55 @@ pub trait StreamTask: 'static {
         coordinator: &mut TaskCoordinator,
     ) -> TaskResult {
         let _ = (collector, coordinator);
+        Ok(())
+    }
+
+    /// Called when a timer of [`TaskContext::timers`] is due; it is no longer set then.
+    ///
+    /// # Errors
+    /// See [`StreamTask`].
+    fn timer(
+        &mut self,
+        key: &[u8],
+        due_unix_ms: u64,
+        collector: &mut dyn MessageCollector,
+        coordinator: &mut TaskCoordinator,
+    ) -> TaskResult {
+        let _ = (key, due_unix_ms, collector, coordinator);
+        Ok(())
+    }
+
+    /// Called once, when every input of the task has ended (only bounded inputs do), before the last commit.
+    ///
+    /// # Errors
+    /// Any error ends the container.
+    fn end_of_stream(
+        &mut self,
+        collector: &mut dyn MessageCollector,
+        coordinator: &mut TaskCoordinator,
+    ) -> TaskResult {
+        let _ = (collector, coordinator);
+        Ok(())
+    }
+
+    /// How many messages were taken but are not processed yet. Only tasks that work on several at once have any:
+    /// see [`crate::AsyncStreamTask`].
+    fn in_flight(&self) -> usize {
+        0
+    }
+
+    /// Finishes messages in flight, in their order: those that are done, or, with `all`, every one, waiting for it.
+    /// Called between batches while any is in flight, and with `all` before each commit.
+    ///
+    /// # Errors
+    /// See [`StreamTask`]; [`FailedMessage`] tells which message failed.
+    fn complete(
+        &mut self,
+        all: bool,
+        collector: &mut dyn MessageCollector,
+        coordinator: &mut TaskCoordinator,
+    ) -> TaskResult {
+        let _ = (all, collector, coordinator);
         Ok(())
     }
 
@@ -77,6 +154,113 @@ pub struct IncomingMessageEnvelope<'a> {
     pub timestamp_ms: i64,
 }
 
+/// Messages of one partition, in order, borrowed from what was fetched. An iterator takes them one by one.
+#[derive(Debug)]
+pub struct MessageBatch<'a> {
+    source: &'a SystemStreamPartition,
+    messages: &'a [Message<'a>],
+    taken: usize,
+    /// Set when the runtime must commit before the next message.
+    commit_first: &'a Cell<bool>,
+}
+
+impl<'a> MessageBatch<'a> {
+    /// For runtimes: all of `messages` are of `source`.
+    #[must_use]
+    pub fn new(
+        source: &'a SystemStreamPartition,
+        messages: &'a [Message<'a>],
+        commit_first: &'a Cell<bool>,
+    ) -> MessageBatch<'a> {
+        MessageBatch { source, messages, taken: 0, commit_first }
+    }
+    /// Where the messages come from.
+    #[must_use]
+    pub fn source(&self) -> &'a SystemStreamPartition {
+        self.source
+    }
+    /// The messages that are not taken yet ([`Message::source`] means nothing here).
+    #[must_use]
+    pub fn rest(&self) -> &'a [Message<'a>] {
+        &self.messages[self.taken..]
+    }
+    /// Takes the next `count` messages, or as many as there are.
+    pub fn take_slice(&mut self, count: usize) -> &'a [Message<'a>] {
+        let taken = &self.rest()[..count.min(self.messages.len() - self.taken)];
+        self.taken += taken.len();
+        taken
+    }
+    /// How many were taken.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.taken
+    }
+    /// `message` of this batch as an envelope.
+    #[must_use]
+    pub fn envelope(&self, message: &Message<'a>) -> IncomingMessageEnvelope<'a> {
+        IncomingMessageEnvelope {
+            source: self.source,
+            offset: message.offset,
+            key: message.key,
+            value: message.value,
+            timestamp_ms: message.timestamp_ms,
+        }
+    }
+}
+
+impl<'a> Iterator for MessageBatch<'a> {
+    type Item = IncomingMessageEnvelope<'a>;
+
+    /// Takes the next message; none if there is no other, or if a commit must come first.
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.commit_first.get() {
+            return None;
+        }
+        let message = self.messages.get(self.taken)?;
+        self.taken += 1;
+        Some(self.envelope(message))
+    }
+}
+
+/// A message that outlives its batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnedMessage {
+    /// Where it comes from.
+    pub source: SystemStreamPartition,
+    /// Its offset.
+    pub offset: u64,
+    /// Its key.
+    pub key: Option<Vec<u8>>,
+    /// Its value.
+    pub value: Option<Vec<u8>>,
+    /// Unix ms, -1 if unknown.
+    pub timestamp_ms: i64,
+}
+
+impl OwnedMessage {
+    /// A copy of `envelope`.
+    #[must_use]
+    pub fn of(envelope: &IncomingMessageEnvelope<'_>) -> OwnedMessage {
+        OwnedMessage {
+            source: envelope.source.clone(),
+            offset: envelope.offset,
+            key: envelope.key.map(<[u8]>::to_vec),
+            value: envelope.value.map(<[u8]>::to_vec),
+            timestamp_ms: envelope.timestamp_ms,
+        }
+    }
+}
+
+/// The error of a message that was not the one taken last.
+#[derive(Debug, thiserror::Error)]
+#[error("{cause}")]
+pub struct FailedMessage {
+    /// The message.
+    pub message: OwnedMessage,
+    /// What went wrong.
+    pub cause: TaskError,
+}
+
 /// One message to send.
 #[derive(Debug, Clone, Copy)]
 pub struct OutgoingMessage<'a> {
@@ -88,6 +272,16 @@ pub struct OutgoingMessage<'a> {
     pub key: Option<&'a [u8]>,
     /// Its value, none for a tombstone.
     pub value: Option<&'a [u8]>,
+    /// Its headers.
+    pub headers: &'a [Header<'a>],
+}
+
+impl<'a> OutgoingMessage<'a> {
+    /// A message without headers, whose key chooses the partition.
+    #[must_use]
+    pub fn new(stream: &'a str, key: Option<&'a [u8]>, value: Option<&'a [u8]>) -> OutgoingMessage<'a> {
+        OutgoingMessage { stream, partition: None, key, value, headers: &[] }
+    }
 }
 
 /// Takes a task's outputs. What it took is sent before the input that caused it counts as processed.
@@ -138,8 +332,30 @@ pub struct TaskContext {
     pub inputs: Vec<SystemStreamPartition>,
     /// `[task] config`.
     pub config: BTreeMap<String, String>,
-    /// Its stores by name; containers put them here.
+    /// Its stores by name; runtimes put them here.
     pub stores: BTreeMap<String, Rc<RefCell<dyn RawStore>>>,
+    /// The time as of the messages at hand.
+    pub clock: TaskClock,
+    /// Its own metrics, with its name as a label.
+    pub metrics: TaskMetrics,
+    /// See [`Self::timers`].
+    pub timer_queue: Option<Timers>,
+}
+
+/// Wall-clock time, read once per batch: a look costs nothing, and tests set it.
+#[derive(Debug, Clone, Default)]
+pub struct TaskClock(Rc<Cell<u64>>);
+
+impl TaskClock {
+    /// Unix ms.
+    #[must_use]
+    pub fn now_unix_ms(&self) -> u64 {
+        self.0.get()
+    }
+    /// For runtimes: sets it.
+    pub fn set(&self, unix_ms: u64) {
+        self.0.set(unix_ms);
+    }
 }
 
 impl std::fmt::Debug for TaskContext {
@@ -166,6 +382,14 @@ impl TaskContext {
             name: name.to_owned(),
             known: self.stores.keys().cloned().collect::<Vec<_>>().join(", "),
         })?;
-        Ok(KeyValueStore::new(Rc::clone(raw), Box::new(key), Box::new(value)))
+        Ok(KeyValueStore::new(Rc::clone(raw), Rc::new(key), Rc::new(value)))
+    }
+
+    /// The task's timers: set by key, kept with its state, due at a wall-clock time.
+    ///
+    /// # Errors
+    /// job.toml has no `[task] timers = true`.
+    pub fn timers(&self) -> Result<Timers, StoreError> {
+        self.timer_queue.clone().ok_or(StoreError::NoTimers)
     }
 }

@@ -34,9 +34,14 @@ pub struct JobSpec {
     pub stores: BTreeMap<String, StoreSpec>,
     /// `[placement]`.
     pub placement: PlacementSpec,
+    /// `[errors]`.
+    pub errors: ErrorsSpec,
     /// `[restart]`.
     pub restart: RestartSpec,
 }
+
+/// The store that `[task] timers = true` adds to a job.
+pub const TIMERS_STORE: &str = "timers";
 
 /// What is run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -87,6 +92,10 @@ pub struct TaskSpec {
     pub delivery: Delivery,
     /// How input partitions become tasks.
     pub grouper: Grouper,
+    /// Whether tasks have timers; they are kept in the store [`TIMERS_STORE`].
+    pub timers: bool,
+    /// How many messages of an asynchronous task may be in flight.
+    pub concurrency: u32,
     /// The job's own settings, handed to `StreamTask::init`.
     pub config: BTreeMap<String, String>,
 }
@@ -111,12 +120,56 @@ pub enum Grouper {
     Single,
 }
 
+/// `[errors]`: what follows an error, by the stage it happens in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorsSpec {
+    /// A message that the task's serde cannot read.
+    pub decode: OnError,
+    /// Any other error of a task with a message or a timer.
+    pub process: OnError,
+    /// An output that its system refuses, such as one that is too large.
+    pub send: OnError,
+    /// The stream of messages that failed; needed if a stage says `dead-letter`.
+    pub dead_letter: Option<String>,
+}
+
+/// What follows an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnError {
+    /// The container ends; after its restart it meets the message again.
+    Fail,
+    /// The message is counted and left out.
+    Skip,
+    /// As skip; the message also goes to the dead-letter stream, with the cause in its headers.
+    DeadLetter,
+}
+
+/// A system's type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SystemKind {
+    /// Kafka.
+    Kafka,
+    /// Files of JSON lines; for local runs.
+    Jsonl,
+}
+
+impl std::fmt::Display for SystemKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            SystemKind::Kafka => "kafka",
+            SystemKind::Jsonl => "jsonl",
+        })
+    }
+}
+
 /// `[systems.<name>]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SystemSpec {
-    /// `type`; "kafka" today.
-    pub kind: String,
-    /// `bootstrap`: host:port, comma separated.
+    /// `type`.
+    pub kind: SystemKind,
+    /// `bootstrap`: host:port, comma separated; empty for files.
     pub bootstrap: String,
     /// Extra librdkafka consumer settings.
     pub consumer: BTreeMap<String, String>,
@@ -129,7 +182,7 @@ pub struct SystemSpec {
 /// `[streams."<system>.<stream>"]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StreamSpec {
-    /// The physical topic.
+    /// The physical topic; of a stream of files: the path, `-` for stdin or stdout.
     pub topic: String,
     /// `key-serde`, `serde`: checked names, for tools; tasks choose serdes in code.
     pub key_serde: Option<String>,
@@ -137,7 +190,13 @@ pub struct StreamSpec {
     pub serde: Option<String>,
     /// Where a task without a checkpoint starts.
     pub offset_default: OffsetDefault,
-    /// Whether all of it is read before any other input.
+    /// What to do when messages that were still to be read are gone.
+    pub offset_lost: OffsetLost,
+    /// Whether it ends where it ended when the container started.
+    pub bounded: bool,
+    /// Of a stream of files: the field of each line that is the message's key.
+    pub key: Option<String>,
+    /// Whether all of it (as it is at the start) is read before any other input.
     pub bootstrap: bool,
     /// Higher is read first.
     pub priority: i32,
@@ -154,6 +213,9 @@ impl StreamSpec {
             key_serde: None,
             serde: None,
             offset_default: OffsetDefault::Oldest,
+            offset_lost: OffsetLost::Fail,
+            bounded: false,
+            key: None,
             bootstrap: false,
             priority: 0,
             broadcast: false,
@@ -168,6 +230,23 @@ pub enum OffsetDefault {
     /// At the oldest message that the stream still has.
     Oldest,
     /// At the next message to arrive (Samza's `upcoming`).
+    Newest,
+    /// At the first message of this time (unix ms) or later.
+    Timestamp(u64),
+    /// At this offset, in every partition.
+    Offset(u64),
+}
+
+/// What to do when messages that were still to be read are gone: retention or a deletion took them, or the topic was
+/// made again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OffsetLost {
+    /// The container fails and says so.
+    Fail,
+    /// It says so and goes on with the oldest message there is.
+    Oldest,
+    /// It says so and goes on with the next message to arrive.
     Newest,
 }
 
@@ -186,6 +265,72 @@ pub struct StoreSpec {
     pub cache_rows: u64,
     /// Extra settings of the changelog topic.
     pub changelog_config: BTreeMap<String, String>,
+    /// Where its rows are.
+    pub kind: StoreKind,
+    /// How long after it was last written a row is there, ms; none: for ever.
+    pub ttl_ms: Option<u64>,
+    /// The largest key and value together that it takes, bytes.
+    pub max_value_bytes: u64,
+    /// What happens to larger ones.
+    pub on_large_value: OnLargeValue,
+    /// Compression of its files.
+    pub compression: Compression,
+    /// Size of the blocks of its files, bytes.
+    pub block_bytes: u64,
+}
+
+impl StoreSpec {
+    /// The settings of a store for which job.toml gives none, with or without a changelog.
+    #[must_use]
+    pub fn with_changelog(changelog: Option<String>, system: &str) -> StoreSpec {
+        StoreSpec {
+            changelog,
+            changelog_system: system.to_owned(),
+            key_serde: None,
+            serde: None,
+            cache_rows: 500_000,
+            changelog_config: BTreeMap::new(),
+            kind: StoreKind::RocksDb,
+            ttl_ms: None,
+            max_value_bytes: 1_000_000,
+            on_large_value: OnLargeValue::Fail,
+            compression: Compression::Lz4,
+            block_bytes: 4096,
+        }
+    }
+}
+
+/// Where a store's rows are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StoreKind {
+    /// On disk, with a cache before it.
+    #[serde(rename = "rocksdb")]
+    RocksDb,
+    /// In memory only; restored from the changelog at each start.
+    Memory,
+}
+
+/// What happens to a row that is larger than its store takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnLargeValue {
+    /// The put is an error.
+    Fail,
+    /// The put is counted and does nothing.
+    Drop,
+}
+
+/// Compression of a store's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// None.
+    None,
+    /// Fast.
+    Lz4,
+    /// Small.
+    Zstd,
 }
 
 /// `[placement]`.

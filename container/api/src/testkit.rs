@@ -1,0 +1,1 @@
+//! Runs a task against streams and stores in memory, with virtual time.
