@@ -4,7 +4,7 @@ use std::net::ToSocketAddrs;
 use std::sync::Arc;
 
 use am_core::place::{Broker, PartitionPlace, Topology};
-use am_core::{job_model, plan};
+use am_core::plan;
 use task_api::system::{SystemAdmin, SystemError};
 use types::{JobSpec, SystemStream};
 
@@ -25,7 +25,7 @@ pub enum Unread {
 /// An input does not exist, or a system did not answer.
 pub fn read_topology(spec: &JobSpec, systems: &mut dyn Systems) -> Result<Topology, Unread> {
     let mut topology = Topology::default();
-    let inputs = job_model::inputs(spec)
+    let inputs = types::inputs(spec)
         .map_err(|e| Unread::System(String::new(), SystemError::Fatal(e.to_string())))?;
     let mut missing = Vec::new();
     for system in plan::systems(spec) {
