@@ -6,7 +6,7 @@ use std::sync::Arc;
 use am_core::place::{Broker, PartitionPlace, Topology};
 use am_core::plan;
 use task_api::system::{SystemAdmin, SystemError};
-use types::{JobSpec, StreamSpec, SystemStream};
+use types::{JobSpec, SystemStream};
 
 use crate::systems::Systems;
 
@@ -69,8 +69,7 @@ fn read_streams(
 
 /// The topic of a stream.
 fn physical(spec: &JobSpec, stream: &SystemStream) -> String {
-    let known = spec.streams.get(&stream.to_string()).map(|s| s.topic.clone());
-    known.unwrap_or_else(|| StreamSpec::default_for(&stream.stream).topic)
+    spec.stream(stream).topic
 }
 
 /// What `host` resolves to, without itself.

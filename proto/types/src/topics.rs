@@ -54,7 +54,7 @@ pub fn job_topics(spec: &JobSpec, partitions: i32, brokers: &dyn Fn(&str) -> usi
         let Some(topic) = &store.changelog else { continue };
         let system = store.changelog_system.clone();
         let replication = replication(spec.systems.get(&system), brokers(&system));
-        let mut config = changelog_config(replication);
+        let mut config = changelog_config(replication, store);
         config.extend(store.changelog_config.clone());
         topics.push(TopicPlan { system, topic: topic.clone(), partitions, replication, config });
     }
@@ -91,8 +91,10 @@ fn metadata_config(replication: u16) -> BTreeMap<String, String> {
 }
 
 /// Compacted soon enough that a restore follows keys, not updates: a segment closes after 64 MiB or ten minutes
-/// and its rows are compacted at the latest half an hour after they were written.
-fn changelog_config(replication: u16) -> BTreeMap<String, String> {
+/// and its rows are compacted at the latest half an hour after they were written, sooner once they are three tenths
+/// of the log. Of a store with a `ttl` the topic also forgets rows that are older, each at the earliest when all of
+/// its segment is; no broker's default of `retention.bytes` takes part in that.
+fn changelog_config(replication: u16, store: &StoreSpec) -> BTreeMap<String, String> {
     let mut config = settings(&[
         ("cleanup.policy", "compact"),
         ("segment.bytes", "67108864"),
@@ -102,9 +104,22 @@ fn changelog_config(replication: u16) -> BTreeMap<String, String> {
         ("max.compaction.lag.ms", "1800000"),
     ]);
     config.insert("delete.retention.ms".into(), DELETE_RETENTION_MS.to_string());
+    if let Some(ttl) = store.ttl_ms {
+        config.insert("cleanup.policy".into(), "compact,delete".into());
+        config.insert("retention.ms".into(), ttl.to_string());
+        config.insert("retention.bytes".into(), "-1".into());
+    }
+    if store.max_value_bytes > LARGEST_BY_DEFAULT {
+        config.insert("max.message.bytes".into(), (store.max_value_bytes + BATCH_OVERHEAD).to_string());
+    }
     in_sync(&mut config, replication);
     config
 }
+
+/// Rows up to this size fit a broker's default of `max.message.bytes` (1,048,588) with what a batch adds to them.
+const LARGEST_BY_DEFAULT: u64 = 1_000_000;
+/// What a batch may add to a row: its own header, the row's, and what does not compress.
+const BATCH_OVERHEAD: u64 = 65_536;
 
 fn in_sync(config: &mut BTreeMap<String, String>, replication: u16) {
     let least = if replication >= 3 { "2" } else { "1" };
