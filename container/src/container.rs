@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use task_api::metrics::MetricsRegistry;
 use tracing::{error, info, warn};
-use types::{ContainerModel, EXIT_FENCED, TaskModel};
+use types::{ContainerModel, EXIT_FENCED, SystemKind, TaskModel};
 
 use crate::board::Board;
 use crate::budget::Budget;
@@ -50,6 +50,9 @@ fn with_environment<T: StreamTask, F: Fn() -> T + Send + Sync>(
     factory: &F,
 ) -> Result<(), End> {
     let job = &environment.job;
+    if let Some((name, system)) = job.systems.iter().find(|(_, system)| system.kind != SystemKind::Kafka) {
+        return Err(End::Failed(format!("system `{name}` is of type {}: run the job with --local", system.kind)));
+    }
     let threads = job.containers.threads.max(1);
     let stateful = !job.stores.is_empty();
     let budget = Budget::new(environment.memory_bytes, threads, stateful);

@@ -59,16 +59,8 @@ fn pair(text: &str) -> Result<(String, PathBuf), String> {
 }
 
 fn memory(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let factor = match text[digits.len()..].to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "kib" | "kb" | "k" => 1 << 10,
-        "mib" | "mb" | "m" => 1 << 20,
-        "gib" | "gb" | "g" => 1 << 30,
-        unit => return Err(format!("`{unit}` is no unit; write, for example, 512MiB")),
-    };
-    let number: u64 = digits.trim().parse().map_err(|_| "not a size; write, for example, 512MiB".to_owned())?;
-    number.checked_mul(factor).filter(|n| *n >= 16 << 20).ok_or_else(|| "at least 16MiB".into())
+    let bytes = job_file::memory_bytes(text).ok_or_else(|| format!("must be {}", job_file::MEMORY_FORM))?;
+    if bytes < 16 << 20 { Err("the least is 16MiB".into()) } else { Ok(bytes) }
 }
 
 /// A job that is to run in this process, with what the command line has changed.
@@ -91,7 +83,8 @@ impl Arguments {
         }
         let mut only: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (stream, path) in self.input.iter().chain(&self.output) {
-            let parsed = SystemStream::parse(stream).ok_or_else(|| format!("`{stream}` is not <system>.<stream>"))?;
+            let parsed =
+                SystemStream::parse(stream).ok_or_else(|| format!("`{stream}` is not <system>.<stream>"))?;
             known(&job, &parsed.system)?;
             if job.systems[&parsed.system].kind == SystemKind::Kafka {
                 become_files(&mut job, &parsed.system, None);
@@ -106,7 +99,10 @@ impl Arguments {
         }
         for (stream, _) in &self.input {
             if !job.task.inputs.contains(stream) {
-                return Err(format!("`{stream}` is no input; [task] inputs are: {}", job.task.inputs.join(", ")));
+                return Err(format!(
+                    "`{stream}` is no input; [task] inputs are: {}",
+                    job.task.inputs.join(", ")
+                ));
             }
         }
         for input in &job.task.inputs {

@@ -15,12 +15,12 @@ pub(crate) const STDIO: &str = "-";
 #[derive(Debug, Default)]
 pub(crate) struct Files {
     /// What relative paths are relative to.
-    folder: PathBuf,
+    pub(crate) folder: PathBuf,
     /// By topic. One name, such as that of stdin and stdout, may be both an input and an output.
     inputs: BTreeMap<String, Shape>,
     outputs: BTreeMap<String, Shape>,
     /// If only some streams of the system are files: their topics.
-    only: Option<BTreeSet<String>>,
+    pub(crate) only: Option<BTreeSet<String>>,
     /// Whether lines that are no messages are left out.
     pub(crate) skip_malformed: bool,
 }

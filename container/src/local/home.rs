@@ -257,9 +257,9 @@ impl OutputFile {
     fn write(&mut self, lines: &mut Vec<u8>, wait: bool) -> Result<(), SystemError> {
         let wrote = match &mut self.file {
             None => io::stdout().write_all(lines).and_then(|()| io::stdout().flush()),
-            Some(file) => file.write_all(lines).and_then(|()| {
-                if wait && self.is_file { file.sync_data() } else { Ok(()) }
-            }),
+            Some(file) => file
+                .write_all(lines)
+                .and_then(|()| if wait && self.is_file { file.sync_data() } else { Ok(()) }),
         };
         wrote.map_err(|e| SystemError::Fatal(format!("{}: {e}", self.place)))?;
         self.len += lines.len() as u64;

@@ -66,7 +66,8 @@ pub(crate) fn run<T: StreamTask, F: Fn() -> T + Send + Sync>(factory: &F) -> Res
     let folder = job_file.parent().unwrap_or(Path::new("/")).to_owned();
     let text = std::fs::read_to_string(&job_file)
         .map_err(|e| failed(format!("cannot read {}: {e}", arguments.job.display())))?;
-    let parsed = job_file::parse(&text, &arguments.job.to_string_lossy()).map_err(|e| failed(e.to_string()))?;
+    let parsed =
+        job_file::parse(&text, &arguments.job.to_string_lossy()).map_err(|e| failed(e.to_string()))?;
     let setup = arguments.apply(parsed.spec, &folder, &here).map_err(failed)?;
     let state = match &arguments.state {
         Some(state) => here.join(state),

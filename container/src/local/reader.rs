@@ -97,7 +97,18 @@ impl FileConsumer {
         let shape = self.files.read_shape(&at.topic);
         let (buffer, paused, at_end) = (Vec::new(), false, false);
         let source = Source {
-            place, file, is_file, shape, buffer, done: 0, at: began, lines: 0, began, at_end, paused, from_unix_ms,
+            place,
+            file,
+            is_file,
+            shape,
+            buffer,
+            done: 0,
+            at: began,
+            lines: 0,
+            began,
+            at_end,
+            paused,
+            from_unix_ms,
         };
         Ok(source)
     }
@@ -134,7 +145,10 @@ impl Source {
         self.done = 0;
         let filled = self.buffer.len();
         if filled > LONGEST_LINE {
-            return Err(SystemError::Fatal(format!("{} has a line of more than {LONGEST_LINE} bytes", self.place)));
+            return Err(SystemError::Fatal(format!(
+                "{} has a line of more than {LONGEST_LINE} bytes",
+                self.place
+            )));
         }
         self.buffer.resize(filled + CHUNK, 0);
         let read = loop {

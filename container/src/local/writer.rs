@@ -109,7 +109,8 @@ impl SystemProducer for FileProducer {
             Target::Rows { topic, partitions } => {
                 let (topic, partitions) = (*topic, *partitions);
                 let partition = u32::try_from(partition.unwrap_or(0)).ok().filter(|n| *n < partitions);
-                let partition = partition.ok_or_else(|| SystemError::Fatal("a row of no partition".into()))?;
+                let partition =
+                    partition.ok_or_else(|| SystemError::Fatal("a row of no partition".into()))?;
                 self.row(topic, partition, key, value);
                 Ok(())
             }
