@@ -38,10 +38,10 @@ pub(crate) fn home(job: &JobSpec) -> Option<&str> {
     job.task.inputs.first().and_then(|input| input.split_once('.')).map(|(system, _)| system)
 }
 
-/// Opens every system of the job.
+/// Opens every system of Kafka; those of files are for local runs, which open them ([`crate::local`]).
 ///
 /// # Errors
-/// A type is unknown or a setting wrong.
+/// A setting is wrong.
 pub(crate) fn open(job: &JobSpec, budget: &Budget, rack: &str) -> Result<Systems, SystemError> {
     let threads = u64::from(job.containers.threads.max(1));
     let per_thread_kib = |bytes: u64| (bytes / threads / 1024).clamp(1024, 2_000_000).to_string();
@@ -50,10 +50,7 @@ pub(crate) fn open(job: &JobSpec, budget: &Budget, rack: &str) -> Result<Systems
     let mut systems = Systems::new();
     for (name, spec) in &job.systems {
         if spec.kind != SystemKind::Kafka {
-            return Err(SystemError::Fatal(format!(
-                "system `{name}` is of type `{}`; known: kafka",
-                spec.kind
-            )));
+            continue;
         }
         let mut spec = spec.clone();
         let unless_set = |of: &mut BTreeMap<String, String>, key: &str, value: String| {
