@@ -86,12 +86,7 @@ impl StreamTask for Counter {
         counts.put(&key, &count)?;
         if let Some(stream) = &self.output {
             let (key, value) = (Some(key.as_bytes()), count.to_string());
-            collector.send(OutgoingMessage {
-                stream,
-                partition: None,
-                key,
-                value: Some(value.as_bytes()),
-            })?;
+            collector.send(OutgoingMessage::new(stream, key, Some(value.as_bytes())))?;
         }
         Ok(())
     }

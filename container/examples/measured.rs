@@ -95,12 +95,7 @@ impl StreamTask for Measured {
                 let count = counts.get(&self.key)?.unwrap_or(0) + 1;
                 counts.put(&self.key, &count)?;
             }
-            None => collector.send(OutgoingMessage {
-                stream: &self.output,
-                partition: None,
-                key: envelope.key,
-                value: envelope.value,
-            })?,
+            None => collector.send(OutgoingMessage::new(&self.output, envelope.key, envelope.value))?,
         }
         MEASURE.with_borrow_mut(Measure::count);
         Ok(())

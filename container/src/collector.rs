@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use task_api::metrics::{Counter, MetricsRegistry};
 use task_api::system::{SystemError, SystemProducer, TopicHandle, TransactionalProducer};
 use task_api::{MessageCollector, OutgoingMessage, TaskResult};
-use types::{Delivery, JobSpec, StreamSpec, SystemStream};
+use tracing::warn;
+use types::{Delivery, JobSpec, OnError, SystemStream};
 
 use crate::systems::{Systems, home};
 
@@ -36,6 +38,8 @@ pub(crate) struct Outputs {
     failed: Option<SystemError>,
     /// Messages sent by tasks since the last commit.
     pub(crate) sent: u64,
+    /// Outputs that their system refused and that were left out.
+    refused: Counter,
 }
 
 impl Outputs {
@@ -44,6 +48,7 @@ impl Outputs {
         systems: Systems,
         client_id: String,
         transactional: Box<dyn TransactionalProducer>,
+        metrics: &MetricsRegistry,
     ) -> Outputs {
         Outputs {
             job,
@@ -56,6 +61,7 @@ impl Outputs {
             routes: Vec::new(),
             failed: None,
             sent: 0,
+            refused: metrics.with_labels(&[]).counter("samza_outputs_refused_total"),
         }
     }
 
@@ -119,24 +125,22 @@ impl Outputs {
         key: &[u8],
         value: Option<&[u8]>,
     ) -> Result<(), SystemError> {
-        self.transactional.send(topic, Some(partition), Some(key), value)
+        self.transactional.send(topic, Some(partition), Some(key), value, &[])
     }
 
     /// Finds out where a stream goes, once per stream.
     fn route(&mut self, stream: &str) -> Result<Route, SystemError> {
-        let Some(SystemStream { system: name, stream: short }) = SystemStream::parse(stream) else {
+        let Some(parsed) = SystemStream::parse(stream) else {
             return Err(SystemError::Fatal(format!("`{stream}` is not <system>.<stream>")));
         };
+        let topic = self.job.stream(&parsed).topic;
+        let name = parsed.system;
         let Some(system) = self.systems.get(&name) else {
             let known: Vec<_> = self.systems.keys().map(String::as_str).collect();
             return Err(SystemError::Fatal(format!(
                 "no system `{name}` in job.toml for stream `{stream}`; it has: {}",
                 known.join(", ")
             )));
-        };
-        let topic = match self.job.streams.get(stream) {
-            Some(spec) => spec.topic.clone(),
-            None => StreamSpec::default_for(&short).topic,
         };
         let joins = match self.job.task.delivery {
             Delivery::ExactlyOnce => home(&self.job) == Some(name.as_str()),
@@ -166,22 +170,58 @@ impl Outputs {
             None => self.route(message.stream)?,
         };
         self.sent += 1;
+        let OutgoingMessage { partition, key, value, headers, .. } = *message;
         match route.plain {
             Some(at) => {
                 self.plain_unflushed = true;
-                self.plain[at].1.send(route.topic, message.partition, message.key, message.value)
+                self.plain[at].1.send(route.topic, partition, key, value, headers)
             }
             None => {
                 self.begin()?;
-                self.transactional.send(route.topic, message.partition, message.key, message.value)
+                self.transactional.send(route.topic, partition, key, value, headers)
             }
         }
+    }
+
+    /// A system refused this one message: what follows is up to `[errors] send`.
+    fn refused(&mut self, message: &OutgoingMessage<'_>, why: &str) -> Result<(), SystemError> {
+        let errors = &self.job.errors;
+        let letter = match (errors.send, &errors.dead_letter) {
+            (OnError::Fail, _) | (OnError::DeadLetter, None) => {
+                return Err(SystemError::Refused(why.to_owned()));
+            }
+            (OnError::Skip, _) => None,
+            // A dead letter that is refused as well is only counted.
+            (OnError::DeadLetter, Some(stream)) => (stream != message.stream).then(|| stream.clone()),
+        };
+        warn!("an output to {} is left out, as [errors] send says: {why}", message.stream);
+        self.refused.inc();
+        let Some(stream) = letter else { return Ok(()) };
+        let headers = [
+            ("samza.stage", b"send".as_slice()),
+            ("samza.error", why.as_bytes()),
+            ("samza.stream", message.stream.as_bytes()),
+        ];
+        // Most are refused for their size: without the value they fit.
+        for value in [message.value, None] {
+            let letter =
+                OutgoingMessage { headers: &headers, ..OutgoingMessage::new(&stream, message.key, value) };
+            match self.send_output(&letter) {
+                Err(SystemError::Refused(_)) => {}
+                sent => return sent,
+            }
+        }
+        Ok(())
     }
 }
 
 impl MessageCollector for Outputs {
     fn send(&mut self, message: OutgoingMessage<'_>) -> TaskResult {
-        self.send_output(&message).map_err(|error| {
+        let sent = match self.send_output(&message) {
+            Err(SystemError::Refused(why)) => self.refused(&message, &why),
+            sent => sent,
+        };
+        sent.map_err(|error| {
             self.failed.get_or_insert_with(|| error.clone());
             error.into()
         })

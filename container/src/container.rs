@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use task_api::metrics::MetricsRegistry;
 use tracing::{error, info, warn};
 use types::{ContainerModel, EXIT_FENCED, TaskModel};
 
 use crate::board::Board;
 use crate::budget::Budget;
+use crate::clock::Clock;
 use crate::end::End;
 use crate::environment::Environment;
 use crate::stores::disk::DiskMemory;
@@ -76,6 +78,8 @@ fn with_environment<T: StreamTask, F: Fn() -> T + Send + Sync>(
         memory: stateful.then(|| DiskMemory::new(budget.blocks, budget.memtables)),
         board: Arc::clone(&board),
         flush_ms: task_thread::FLUSH_MS,
+        clock: Clock::start(),
+        metrics: MetricsRegistry::default(),
     };
     let ended = run_threads(&shared, &model, factory);
     session.finish();

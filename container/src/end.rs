@@ -18,7 +18,9 @@ impl From<SystemError> for End {
     fn from(error: SystemError) -> End {
         match error {
             SystemError::Fenced(text) => End::Fenced(text),
-            SystemError::Retriable(text) | SystemError::Fatal(text) => End::Failed(text),
+            SystemError::Retriable(text) | SystemError::Fatal(text) | SystemError::Refused(text) => {
+                End::Failed(text)
+            }
         }
     }
 }

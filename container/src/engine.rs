@@ -1,48 +1,36 @@
-//! One task thread at work: batches to tasks, windows, commits.
+//! One task thread at work: batches to tasks, windows, timers, commits.
 //!
-//! Per message there is no allocation, lock, system call or look at the clock of ours: a batch's source numbers
-//! index a table, `process` is called directly, and two flags are looked at.
+//! Per message there is no allocation, lock, system call or look at the clock of ours: a batch is cut into runs of one
+//! partition, each run goes to its task in one call, and two flags are looked at after each message.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use task_api::system::{Message, SystemAdmin, SystemConsumer, SystemError, TopicHandle, TopicPartition};
-use task_api::{IncomingMessageEnvelope, StreamTask, TaskCoordinator, TaskError};
+use task_api::system::{Message, SystemAdmin, SystemError, TopicHandle, TopicPartition};
+use task_api::{MessageBatch, StreamTask, TaskClock, TaskCoordinator, Timers};
 use task_core::commit::{Due, Pending, Schedule};
 use task_core::record::{Checkpoint, Restored};
-use tracing::warn;
-use types::{Delivery, Incarnation, SystemStreamPartition, TaskName, Timestamp};
+use tracing::{info, warn};
+use types::{Delivery, Incarnation, TaskName, Timestamp};
 
 use crate::board::Board;
-use crate::carry::Carry;
+use crate::clock::Clock;
 use crate::collector::Outputs;
 use crate::end::End;
+use crate::failures::{Failed, Failures};
+use crate::inputs::{Inputs, Reader, Source};
+use crate::meters::{TaskMeters, ThreadMeters};
 use crate::stores::Store;
 use crate::stores::disk::TaskDisk;
 
 /// The longest wait for messages: a stop is seen within it.
-const LONGEST_POLL: Duration = Duration::from_millis(100);
+const LONGEST_POLL_MS: u64 = 100;
+/// The longest wait while calls of asynchronous tasks are in flight.
+const IN_FLIGHT_POLL_MS: u64 = 2;
 /// How often the board is written.
 const REPORT_MS: u64 = 200;
-
-/// One assigned partition.
-pub(crate) struct Source {
-    /// Its task's place.
-    pub(crate) task: usize,
-    pub(crate) partition: SystemStreamPartition,
-    /// The last offset processed.
-    pub(crate) last: Option<u64>,
-    /// The last offset in a checkpoint.
-    pub(crate) committed: Option<u64>,
-}
-
-/// A system's consumer and what it reads.
-pub(crate) struct Reader {
-    pub(crate) consumer: Box<dyn SystemConsumer>,
-    pub(crate) sources: Vec<Source>,
-}
 
 /// One store of a task.
 pub(crate) struct TaskStore {
@@ -71,18 +59,10 @@ pub(crate) struct Task<T> {
     /// Where its restore ended, until a checkpoint has told it.
     pub(crate) restored: Option<Restored>,
     pub(crate) processed: u64,
-}
-
-/// Times of a thread.
-pub(crate) struct Clock(Instant);
-
-impl Clock {
-    pub(crate) fn start() -> Clock {
-        Clock(Instant::now())
-    }
-    pub(crate) fn now(&self) -> Timestamp {
-        Timestamp(self.0.elapsed().as_millis() as u64)
-    }
+    pub(crate) timers: Option<Timers>,
+    /// All its inputs are over, and it knows.
+    pub(crate) ended: bool,
+    pub(crate) meters: TaskMeters,
 }
 
 /// One task thread.
@@ -93,16 +73,20 @@ pub(crate) struct Engine<T> {
     pub(crate) board: Arc<Board>,
     /// The home system's.
     pub(crate) admin: Arc<dyn SystemAdmin>,
-    pub(crate) readers: Vec<Reader>,
+    pub(crate) inputs: Inputs,
     pub(crate) tasks: Vec<Task<T>>,
     pub(crate) outputs: Outputs,
     pub(crate) checkpoints: TopicHandle,
     pub(crate) clock: Clock,
+    /// What tasks read the time from.
+    pub(crate) task_clock: TaskClock,
     pub(crate) schedule: Schedule,
     /// `task.window`.
     pub(crate) window_ms: Option<u64>,
-    /// Set by a store whose cache is full.
+    /// Set by a store whose cache is full: a commit must come before the next message.
     pub(crate) full: Rc<Cell<bool>>,
+    pub(crate) failures: Failures,
+    pub(crate) meters: ThreadMeters,
     pub(crate) work: Work,
 }
 
@@ -110,10 +94,9 @@ pub(crate) struct Engine<T> {
 #[derive(Default)]
 pub(crate) struct Work {
     coordinator: TaskCoordinator,
-    /// Messages behind one after which a commit is due.
-    carry: Carry,
     pub(crate) commit_requested: bool,
-    task_error: Option<(TaskName, TaskError)>,
+    /// Why a task's method made the thread end; told to systems as an error of theirs.
+    failed: Option<End>,
     /// Messages processed since the last commit.
     pub(crate) processed: u64,
     /// Messages processed and transactions committed since the last report.
@@ -125,7 +108,7 @@ pub(crate) struct Work {
 }
 
 impl<T: StreamTask> Engine<T> {
-    /// Works until the container is told to stop, or something fails.
+    /// Works until the container is told to stop, every input is over, or something fails.
     ///
     /// # Errors
     /// What failed; nothing since the last commit is committed.
@@ -149,9 +132,13 @@ impl<T: StreamTask> Engine<T> {
         self.work.next_window = self.clock.now().plus(self.window_ms.unwrap_or(0));
         loop {
             let now = self.clock.now();
+            self.task_clock.set(self.clock.unix_ms());
             self.windows(now)?;
-            let stopping = self.board.is_stopping();
-            if stopping {
+            self.timers()?;
+            self.complete(false)?;
+            let over = self.end_streams()?;
+            let stopping = over || self.board.is_stopping();
+            if stopping && !over {
                 self.board.phase(self.thread, types::ContainerPhase::Stopping);
             }
             let pending = self.pending(stopping);
@@ -162,7 +149,10 @@ impl<T: StreamTask> Engine<T> {
                 return Ok(());
             }
             self.report(now, false);
-            if self.work.carry.is_empty() { self.poll(now, pending)? } else { self.take_carried()? }
+            self.inputs.arrange().map_err(|error| End::from(error).during("reading"))?;
+            if !self.take_held()? {
+                self.poll(now, pending)?;
+            }
         }
     }
 
@@ -176,73 +166,86 @@ impl<T: StreamTask> Engine<T> {
         ended
     }
 
-    /// Fetches and processes for as long as nothing else is due.
-    fn poll(&mut self, now: Timestamp, pending: Pending) -> Result<(), End> {
-        let mut until = now.0 + LONGEST_POLL.as_millis() as u64;
+    /// How long to wait for messages if nothing comes.
+    fn patience(&self, now: Timestamp, pending: Pending) -> Duration {
+        let mut wait = LONGEST_POLL_MS;
         if pending.anything {
-            until = until.min(self.schedule.next().0);
+            wait = wait.min(self.schedule.next().since(now));
         }
         if self.window_ms.is_some() {
-            until = until.min(self.work.next_window.0);
+            wait = wait.min(self.work.next_window.since(now));
         }
-        let timeout = Duration::from_millis(until.saturating_sub(now.0)) / self.readers.len().max(1) as u32;
-        for at in 0..self.readers.len() {
-            let Reader { consumer, sources } = &mut self.readers[at];
-            let (tasks, outputs, work, full) =
-                (&mut self.tasks, &mut self.outputs, &mut self.work, &*self.full);
-            let polled = consumer.poll(timeout, &mut |messages| {
-                let done = if work.carry.is_empty() && !work.coordinator.is_set() && !full.get() {
-                    process(messages, sources, tasks, outputs, work, full)?
-                } else {
-                    0
-                };
-                work.carry.add(at, &messages[done..]);
-                Ok(())
-            });
-            match polled {
+        let unix_ms = self.clock.unix_ms();
+        for due in self.tasks.iter().filter_map(|task| task.timers.as_ref()?.next_due()) {
+            wait = wait.min(due.saturating_sub(unix_ms));
+        }
+        if self.tasks.iter().any(|task| task.code.in_flight() > 0) {
+            wait = wait.min(IN_FLIGHT_POLL_MS);
+        }
+        Duration::from_millis(wait) / u32::try_from(self.inputs.readers.len().max(1)).unwrap_or(1)
+    }
+
+    /// Fetches and processes for as long as nothing else is due.
+    fn poll(&mut self, now: Timestamp, pending: Pending) -> Result<(), End> {
+        let timeout = self.patience(now, pending);
+        for at in 0..self.inputs.readers.len() {
+            let Reader { consumer, sources, readers_of, .. } = &mut self.inputs.readers[at];
+            let mut hands = Hands {
+                tasks: &mut self.tasks,
+                outputs: &mut self.outputs,
+                work: &mut self.work,
+                failures: &self.failures,
+                full: &self.full,
+            };
+            match consumer.poll(timeout, &mut |messages| hands.take(messages, sources, readers_of)) {
                 Ok(_) => {}
-                Err(error) if work.task_error.is_some() => return Err(self.task_failure(error)),
-                Err(SystemError::Retriable(error)) => {
-                    if now >= work.next_warning {
-                        warn!(%error, "cannot read now: trying again");
-                        work.next_warning = now.plus(10_000);
-                    }
-                    std::thread::sleep(LONGEST_POLL);
-                }
-                Err(error) => return Err(End::from(error).during("reading")),
+                Err(error) => match self.work.failed.take() {
+                    Some(end) => return Err(end),
+                    None => self.cannot_read(now, error)?,
+                },
             }
         }
         Ok(())
     }
 
-    /// Processes carried messages, until one makes a commit due.
-    fn take_carried(&mut self) -> Result<(), End> {
-        let mut carry = std::mem::take(&mut self.work.carry);
-        let mut failed = None;
-        while let Some((reader, message)) = carry.pop() {
-            let sources = &mut self.readers[reader].sources;
-            let one = std::slice::from_ref(&message);
-            if let Err(error) =
-                process(one, sources, &mut self.tasks, &mut self.outputs, &mut self.work, &self.full)
-            {
-                failed = Some(error);
-                break;
-            }
-            if self.work.coordinator.is_set() || self.full.get() {
-                break;
-            }
+    fn cannot_read(&mut self, now: Timestamp, error: SystemError) -> Result<(), End> {
+        let SystemError::Retriable(error) = error else { return Err(End::from(error).during("reading")) };
+        if now >= self.work.next_warning {
+            warn!(%error, "cannot read now: trying again");
+            self.work.next_warning = now.plus(10_000);
         }
-        self.work.carry = carry;
-        failed.map_or(Ok(()), |error| Err(self.task_failure(error)))
+        std::thread::sleep(Duration::from_millis(LONGEST_POLL_MS));
+        Ok(())
     }
 
-    /// Why a task's method failed: its own error, unless it was given one by a system.
-    fn task_failure(&mut self, error: SystemError) -> End {
-        match (self.outputs.failure(), self.work.task_error.take()) {
-            (Some(system), _) => End::from(system).during("sending"),
-            (None, Some((task, error))) => End::Failed(format!("{task} failed: {error}")),
-            (None, None) => End::from(error),
+    /// Gives tasks what was fetched for them before; returns whether one took anything.
+    fn take_held(&mut self) -> Result<bool, End> {
+        let mut any = false;
+        for reader in &mut self.inputs.readers {
+            for source in reader.sources.iter_mut().filter(|source| !source.held.is_empty()) {
+                let mut hands = Hands {
+                    tasks: &mut self.tasks,
+                    outputs: &mut self.outputs,
+                    work: &mut self.work,
+                    failures: &self.failures,
+                    full: &self.full,
+                };
+                if hands.must_commit() {
+                    return Ok(true);
+                }
+                let held = std::mem::take(&mut source.held);
+                let taken = hands.give(source, &held.messages());
+                source.held = held;
+                match taken {
+                    Ok(taken) => {
+                        source.held.took(taken);
+                        any |= taken > 0;
+                    }
+                    Err(error) => return Err(self.work.failed.take().unwrap_or_else(|| End::from(error))),
+                }
+            }
         }
+        Ok(any)
     }
 
     fn windows(&mut self, now: Timestamp) -> Result<(), End> {
@@ -250,14 +253,64 @@ impl<T: StreamTask> Engine<T> {
         // What a pause has missed is not made up for.
         let missed = now.since(self.work.next_window) / every.max(1);
         self.work.next_window = self.work.next_window.plus((missed + 1) * every.max(1));
-        for at in 0..self.tasks.len() {
-            let task = &mut self.tasks[at];
+        for task in self.tasks.iter_mut().filter(|task| !task.ended) {
             if let Err(error) = task.code.window(&mut self.outputs, &mut self.work.coordinator) {
-                self.work.task_error = Some((task.name.clone(), error));
-                return Err(self.task_failure(SystemError::Fatal("window".into())));
+                return Err(unforgiven(&mut self.outputs, &task.name, "window", &error));
             }
         }
         Ok(())
+    }
+
+    /// Lets every timer go off that is due, in the order of their times within each task.
+    fn timers(&mut self) -> Result<(), End> {
+        let unix_ms = self.task_clock.now_unix_ms();
+        for task in &mut self.tasks {
+            let Some(timers) = &task.timers else { continue };
+            // Whatever is set while these go off waits for the next round, so that inputs get their turn.
+            while let Some((key, due)) = timers.take_due(unix_ms)? {
+                let done = task.code.timer(&key, due, &mut self.outputs, &mut self.work.coordinator);
+                if let Err(error) = done {
+                    self.failures.judge(&task.name, &Failed::Timer(&key, due), error, &mut self.outputs)?;
+                }
+                if self.full.get() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets tasks finish what they have in flight: what is done, or, with `all`, everything.
+    fn complete(&mut self, all: bool) -> Result<(), End> {
+        for task in &mut self.tasks {
+            while task.code.in_flight() > 0 {
+                match task.code.complete(all, &mut self.outputs, &mut self.work.coordinator) {
+                    Ok(()) => break,
+                    Err(error) => {
+                        self.failures.judge(&task.name, &Failed::InFlight, error, &mut self.outputs)?
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells tasks whose inputs are all over; returns whether every task's are.
+    fn end_streams(&mut self) -> Result<bool, End> {
+        self.inputs.look_for_ends();
+        for at in 0..self.tasks.len() {
+            if self.tasks[at].ended || !self.inputs.task_ended(at) {
+                continue;
+            }
+            self.complete(true)?;
+            let task = &mut self.tasks[at];
+            task.ended = true;
+            info!(task = %task.name, processed = task.processed, "its inputs are over");
+            if let Err(error) = task.code.end_of_stream(&mut self.outputs, &mut self.work.coordinator) {
+                return Err(unforgiven(&mut self.outputs, &task.name, "end of stream", &error));
+            }
+        }
+        Ok(self.tasks.iter().all(|task| task.ended))
     }
 
     /// What has happened since the last commit.
@@ -292,64 +345,95 @@ impl<T: StreamTask> Engine<T> {
         self.work.next_report = now.plus(REPORT_MS);
         self.board.add(std::mem::take(&mut self.work.unreported), std::mem::take(&mut self.work.commits));
         for (at, task) in self.tasks.iter().enumerate() {
-            let mut lag = Some(0);
-            for reader in &self.readers {
-                for (n, source) in reader.sources.iter().enumerate().filter(|(_, s)| s.task == at) {
-                    lag = lag.zip(reader.consumer.lag(n, source.last)).map(|(sum, one)| sum + one);
-                }
-            }
+            let lag = self.inputs.lag(at);
             let processed = task.processed;
+            task.meters.report(processed, lag);
             self.board.task(&task.name, |status| {
                 status.lag = lag;
                 status.processed = processed;
             });
         }
     }
-}
 
-/// Processes messages until a commit is wished for; returns how many.
-fn process<T: StreamTask>(
-    messages: &[Message<'_>],
-    sources: &mut [Source],
-    tasks: &mut [Task<T>],
-    outputs: &mut Outputs,
-    work: &mut Work,
-    full: &Cell<bool>,
-) -> Result<usize, SystemError> {
-    let mut done = 0;
-    for message in messages {
-        let source = &mut sources[message.source];
-        let task = &mut tasks[source.task];
-        let envelope = IncomingMessageEnvelope {
-            source: &source.partition,
-            offset: message.offset,
-            key: message.key,
-            value: message.value,
-            timestamp_ms: message.timestamp_ms,
-        };
-        if let Err(error) = task.code.process(&envelope, outputs, &mut work.coordinator) {
-            let text = format!(
-                "message {} of {}.{}: {error}",
-                message.offset, source.partition.stream, source.partition.partition
-            );
-            work.task_error = Some((task.name.clone(), text.into()));
-            return Err(SystemError::Fatal("process".into()));
-        }
-        source.last = Some(message.offset);
-        task.processed += 1;
-        done += 1;
-        if work.coordinator.is_set() || full.get() {
-            break;
-        }
-    }
-    work.processed += done as u64;
-    work.unreported += done as u64;
-    Ok(done)
-}
-
-/// The commit of one thread; see `task_core::commit` for the order.
-impl<T: StreamTask> Engine<T> {
+    /// The commit of one thread; see `task_core::commit` for the order.
     fn commit(&mut self, due: Due, pending: Pending, now: Timestamp) -> Result<(), End> {
+        // Every position that is committed has had its effects.
+        self.complete(true)?;
         crate::transaction::commit(self, due, pending, now).map_err(|end| end.during("commit"))
+    }
+}
+
+/// Why a method failed whose errors no policy forgives.
+fn unforgiven(outputs: &mut Outputs, task: &TaskName, what: &str, error: &task_api::TaskError) -> End {
+    match outputs.failure() {
+        Some(system) => End::from(system).during("sending"),
+        None => End::Failed(format!("{task} failed: {what}: {error}")),
+    }
+}
+
+/// What is needed to give messages to tasks.
+struct Hands<'e, T> {
+    tasks: &'e mut [Task<T>],
+    outputs: &'e mut Outputs,
+    work: &'e mut Work,
+    failures: &'e Failures,
+    full: &'e Cell<bool>,
+}
+
+impl<T: StreamTask> Hands<'_, T> {
+    /// Whether a commit must come before the next message.
+    fn must_commit(&self) -> bool {
+        self.full.get() || self.work.coordinator.is_set()
+    }
+
+    /// Gives every run of one partition to its tasks; what they do not take, or may not yet, is held.
+    fn take(
+        &mut self,
+        messages: &[Message<'_>],
+        sources: &mut [Source],
+        readers_of: &[Vec<usize>],
+    ) -> Result<(), SystemError> {
+        for run in messages.chunk_by(|a, b| a.source == b.source) {
+            for at in &readers_of[run[0].source] {
+                let source = &mut sources[*at];
+                let run = &run[..source.before_end(run)];
+                let may = source.held.is_empty() && !self.must_commit();
+                let taken = if may { self.give(source, run)? } else { 0 };
+                source.held.add(&run[taken..]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a run to its task; returns how much it took.
+    fn give(&mut self, source: &mut Source, run: &[Message<'_>]) -> Result<usize, SystemError> {
+        let task = &mut self.tasks[source.task];
+        let mut batch = MessageBatch::new(&source.partition, run, self.full);
+        loop {
+            let before = batch.taken();
+            let Err(error) =
+                task.code.process_batch(&mut batch, self.outputs, &mut self.work.coordinator)
+            else {
+                break;
+            };
+            let taken = batch.taken();
+            let last = run[..taken].last().map(|message| batch.envelope(message));
+            let failed = last.as_ref().map_or(Failed::InFlight, Failed::Message);
+            if let Err(end) = self.failures.judge(&task.name, &failed, error, self.outputs) {
+                self.work.failed = Some(end);
+                return Err(SystemError::Fatal("the task failed".into()));
+            }
+            if taken == before || self.full.get() || self.work.coordinator.is_set() {
+                break;
+            }
+        }
+        let taken = batch.taken();
+        if let Some(last) = run[..taken].last() {
+            source.last = Some(last.offset);
+            task.processed += taken as u64;
+            self.work.processed += taken as u64;
+            self.work.unreported += taken as u64;
+        }
+        Ok(taken)
     }
 }

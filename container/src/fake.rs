@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use task_api::system::{
-    BrokerMetadata, Isolation, Message, NewTopic, Offset, PartitionMetadata, PlainMessage, StartAt,
+    BrokerMetadata, Header, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage, StartAt,
     SystemAdmin, SystemConsumer, SystemError, SystemProducer, TopicHandle, TopicMetadata, TopicPartition,
     TransactionalProducer, Watermarks,
 };
@@ -104,6 +104,9 @@ impl Broker {
             .collect()
     }
 }
+
+/// Larger values are refused.
+const MOST_BYTES: usize = 1_000;
 
 fn at(topic: &str, partition: i32) -> TopicPartition {
     TopicPartition { topic: topic.to_owned(), partition }
@@ -203,7 +206,8 @@ impl System for FakeSystem {
         Arc::new(self.clone())
     }
     fn consumer(&self, _: &str) -> Result<Box<dyn SystemConsumer>, SystemError> {
-        Ok(Box::new(FakeConsumer { system: self.clone(), assigned: Vec::new(), turn: 0 }))
+        let system = self.clone();
+        Ok(Box::new(FakeConsumer { system, assigned: Vec::new(), paused: Vec::new(), read: Vec::new(), turn: 0 }))
     }
     fn producer(&self, _: &str) -> Result<Box<dyn SystemProducer>, SystemError> {
         Ok(Box::new(FakeProducer::new(self, None)))
@@ -278,6 +282,16 @@ impl SystemAdmin for FakeSystem {
         }
         Ok(())
     }
+    fn lost(&self, starts: &[(TopicPartition, Offset)]) -> Result<Vec<Option<Lost>>, SystemError> {
+        self.ask(|logs| {
+            let of = |(at, offset): &(TopicPartition, Offset)| {
+                let high = logs.log(at)?.len() as u64;
+                let offset: u64 = offset.0.parse().expect("an offset of ours");
+                Ok((offset > high).then_some(Lost::Recreated { high }))
+            };
+            starts.iter().map(of).collect()
+        })
+    }
     fn fence(&self, transactional_id: &str) -> Result<(), SystemError> {
         self.ask(|logs| {
             logs.bump(transactional_id);
@@ -293,6 +307,9 @@ fn message(source: usize, offset: u64, entry: &Entry) -> Message<'_> {
 struct FakeConsumer {
     system: FakeSystem,
     assigned: Vec<(TopicPartition, u64)>,
+    paused: Vec<bool>,
+    /// By source: where its end was met.
+    read: Vec<Option<u64>>,
     turn: usize,
 }
 
@@ -304,11 +321,15 @@ impl SystemConsumer for FakeConsumer {
                     StartAt::Oldest => 0,
                     StartAt::Newest => logs.log(at)?.len() as u64,
                     StartAt::At(offset) => offset.0.parse().expect("an offset of ours"),
+                    // Messages of the fake have no times: the n-th is of the n-th millisecond.
+                    StartAt::Timestamp(unix_ms) => *unix_ms,
                 };
                 Ok((at.clone(), from))
             };
             partitions.iter().map(start).collect::<Result<_, SystemError>>()
         })?;
+        self.paused = vec![false; partitions.len()];
+        self.read = vec![None; partitions.len()];
         Ok(())
     }
 
@@ -320,6 +341,9 @@ impl SystemConsumer for FakeConsumer {
     ) -> Result<usize, SystemError> {
         for _ in 0..self.assigned.len() {
             self.turn = (self.turn + 1) % self.assigned.len();
+            if self.paused[self.turn] {
+                continue;
+            }
             let (at, next) = &mut self.assigned[self.turn];
             let log = self.system.call(|logs| logs.log(at).cloned())?;
             let seen = |e: &Entry| matches!(e.fate, Fate::Plain | Fate::Committed);
@@ -333,6 +357,10 @@ impl SystemConsumer for FakeConsumer {
                 take(&messages)?;
                 return Ok(messages.len());
             }
+            self.read[self.turn] = Some(log.len() as u64);
+        }
+        if self.paused.iter().any(|paused| *paused) {
+            return Ok(0);
         }
         if let Some(board) = &self.system.life.board {
             board.stop();
@@ -342,8 +370,20 @@ impl SystemConsumer for FakeConsumer {
     fn position_after(&self, source: usize, last_taken: Option<u64>) -> Offset {
         Offset(last_taken.map_or(self.assigned[source].1, |last| last + 1).to_string())
     }
-    fn lag(&self, _: usize, _: Option<u64>) -> Option<u64> {
-        None
+    fn lag(&self, source: usize, _: Option<u64>) -> Option<u64> {
+        let (at, next) = &self.assigned[source];
+        Some(self.system.broker.logs().log(at).ok()?.len() as u64 - (*next).max(self.read[source]?))
+    }
+    fn pause(&mut self, sources: &[usize]) -> Result<(), SystemError> {
+        sources.iter().for_each(|at| self.paused[*at] = true);
+        Ok(())
+    }
+    fn resume(&mut self, sources: &[usize]) -> Result<(), SystemError> {
+        sources.iter().for_each(|at| self.paused[*at] = false);
+        Ok(())
+    }
+    fn caught_up_at(&self, source: usize) -> Option<u64> {
+        self.read[source]
     }
 }
 
@@ -383,7 +423,11 @@ impl SystemProducer for FakeProducer {
         partition: Option<i32>,
         key: Option<&[u8]>,
         value: Option<&[u8]>,
+        _: &[Header<'_>],
     ) -> Result<(), SystemError> {
+        if value.is_some_and(|value| value.len() > MOST_BYTES) {
+            return Err(SystemError::Refused(format!("more than {MOST_BYTES} bytes")));
+        }
         let topic = &self.topics[topic.0 as usize];
         let push = |logs: &mut Logs, id: Option<&str>, fate| {
             let sum = key.unwrap_or_default().iter().map(|b| i32::from(*b)).sum::<i32>();

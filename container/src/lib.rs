@@ -27,16 +27,21 @@
 //! (`task_thread`), each of which claims its tasks in Kafka (`claim`), restores them (`restore`), and then
 //! processes and commits (`engine`, `transaction`). Decisions are in the crate `task-core`.
 
+mod asynchronous;
 mod board;
 mod budget;
-mod carry;
 mod claim;
+mod clock;
 mod collector;
 mod container;
 mod end;
 mod engine;
 mod environment;
+mod failures;
+mod held;
+mod inputs;
 mod master;
+mod meters;
 mod pause;
 mod restore;
 mod stores;
@@ -59,4 +64,13 @@ pub fn run<T: StreamTask, F: Fn() -> T + Send + Sync + 'static>(factory: F) -> !
     daemon::init_logs("container");
     let code = container::run(&factory);
     std::process::exit(code)
+}
+
+/// As [`run`], for tasks that wait for something outside.
+pub fn run_async<A: AsyncStreamTask, F: Fn() -> A + Send + Sync + 'static>(factory: F) -> ! {
+    let threads = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build();
+    // A machine that cannot start two threads runs nothing.
+    let runtime = threads.expect("tokio starts");
+    let handle = runtime.handle().clone();
+    run(move || asynchronous::Waiting::new(factory(), handle.clone()))
 }

@@ -317,7 +317,7 @@ impl<'a> Progress<'a> {
 }
 
 /// Tries again for a while what may go well later.
-fn patiently<R>(mut ask: impl FnMut() -> Result<R, SystemError>) -> Result<R, SystemError> {
+pub(crate) fn patiently<R>(mut ask: impl FnMut() -> Result<R, SystemError>) -> Result<R, SystemError> {
     let start = Instant::now();
     loop {
         match ask() {

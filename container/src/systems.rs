@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kafka::{KafkaAdmin, KafkaConsumer, KafkaProducer};
 use task_api::system::{SystemAdmin, SystemConsumer, SystemError, SystemProducer, TransactionalProducer};
-use types::{JobSpec, SystemSpec};
+use types::{JobSpec, SystemKind, SystemSpec};
 
 use crate::budget::Budget;
 
@@ -49,7 +49,7 @@ pub(crate) fn open(job: &JobSpec, budget: &Budget, rack: &str) -> Result<Systems
     let transaction_ms = job.task.commit_ms.saturating_mul(3).clamp(60_000, 900_000);
     let mut systems = Systems::new();
     for (name, spec) in &job.systems {
-        if spec.kind != "kafka" {
+        if spec.kind != SystemKind::Kafka {
             return Err(SystemError::Fatal(format!(
                 "system `{name}` is of type `{}`; known: kafka",
                 spec.kind

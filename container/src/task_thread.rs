@@ -5,28 +5,30 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use task_api::metrics::MetricsRegistry;
 use task_api::store::RawStore;
-use task_api::system::{Offset, StartAt, TopicPartition};
-use task_api::{StreamTask, TaskContext};
+use task_api::{StreamTask, TaskClock, TaskContext, TaskMetrics, Timers};
 use task_core::commit::Schedule;
 use task_core::ownership::OwnerRecord;
+use task_core::record::Checkpoint;
 use tracing::info;
 use types::{
-    ContainerPhase, Incarnation, JobSpec, JobTopics, OffsetDefault, StoreSpec, StreamSpec,
-    SystemStreamPartition, TaskModel,
+    ContainerPhase, Incarnation, JobSpec, JobTopics, StoreSpec, TIMERS_STORE, TaskModel, TaskName,
 };
 
 use crate::board::Board;
 use crate::budget::Budget;
-use crate::claim;
+use crate::clock::Clock;
 use crate::collector::Outputs;
 use crate::end::End;
-use crate::engine::{ChangelogOut, Clock, Engine, Reader, Source, Task, TaskStore, Work};
-use crate::pause;
+use crate::engine::{ChangelogOut, Engine, Task, TaskStore, Work};
+use crate::failures::Failures;
+use crate::meters::{TaskMeters, ThreadMeters};
 use crate::restore::{Restore, RestoredTask, keeps_tombstones_ms};
 use crate::stores::disk::DiskMemory;
 use crate::stores::{Limits, Store};
 use crate::systems::{System, Systems, home};
+use crate::{claim, inputs, pause};
 
 /// How often clean rows go to disk, ms; after a crash so much of the changelog is read again.
 pub(crate) const FLUSH_MS: u64 = 5_000;
@@ -44,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) board: Arc<Board>,
     /// [`FLUSH_MS`], but in tests.
     pub(crate) flush_ms: u64,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: MetricsRegistry,
 }
 
 /// Runs `tasks` on this thread until the container is told to stop.
@@ -84,7 +88,8 @@ fn start<T: StreamTask>(
 
     board.phase(thread, ContainerPhase::Claiming);
     let transactional = system.transactional(&me.id)?;
-    let mut outputs = Outputs::new(Arc::clone(job), systems.clone(), client_id.clone(), transactional);
+    let mut outputs =
+        Outputs::new(Arc::clone(job), systems.clone(), client_id.clone(), transactional, &shared.metrics);
     let highs = claim::claim(me, job, models, &*admin, &mut outputs, board)
         .map_err(|end| end.during("start order"))?;
 
@@ -102,35 +107,46 @@ fn start<T: StreamTask>(
     };
     let restored = restore.all(models, &highs)?;
 
-    let full = Rc::new(Cell::new(false));
-    let limits = cache_limits(shared, models.len());
+    let desk = Desk {
+        job,
+        limits: cache_limits(shared, models.len()),
+        full: Rc::new(Cell::new(false)),
+        clock: TaskClock::default(),
+        metrics: &shared.metrics,
+    };
+    desk.clock.set(shared.clock.unix_ms());
     let mut tasks = Vec::with_capacity(models.len());
     for (model, restored) in models.iter().zip(restored) {
-        tasks.push(make_task(job, model, restored, &limits, &full, &mut outputs, factory())?);
+        tasks.push(desk.task(model, restored, &mut outputs, factory())?);
     }
-    let readers = open_readers(job, systems, &client_id, models, &tasks)?;
+    let checkpoints: Vec<&Checkpoint> = tasks.iter().map(|task| &task.checkpoint).collect();
+    let inputs = inputs::open(job, systems, &client_id, models, &checkpoints)?;
     let keeps_ms = job.stores.values().filter(|s| s.changelog.is_some()).map(keeps_tombstones_ms).min();
-    let clock = Clock::start();
+    let clock = shared.clock.clone();
     let schedule =
         Schedule::new(job.task.commit_ms, shared.flush_ms, keeps_ms.unwrap_or(u64::MAX), clock.now());
+    let metrics_of: Vec<_> = tasks.iter().map(|t| (t.name.clone(), desk.metrics_of(&t.name))).collect();
     let mut engine = Engine {
         incarnation: shared.incarnation,
         delivery: job.task.delivery,
         thread,
         board: Arc::clone(board),
         admin,
-        readers,
+        inputs,
         tasks,
         checkpoints: outputs.state_topic(&JobTopics::of(&job.job).checkpoint)?,
         outputs,
         clock,
+        task_clock: desk.clock.clone(),
         schedule,
         window_ms: job.task.window_ms,
-        full,
+        full: Rc::clone(&desk.full),
+        failures: Failures::new(job.errors.clone(), &metrics_of),
+        meters: ThreadMeters::new(&shared.metrics, thread),
         work: Work::default(),
     };
     for (task, model) in engine.tasks.iter_mut().zip(models) {
-        init_task(job, task, model)?;
+        desk.init(task, model)?;
     }
     Ok(engine)
 }
@@ -159,94 +175,81 @@ fn cache_limits(shared: &Shared, tasks_here: usize) -> BTreeMap<String, Limits> 
     job.stores.iter().map(|(name, s)| (name.clone(), Limits { rows: rows(s.cache_rows), bytes })).collect()
 }
 
-fn make_task<T>(
-    job: &JobSpec,
-    model: &TaskModel,
-    restored: RestoredTask,
-    limits: &BTreeMap<String, Limits>,
-    full: &Rc<Cell<bool>>,
-    outputs: &mut Outputs,
-    code: T,
-) -> Result<Task<T>, End> {
-    let mut stores = Vec::new();
-    if let Some(disk) = &restored.disk {
-        for name in job.stores.keys() {
-            let store = Store::new(name.clone(), limits[name], Arc::clone(disk), Rc::clone(full));
-            let changelog = match restored.changelogs.get(name) {
-                Some(log) => Some(ChangelogOut {
-                    handle: outputs.state_topic(&log.at.topic)?,
-                    at: log.at.clone(),
-                    topic_id: log.topic_id.clone(),
-                }),
-                None => None,
-            };
-            stores.push(TaskStore { store: Rc::new(RefCell::new(store)), changelog });
-        }
-    }
-    Ok(Task {
-        name: model.name.clone(),
-        code,
-        stores,
-        disk: restored.disk,
-        partition: model.changelog_partition,
-        checkpoint: restored.checkpoint,
-        restored: Some(restored.restored),
-        processed: 0,
-    })
+/// What tasks are made with.
+struct Desk<'a> {
+    job: &'a JobSpec,
+    limits: BTreeMap<String, Limits>,
+    full: Rc<Cell<bool>>,
+    clock: TaskClock,
+    metrics: &'a MetricsRegistry,
 }
 
-/// One consumer per system, assigned where the checkpoints say.
-fn open_readers<T>(
-    job: &JobSpec,
-    systems: &Systems,
-    client_id: &str,
-    models: &[TaskModel],
-    tasks: &[Task<T>],
-) -> Result<Vec<Reader>, End> {
-    let mut by_system: BTreeMap<&str, Vec<(usize, &SystemStreamPartition)>> = BTreeMap::new();
-    for (at, model) in models.iter().enumerate() {
-        for input in &model.inputs {
-            by_system.entry(&input.stream.system).or_default().push((at, input));
-        }
+impl Desk<'_> {
+    fn metrics_of(&self, task: &TaskName) -> TaskMetrics {
+        self.metrics.with_labels(&[("task", &task.0)])
     }
-    let mut readers = Vec::new();
-    for (name, inputs) in by_system {
-        let system =
-            systems.get(name).ok_or_else(|| End::Failed(format!("no system `{name}` in job.toml")))?;
-        let mut consumer = system.consumer(client_id)?;
-        let mut assignment = Vec::with_capacity(inputs.len());
-        let mut sources = Vec::with_capacity(inputs.len());
-        for (task, input) in inputs {
-            let stream = input.stream.to_string();
-            let default = StreamSpec::default_for(&input.stream.stream);
-            let spec = job.streams.get(&stream).unwrap_or(&default);
-            let start = match (tasks[task].checkpoint.offset(&stream, input.partition), spec.offset_default) {
-                (Some(offset), _) => StartAt::At(Offset(offset.to_owned())),
-                (None, OffsetDefault::Oldest) => StartAt::Oldest,
-                (None, OffsetDefault::Newest) => StartAt::Newest,
-            };
-            info!(task = %tasks[task].name, input = %stream, partition = input.partition, start = ?start, "reads");
-            assignment
-                .push((TopicPartition { topic: spec.topic.clone(), partition: input.partition }, start));
-            sources.push(Source { task, partition: input.clone(), last: None, committed: None });
-        }
-        consumer.assign(&assignment)?;
-        readers.push(Reader { consumer, sources });
-    }
-    Ok(readers)
-}
 
-fn init_task<T: StreamTask>(job: &JobSpec, task: &mut Task<T>, model: &TaskModel) -> Result<(), End> {
-    let mut context = TaskContext {
-        task: task.name.clone(),
-        job: job.job.clone(),
-        inputs: model.inputs.clone(),
-        config: job.task.config.clone(),
-        stores: BTreeMap::new(),
-    };
-    for (name, store) in job.stores.keys().zip(&task.stores) {
-        let raw: Rc<RefCell<dyn RawStore>> = store.store.clone();
-        context.stores.insert(name.clone(), raw);
+    fn task<T>(
+        &self,
+        model: &TaskModel,
+        restored: RestoredTask,
+        outputs: &mut Outputs,
+        code: T,
+    ) -> Result<Task<T>, End> {
+        let mut stores = Vec::new();
+        if let Some(disk) = &restored.disk {
+            for name in self.job.stores.keys() {
+                let store =
+                    Store::new(name.clone(), self.limits[name], Arc::clone(disk), Rc::clone(&self.full));
+                let changelog = match restored.changelogs.get(name) {
+                    Some(log) => Some(ChangelogOut {
+                        handle: outputs.state_topic(&log.at.topic)?,
+                        at: log.at.clone(),
+                        topic_id: log.topic_id.clone(),
+                    }),
+                    None => None,
+                };
+                stores.push(TaskStore { store: Rc::new(RefCell::new(store)), changelog });
+            }
+        }
+        let timers_at = self.job.stores.keys().position(|name| self.job.task.timers && name == TIMERS_STORE);
+        let timers = match timers_at.and_then(|at| stores.get(at)) {
+            Some(TaskStore { store, .. }) => Some(Timers::load(store.clone())?),
+            None => None,
+        };
+        Ok(Task {
+            name: model.name.clone(),
+            code,
+            stores,
+            disk: restored.disk,
+            partition: model.changelog_partition,
+            checkpoint: restored.checkpoint,
+            restored: Some(restored.restored),
+            processed: 0,
+            timers,
+            ended: false,
+            meters: TaskMeters::new(&self.metrics_of(&model.name)),
+        })
     }
-    task.code.init(&mut context).map_err(|error| End::Failed(format!("init of {}: {error}", task.name)))
+
+    fn init<T: StreamTask>(&self, task: &mut Task<T>, model: &TaskModel) -> Result<(), End> {
+        let mut context = TaskContext {
+            task: task.name.clone(),
+            job: self.job.job.clone(),
+            inputs: model.inputs.clone(),
+            config: self.job.task.config.clone(),
+            stores: BTreeMap::new(),
+            concurrency: self.job.task.concurrency,
+            clock: self.clock.clone(),
+            metrics: self.metrics_of(&task.name),
+            timer_queue: task.timers.clone(),
+        };
+        for (name, store) in self.job.stores.keys().zip(&task.stores) {
+            let raw: Rc<RefCell<dyn RawStore>> = store.store.clone();
+            context.stores.insert(name.clone(), raw);
+        }
+        task.code
+            .init(&mut context)
+            .map_err(|error| End::Failed(format!("init of {}: {error}", task.name)))
+    }
 }

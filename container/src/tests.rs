@@ -6,19 +6,20 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use task_api::metrics::MetricsRegistry;
 use task_api::{
     I64Serde, IncomingMessageEnvelope, KeyValueStore, MessageCollector, OutgoingMessage, StreamTask,
     StringSerde, TaskContext, TaskCoordinator, TaskResult,
 };
 use task_core::record::{self, Record};
 use types::{
-    ContainerModel, ContainersSpec, Delivery, Epoch, Grouper, Incarnation, JobId, JobSpec, JobTopics,
-    OnExhausted, OnLeaseLoss, PackageSpec, PlacementSpec, Resource, RestartSpec, Spread, StoreSpec,
-    SystemStream, SystemStreamPartition, TaskModel, TaskSpec,
+    ContainerModel, Delivery, Epoch, Incarnation, JobSpec, JobTopics, SystemStream, SystemStreamPartition,
+    TaskModel,
 };
 
 use crate::board::Board;
 use crate::budget::Budget;
+use crate::clock::Clock;
 use crate::container::run_threads;
 use crate::end::End;
 use crate::fake::{Broker, FakeSystem};
@@ -62,10 +63,8 @@ impl StreamTask for Count {
         }
         let text = count.to_string();
         collector.send(OutgoingMessage {
-            stream: "kafka.out",
             partition: Some(envelope.source.partition),
-            key: envelope.key,
-            value: Some(text.as_bytes()),
+            ..OutgoingMessage::new("kafka.out", envelope.key, Some(text.as_bytes()))
         })
     }
 }
@@ -73,51 +72,25 @@ impl StreamTask for Count {
 const PARTITIONS: i32 = 2;
 
 pub(crate) fn job(delivery: Delivery, changelog: bool) -> JobSpec {
-    let resource = Resource { memory_bytes: 64 << 20, cpu_millis: 100 };
-    JobSpec {
-        job: JobId { name: "count".into(), id: "1".into() },
-        queue: "default".into(),
-        priority: 0,
-        app_master: resource,
-        package: PackageSpec { source: String::new(), artefact: None, command: vec![], env: BTreeMap::new() },
-        containers: ContainersSpec { count: 1, resource, threads: 1 },
-        task: TaskSpec {
-            inputs: vec!["kafka.in".into()],
-            window_ms: None,
-            commit_ms: 0,
-            delivery,
-            grouper: Grouper::Partition,
-            config: BTreeMap::new(),
-        },
-        systems: BTreeMap::new(),
-        streams: BTreeMap::new(),
-        stores: BTreeMap::from([(
-            "counts".to_owned(),
-            StoreSpec {
-                changelog: changelog.then(|| "changelog".to_owned()),
-                changelog_system: "kafka".into(),
-                key_serde: None,
-                serde: None,
-                cache_rows: 1_000,
-                changelog_config: BTreeMap::new(),
-            },
-        )]),
-        placement: PlacementSpec {
-            wait_ms: 0,
-            rack_wait_ms: 0,
-            host_affinity: false,
-            on_lease_loss: OnLeaseLoss::Keep,
-            labels: BTreeMap::new(),
-            spread: Spread::None,
-        },
-        restart: RestartSpec {
-            retries: 0,
-            window_ms: 0,
-            backoff_min_ms: 0,
-            backoff_max_ms: 0,
-            on_exhausted: OnExhausted::Fail,
-        },
-    }
+    let changelog = if changelog { "\"changelog\"" } else { "false" };
+    let delivery = match delivery {
+        Delivery::AtLeastOnce => "at-least-once",
+        Delivery::ExactlyOnce => "exactly-once",
+    };
+    let text = format!(
+        r#"
+        job = {{ name = "count" }}
+        package = {{ path = "count" }}
+        containers = {{ memory = "64MiB" }}
+        task = {{ inputs = ["kafka.in"], commit = "1ms", delivery = "{delivery}" }}
+        systems.kafka = {{ type = "kafka", bootstrap = "127.0.0.1:1" }}
+        stores.counts = {{ changelog = {changelog}, cache-rows = 1_000 }}
+        "#
+    );
+    let mut job = job_file::parse(&text, "job.toml").expect("a job file").spec;
+    // Commit after every batch.
+    job.task.commit_ms = 0;
+    job
 }
 
 fn model() -> ContainerModel {
@@ -182,6 +155,8 @@ fn shared(job: &JobSpec, seq: u64, state: &Path, system: &FakeSystem, board: &Ar
         memory: Some(DiskMemory::new(1 << 20, 1 << 20)),
         board: Arc::clone(board),
         flush_ms: 0,
+        clock: Clock::start(),
+        metrics: MetricsRegistry::default(),
     }
 }
 
@@ -530,12 +505,7 @@ fn an_output_to_an_unknown_system_ends_the_container_and_names_what_there_is() {
             _: &mut TaskCoordinator,
         ) -> TaskResult {
             // Even a task that does not care ends its container at the next commit.
-            let _ = collector.send(OutgoingMessage {
-                stream: "kinesis.x",
-                partition: None,
-                key: None,
-                value: None,
-            });
+            let _ = collector.send(OutgoingMessage::new("kinesis.x", None, None));
             Ok(())
         }
     }

@@ -55,20 +55,26 @@ pub(crate) fn commit<T: StreamTask>(
     flush_unlogged(engine)?;
     // A flush that could not be is tried again when the next is due.
     engine.schedule.committed(engine.clock.now(), flush);
-    debug!(?due, ?flush, took_us = start.elapsed().as_micros() as u64, "committed");
+    let took_us = start.elapsed().as_micros() as u64;
+    engine.meters.commits.inc();
+    engine.meters.commit_us.observe(took_us);
+    debug!(?due, ?flush, took_us, "committed");
     Ok(())
 }
 
 /// Sends every dirty row to its changelog, by store in the order of keys.
 fn drain<T: StreamTask>(engine: &mut Engine<T>) -> Result<(), SystemError> {
     let outputs = &mut engine.outputs;
+    let mut rows = 0;
     for store in engine.tasks.iter().flat_map(|task| &task.stores) {
         let Some(changelog) = &store.changelog else { continue };
         let mut of = store.store.borrow_mut();
         of.cache().visit_dirty(|(key, value)| {
+            rows += 1;
             outputs.send_state(changelog.handle, changelog.at.partition, key, value)
         })?;
     }
+    engine.meters.changelog_rows.add(rows);
     Ok(())
 }
 
@@ -77,9 +83,8 @@ fn checkpoints<T: StreamTask>(engine: &mut Engine<T>, due: Due) -> Result<(), Sy
     let incarnation = engine.incarnation;
     for (at, task) in engine.tasks.iter_mut().enumerate() {
         let mut moved = due == Due::Refresh || is_dirty(task);
-        for reader in &mut engine.readers {
-            let of_task = reader.sources.iter_mut().enumerate().filter(|(_, s)| s.task == at);
-            for (n, source) in of_task {
+        for reader in &mut engine.inputs.readers {
+            for source in reader.sources.iter_mut().filter(|source| source.task == at) {
                 let stream = source.partition.stream.to_string();
                 let partition = source.partition.partition;
                 let is_new = task.checkpoint.offset(&stream, partition).is_none();
@@ -88,10 +93,14 @@ fn checkpoints<T: StreamTask>(engine: &mut Engine<T>, due: Due) -> Result<(), Sy
                 }
                 moved |= source.last != source.committed;
                 source.committed = source.last;
-                let next = reader.consumer.position_after(n, source.last).0;
+                let next = reader.consumer.position_after(source.place, source.last).0;
                 // A partition of which nothing is known yet has no position worth keeping.
-                if !next.is_empty() {
-                    task.checkpoint.set_offset(&stream, partition, next);
+                if next.is_empty() {
+                    continue;
+                }
+                task.checkpoint.set_offset(&stream, partition, next);
+                if let Some(id) = &source.topic_id {
+                    task.checkpoint.topics.insert(stream, id.clone());
                 }
             }
         }

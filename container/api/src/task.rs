@@ -334,6 +334,8 @@ pub struct TaskContext {
     pub config: BTreeMap<String, String>,
     /// Its stores by name; runtimes put them here.
     pub stores: BTreeMap<String, Rc<RefCell<dyn RawStore>>>,
+    /// `[task] concurrency`: how many messages of an asynchronous task may be in flight.
+    pub concurrency: u32,
     /// The time as of the messages at hand.
     pub clock: TaskClock,
     /// Its own metrics, with its name as a label.

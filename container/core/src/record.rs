@@ -28,6 +28,9 @@ pub struct Checkpoint {
     pub incarnation: Incarnation,
     /// The next offset to read, by stream (`system.stream`) and partition number.
     pub offsets: BTreeMap<String, BTreeMap<String, String>>,
+    /// The id of each stream's topic that the offsets are of: a topic that was made again has another.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub topics: BTreeMap<String, String>,
     /// Where its writer's restore ended; only in its first checkpoint of the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored: Option<Restored>,

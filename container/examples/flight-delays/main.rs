@@ -65,8 +65,10 @@ impl StreamTask for FlightDelays {
         };
         // Whether the last container came to send what it had counted and committed is not known, so all is sent
         // again: totals are harmless to repeat.
-        let restored = stores.carriers.all()?;
-        self.carriers = restored.into_iter().map(|(carrier, totals)| (carrier, (totals, true))).collect();
+        for restored in stores.carriers.all()? {
+            let (carrier, totals) = restored?;
+            self.carriers.insert(carrier, (totals, true));
+        }
         self.stores = Some(stores);
         Ok(())
     }
@@ -103,12 +105,7 @@ impl StreamTask for FlightDelays {
             if std::mem::take(changed) {
                 let key = format!("{carrier} {}", self.task);
                 let value = serde_json::to_vec(&Report { carrier, task: &self.task, totals: *totals })?;
-                collector.send(OutgoingMessage {
-                    stream: OUTPUT,
-                    partition: None,
-                    key: Some(key.as_bytes()),
-                    value: Some(&value),
-                })?;
+                collector.send(OutgoingMessage::new(OUTPUT, Some(key.as_bytes()), Some(&value)))?;
             }
         }
         Ok(())

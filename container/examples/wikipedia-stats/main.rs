@@ -140,7 +140,8 @@ impl StreamTask for WikipediaStats {
         _coordinator: &mut TaskCoordinator,
     ) -> TaskResult {
         let stores = self.stores.as_mut().ok_or("window before init")?;
-        let titles = stores.titles.all()?;
+        let titles: Vec<String> =
+            stores.titles.all()?.map(|row| row.map(|(title, _)| title)).collect::<Result<_, _>>()?;
         let report = Report {
             edits: self.window.edits,
             edits_all_time: self.all_time.edits,
@@ -150,13 +151,8 @@ impl StreamTask for WikipediaStats {
             counts: &self.window.counts,
         };
         let value = serde_json::to_vec(&report)?;
-        collector.send(OutgoingMessage {
-            stream: OUTPUT,
-            partition: None,
-            key: None,
-            value: Some(&value),
-        })?;
-        for (title, _) in titles {
+        collector.send(OutgoingMessage::new(OUTPUT, None, Some(&value)))?;
+        for title in titles {
             stores.titles.delete(&title)?;
         }
         self.window = Sums::none();

@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use task_api::system::{
-    BrokerMetadata, Isolation, Message, NewTopic, PlainMessage, SystemAdmin, SystemError, TopicMetadata,
-    TopicPartition, Watermarks,
+    BrokerMetadata, Isolation, Lost, Message, NewTopic, Offset, PlainMessage, SystemAdmin, SystemError,
+    TopicMetadata, TopicPartition, Watermarks,
 };
 
 use crate::native::admin::Which;
@@ -61,7 +61,7 @@ impl KafkaAdmin {
                 SystemError::Retriable(format!("brokers {}: {why}", self.bootstrap))
             }
             SystemError::Fatal(why) => SystemError::Fatal(format!("brokers {}: {why}", self.bootstrap)),
-            SystemError::Fenced(why) => SystemError::Fenced(why),
+            other @ (SystemError::Fenced(_) | SystemError::Refused(_)) => other,
         }
     }
 
@@ -180,6 +180,25 @@ impl SystemAdmin for KafkaAdmin {
             .collect())
     }
 
+    fn lost(&self, starts: &[(TopicPartition, Offset)]) -> Result<Vec<Option<Lost>>, SystemError> {
+        let partitions: Vec<TopicPartition> = starts.iter().map(|(of, _)| of.clone()).collect();
+        let ends = self.watermarks(&partitions)?;
+        starts
+            .iter()
+            .zip(ends)
+            .map(|((partition, offset), ends)| {
+                let offset = crate::consumer::parse(partition, offset)?;
+                Ok(if offset < ends.low {
+                    Some(Lost::Truncated { low: ends.low })
+                } else if offset > ends.high {
+                    Some(Lost::Recreated { high: ends.high })
+                } else {
+                    None
+                })
+            })
+            .collect()
+    }
+
     fn read_range(
         &self,
         partition: &TopicPartition,
@@ -205,7 +224,7 @@ impl SystemAdmin for KafkaAdmin {
                     seen = messages.last().map_or(seen, |message| message.offset + 1);
                     if within > 0 { take(&messages[..within]) } else { Ok(()) }
                 },
-                &mut |Event::End { offset }| end = end.max(offset),
+                &mut |Event::End { offset, .. }| end = end.max(offset),
             )?;
             let now_at = seen.max(end);
             if now_at > reached {
@@ -240,7 +259,7 @@ impl SystemAdmin for KafkaAdmin {
         let mut write = || {
             for message in messages {
                 let topic = producer.topic(&message.to.topic)?;
-                producer.send(topic, message.to.partition, Some(&message.key), message.value.as_deref())?;
+                producer.send(topic, message.to.partition, Some(&message.key), message.value.as_deref(), &[])?;
             }
             producer.flush(WRITE_TIMEOUT)
         };

@@ -6,6 +6,7 @@ use std::time::Duration;
 use task_api::system::{Message, Offset, StartAt, SystemConsumer, SystemError, TopicPartition};
 
 use crate::native::Consumer;
+use crate::native::consume::Event;
 use crate::settings;
 
 /// A reader of assigned partitions; belongs to one thread, may be moved there.
@@ -14,6 +15,8 @@ pub struct KafkaConsumer {
     native: Consumer,
     /// The partitions and the offsets that reading began at.
     sources: Vec<(TopicPartition, u64)>,
+    /// By source: where it was last read to its end.
+    caught_up: Vec<Option<u64>>,
 }
 
 /// How long the ends of a partition may take to be told.
@@ -45,25 +48,39 @@ impl KafkaConsumer {
             ("isolation.level", "read_committed"),
             // An offset that no longer exists is an error to be told, not to be jumped over.
             ("auto.offset.reset", "error"),
+            // Where a partition ends is known by position: what cannot be seen hands over no message.
+            ("enable.partition.eof", "true"),
         ];
-        Ok(KafkaConsumer { native: Consumer::new(&settings(&ours, config, &fixed))?, sources: Vec::new() })
+        let native = Consumer::new(&settings(&ours, config, &fixed))?;
+        Ok(KafkaConsumer { native, sources: Vec::new(), caught_up: Vec::new() })
     }
 
     fn resolve(&self, partition: &TopicPartition, start: &StartAt) -> Result<u64, SystemError> {
-        let end = |ends: (i64, i64), newest| if newest { ends.1 } else { ends.0 };
-        match start {
-            StartAt::At(Offset(text)) => text.parse().map_err(|_| {
-                SystemError::Fatal(format!(
-                    "`{text}` is no offset of {}-{}",
-                    partition.topic, partition.partition
-                ))
-            }),
-            StartAt::Oldest | StartAt::Newest => {
-                let ends = self.native.query_ends(partition, ENDS_TIMEOUT)?;
-                Ok(u64::try_from(end(ends, *start == StartAt::Newest)).unwrap_or(0))
-            }
-        }
+        let ends = || self.native.query_ends(partition, ENDS_TIMEOUT);
+        let offset = |signed| u64::try_from(signed).unwrap_or(0);
+        Ok(match start {
+            StartAt::At(text) => parse(partition, text)?,
+            StartAt::Oldest => offset(ends()?.0),
+            StartAt::Newest => offset(ends()?.1),
+            StartAt::Timestamp(unix_ms) => match self.native.offset_at(partition, *unix_ms, ENDS_TIMEOUT)? {
+                Some(first) => first,
+                None => offset(ends()?.1),
+            },
+        })
     }
+
+    /// Where the source is read up to, given the last offset taken.
+    fn position(&self, source: usize, last_taken: Option<u64>) -> u64 {
+        let start = self.sources.get(source).map_or(0, |(_, start)| *start);
+        last_taken.map_or(start, |last| last + 1)
+    }
+}
+
+/// The offset that `text` is.
+pub(crate) fn parse(partition: &TopicPartition, text: &Offset) -> Result<u64, SystemError> {
+    text.0.parse().map_err(|_| {
+        SystemError::Fatal(format!("`{text}` is no offset of {}-{}", partition.topic, partition.partition))
+    })
 }
 
 impl SystemConsumer for KafkaConsumer {
@@ -72,6 +89,7 @@ impl SystemConsumer for KafkaConsumer {
             .iter()
             .map(|(partition, start)| Ok((partition.clone(), self.resolve(partition, start)?)))
             .collect::<Result<_, SystemError>>()?;
+        self.caught_up = vec![None; self.sources.len()];
         let at = |offset: u64| i64::try_from(offset).unwrap_or(i64::MAX);
         let list: Vec<(TopicPartition, i64)> =
             self.sources.iter().map(|(partition, offset)| (partition.clone(), at(*offset))).collect();
@@ -83,17 +101,33 @@ impl SystemConsumer for KafkaConsumer {
         timeout: Duration,
         take: &mut dyn FnMut(&[Message<'_>]) -> Result<(), SystemError>,
     ) -> Result<usize, SystemError> {
-        self.native.poll(timeout, take, &mut |_| {})
+        let caught_up = &mut self.caught_up;
+        self.native.poll(timeout, take, &mut |Event::End { source, offset }| {
+            if let Some(at) = caught_up.get_mut(source) {
+                *at = Some(offset);
+            }
+        })
     }
 
     fn position_after(&self, source: usize, last_taken: Option<u64>) -> Offset {
-        let start = self.sources.get(source).map_or(0, |(_, start)| *start);
-        Offset(last_taken.map_or(start, |last| last + 1).to_string())
+        Offset(self.position(source, last_taken).to_string())
     }
 
     fn lag(&self, source: usize, last_taken: Option<u64>) -> Option<u64> {
-        let (partition, start) = self.sources.get(source)?;
-        let end = self.native.known_end(partition)?;
-        Some(end.saturating_sub(last_taken.map_or(*start, |last| last + 1)))
+        let end = self.native.known_end(&self.sources.get(source)?.0)?;
+        let read = self.position(source, last_taken).max(self.caught_up_at(source).unwrap_or(0));
+        Some(end.saturating_sub(read))
+    }
+
+    fn pause(&mut self, sources: &[usize]) -> Result<(), SystemError> {
+        self.native.pause(sources, false)
+    }
+
+    fn resume(&mut self, sources: &[usize]) -> Result<(), SystemError> {
+        self.native.pause(sources, true)
+    }
+
+    fn caught_up_at(&self, source: usize) -> Option<u64> {
+        self.caught_up.get(source).copied().flatten()
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use task_api::system::{SystemError, SystemProducer, TopicHandle, TransactionalProducer};
+use task_api::system::{Header, SystemError, SystemProducer, TopicHandle, TransactionalProducer};
 
 use crate::native::Producer;
 use crate::settings;
@@ -82,6 +82,7 @@ impl SystemProducer for KafkaProducer {
         partition: Option<i32>,
         key: Option<&[u8]>,
         value: Option<&[u8]>,
+        headers: &[Header<'_>],
     ) -> Result<(), SystemError> {
         const KEY_CHOOSES: i32 = -1;
         self.unserved += 1;
@@ -89,7 +90,7 @@ impl SystemProducer for KafkaProducer {
             self.unserved = 0;
             self.native.serve(0)?;
         }
-        self.native.send(topic.0, partition.unwrap_or(KEY_CHOOSES), key, value)
+        self.native.send(topic.0, partition.unwrap_or(KEY_CHOOSES), key, value, headers)
     }
 
     fn flush(&mut self, timeout: Duration) -> Result<(), SystemError> {

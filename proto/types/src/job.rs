@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, JobId, Resource};
+use crate::{Digest, JobId, Resource, SystemStream};
 
 /// One job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +38,15 @@ pub struct JobSpec {
     pub errors: ErrorsSpec,
     /// `[restart]`.
     pub restart: RestartSpec,
+}
+
+impl JobSpec {
+    /// The settings of a stream, its defaults if job.toml has no entry for it.
+    #[must_use]
+    pub fn stream(&self, stream: &SystemStream) -> StreamSpec {
+        let set = self.streams.get(&stream.to_string());
+        set.cloned().unwrap_or_else(|| StreamSpec::default_for(&stream.stream))
+    }
 }
 
 /// The store that `[task] timers = true` adds to a job.

@@ -20,7 +20,7 @@ const LEARN_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Event {
     /// All there is of a source was handed over, up to this offset.
-    End { offset: u64 },
+    End { source: usize, offset: u64 },
 }
 
 /// A consumer with an assignment.
@@ -58,26 +58,83 @@ impl Consumer {
         Ok(Consumer { queue, client, sources: Vec::new(), places: HashMap::new(), pointers: Vec::new() })
     }
 
+    /// A list of `partitions` with their offsets, for one call; librdkafka copies what it keeps.
+    fn with_list<R>(
+        partitions: &mut dyn Iterator<Item = (&TopicPartition, i64)>,
+        call: impl FnOnce(*mut rd::rd_kafka_topic_partition_list_t) -> R,
+    ) -> Result<R, SystemError> {
+        // SAFETY: the list is ours and destroyed here.
+        unsafe {
+            let list = rd::rd_kafka_topic_partition_list_new(0);
+            for (partition, offset) in partitions {
+                let topic = match c_text(&partition.topic) {
+                    Ok(topic) => topic,
+                    Err(error) => {
+                        rd::rd_kafka_topic_partition_list_destroy(list);
+                        return Err(error);
+                    }
+                };
+                let entry = rd::rd_kafka_topic_partition_list_add(list, topic.as_ptr(), partition.partition);
+                (*entry).offset = offset;
+            }
+            let answer = call(list);
+            rd::rd_kafka_topic_partition_list_destroy(list);
+            Ok(answer)
+        }
+    }
+
+    fn checked(&self, code: Code) -> Result<(), SystemError> {
+        if code == Code::RD_KAFKA_RESP_ERR_NO_ERROR { Ok(()) } else { Err(self.client.error(code, "")) }
+    }
+
+    /// Stops fetching these sources, or, if `resume`, fetches them again from the first message not handed over.
+    pub(crate) fn pause(&self, sources: &[usize], resume: bool) -> Result<(), SystemError> {
+        let mut partitions = sources.iter().filter_map(|at| self.sources.get(*at)).map(|of| (of, 0));
+        let code = Self::with_list(&mut partitions, |list| {
+            // SAFETY: the handle and the list are alive.
+            unsafe {
+                if resume {
+                    rd::rd_kafka_resume_partitions(self.client.rk, list)
+                } else {
+                    rd::rd_kafka_pause_partitions(self.client.rk, list)
+                }
+            }
+        })?;
+        self.checked(code)
+    }
+
+    /// The offset of the first message of `unix_ms` or later; none if there is no such message.
+    pub(crate) fn offset_at(
+        &self,
+        partition: &TopicPartition,
+        unix_ms: u64,
+        timeout: Duration,
+    ) -> Result<Option<u64>, SystemError> {
+        let time = i64::try_from(unix_ms).unwrap_or(i64::MAX);
+        let timeout_ms = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
+        let mut one = std::iter::once((partition, time));
+        let (code, offset) = Self::with_list(&mut one, |list| {
+            // SAFETY: the handle and the list are alive, and the list has one entry.
+            unsafe {
+                let code = rd::rd_kafka_offsets_for_times(self.client.rk, list, timeout_ms);
+                let entry = &*(*list).elems;
+                let first = if code == Code::RD_KAFKA_RESP_ERR_NO_ERROR { entry.err } else { code };
+                (first, entry.offset)
+            }
+        })?;
+        self.checked(code)?;
+        // Below zero: librdkafka's word for the end.
+        Ok(u64::try_from(offset).ok())
+    }
+
     /// Reads these partitions from these offsets (as librdkafka numbers them) and no others.
     pub(crate) fn assign(&mut self, partitions: &[(TopicPartition, i64)]) -> Result<(), SystemError> {
         self.places.clear();
         self.sources = partitions.iter().map(|(partition, _)| partition.clone()).collect();
-        let capacity = c_int::try_from(partitions.len()).unwrap_or(0);
-        // SAFETY: the list is ours and destroyed here; librdkafka copies it.
-        let code = unsafe {
-            let list = rd::rd_kafka_topic_partition_list_new(capacity);
-            for (partition, offset) in partitions {
-                let topic = c_text(&partition.topic)?;
-                let entry = rd::rd_kafka_topic_partition_list_add(list, topic.as_ptr(), partition.partition);
-                (*entry).offset = *offset;
-            }
-            let code = rd::rd_kafka_assign(self.client.rk, list);
-            rd::rd_kafka_topic_partition_list_destroy(list);
-            code
-        };
-        if code != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return Err(self.client.error(code, ""));
-        }
+        let mut list = partitions.iter().map(|(partition, offset)| (partition, *offset));
+        // SAFETY: the handle and the list are alive; librdkafka copies it.
+        let code = Self::with_list(&mut list, |list| unsafe { rd::rd_kafka_assign(self.client.rk, list) })?;
+        self.checked(code)?;
         let topics: BTreeSet<&str> = self.sources.iter().map(|source| source.topic.as_str()).collect();
         topics.into_iter().try_for_each(|topic| self.client.learn(topic, LEARN_TIMEOUT))
     }
@@ -136,8 +193,8 @@ impl Consumer {
                 }
                 Code::RD_KAFKA_RESP_ERR__PARTITION_EOF => {
                     // Of an assignment that is over it would name a topic that is no source any more.
-                    if self.place_of(raw).is_some() {
-                        event(Event::End { offset: u64::try_from(raw.offset).unwrap_or(0) });
+                    if let Some(source) = self.place_of(raw) {
+                        event(Event::End { source, offset: u64::try_from(raw.offset).unwrap_or(0) });
                     }
                 }
                 code => self.problem(code, raw)?,
@@ -158,12 +215,12 @@ impl Consumer {
                 tracing::debug!("consumer: {why}");
                 Ok(())
             }
-            SystemError::Fatal(_) | SystemError::Fenced(_)
+            SystemError::Fatal(_) | SystemError::Fenced(_) | SystemError::Refused(_)
                 if code == Code::RD_KAFKA_RESP_ERR__MAX_POLL_EXCEEDED =>
             {
                 Ok(())
             }
-            SystemError::Fatal(_) | SystemError::Fenced(_) => {
+            SystemError::Fatal(_) | SystemError::Fenced(_) | SystemError::Refused(_) => {
                 Err(SystemError::Fatal(format!("{}: {why}", code_text(code))))
             }
         }

@@ -114,7 +114,9 @@ impl Client {
         let cause = unsafe { rd::rd_kafka_fatal_error(self.rk, why.as_mut_ptr(), TEXT) };
         match classify(cause, &rust_text(why.as_ptr())) {
             fenced @ SystemError::Fenced(_) => fenced,
-            SystemError::Retriable(why) | SystemError::Fatal(why) => SystemError::Fatal(why),
+            SystemError::Retriable(why) | SystemError::Fatal(why) | SystemError::Refused(why) => {
+                SystemError::Fatal(why)
+            }
         }
     }
 

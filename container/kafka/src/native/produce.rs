@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka_sys::bindings as rd;
 use rdkafka_sys::bindings::rd_kafka_resp_err_t as Code;
-use task_api::system::SystemError;
+use task_api::system::{Header, SystemError};
 
 use super::{Client, c_text, code_text};
 
@@ -76,6 +76,7 @@ impl Producer {
         partition: i32,
         key: Option<&[u8]>,
         value: Option<&[u8]>,
+        headers: &[Header<'_>],
     ) -> Result<(), SystemError> {
         let Some((name, handle)) = self.topics.get(topic as usize) else {
             return Err(SystemError::Fatal("a topic handle of another producer".into()));
@@ -85,23 +86,41 @@ impl Producer {
             value.map_or((std::ptr::null(), 0), |value| (value.as_ptr(), value.len()));
         let mut since = None;
         loop {
-            // SAFETY: with F_COPY the bytes are read before the call returns.
-            let code = unsafe {
-                let refused = rd::rd_kafka_produce(
-                    *handle,
-                    partition,
-                    rd::RD_KAFKA_MSG_F_COPY,
-                    value_at.cast_mut().cast(),
-                    value_len,
-                    key_at.cast(),
-                    key_len,
-                    std::ptr::null_mut(),
-                );
-                if refused == 0 {
-                    return Ok(());
+            let code = if headers.is_empty() {
+                // SAFETY: with F_COPY the bytes are read before the call returns.
+                unsafe {
+                    let refused = rd::rd_kafka_produce(
+                        *handle,
+                        partition,
+                        rd::RD_KAFKA_MSG_F_COPY,
+                        value_at.cast_mut().cast(),
+                        value_len,
+                        key_at.cast(),
+                        key_len,
+                        std::ptr::null_mut(),
+                    );
+                    if refused == 0 {
+                        return Ok(());
+                    }
+                    rd::rd_kafka_last_error()
                 }
-                rd::rd_kafka_last_error()
+            } else {
+                self.send_with_headers(*handle, partition, (key_at, key_len), (value_at, value_len), headers)?
             };
+            match code {
+                Code::RD_KAFKA_RESP_ERR_NO_ERROR => return Ok(()),
+                // These are about this message alone, and it was not queued.
+                Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE
+                | Code::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION
+                | Code::RD_KAFKA_RESP_ERR__INVALID_ARG => {
+                    let (key, value) = (key_len, value_len);
+                    return Err(SystemError::Refused(format!(
+                        "send to {name}: {} (key of {key} bytes, value of {value})",
+                        code_text(code)
+                    )));
+                }
+                _ => {}
+            }
             let since = *since.get_or_insert_with(Instant::now);
             if code != Code::RD_KAFKA_RESP_ERR__QUEUE_FULL || since.elapsed() > QUEUE_FULL_TIMEOUT {
                 // A fenced or failed producer says so in its deliveries first.
@@ -109,6 +128,54 @@ impl Producer {
                 return Err(self.client.error(code, &format!("send to {name}: {}", code_text(code))));
             }
             self.serve(5)?;
+        }
+    }
+
+    /// As `rd_kafka_produce`, for messages with headers: rare ones, so the setting up does not matter.
+    fn send_with_headers(
+        &self,
+        topic: *mut rd::rd_kafka_topic_t,
+        partition: i32,
+        key: (*const u8, usize),
+        value: (*const u8, usize),
+        headers: &[Header<'_>],
+    ) -> Result<Code, SystemError> {
+        use rd::rd_kafka_vtype_t as V;
+        let names: Vec<_> = headers.iter().map(|(name, _)| c_text(name)).collect::<Result<_, _>>()?;
+        let memory = |(at, size): (*const u8, usize)| rd::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 {
+            ptr: at.cast_mut().cast(),
+            size,
+        };
+        // SAFETY: all zeroes is a valid union of numbers and pointers; the field that its type names is set below.
+        // Everything pointed to is alive during the call, which copies it (F_COPY; headers always).
+        unsafe {
+            let field = |vtype| rd::rd_kafka_vu_t { vtype, u: std::mem::zeroed() };
+            let mut fields = vec![
+                field(V::RD_KAFKA_VTYPE_RKT),
+                field(V::RD_KAFKA_VTYPE_PARTITION),
+                field(V::RD_KAFKA_VTYPE_MSGFLAGS),
+                field(V::RD_KAFKA_VTYPE_KEY),
+                field(V::RD_KAFKA_VTYPE_VALUE),
+            ];
+            fields[0].u.rkt = topic;
+            fields[1].u.i32_ = partition;
+            fields[2].u.i = rd::RD_KAFKA_MSG_F_COPY;
+            fields[3].u.mem = memory(key);
+            fields[4].u.mem = memory(value);
+            for (name, (_, value)) in names.iter().zip(headers) {
+                let mut header = field(V::RD_KAFKA_VTYPE_HEADER);
+                header.u.header.name = name.as_ptr();
+                header.u.header.val = value.as_ptr().cast();
+                header.u.header.size = isize::try_from(value.len()).unwrap_or(isize::MAX);
+                fields.push(header);
+            }
+            let error = rd::rd_kafka_produceva(self.client.rk, fields.as_ptr(), fields.len());
+            if error.is_null() {
+                return Ok(Code::RD_KAFKA_RESP_ERR_NO_ERROR);
+            }
+            let code = rd::rd_kafka_error_code(error);
+            rd::rd_kafka_error_destroy(error);
+            Ok(code)
         }
     }
 
@@ -162,7 +229,7 @@ impl Producer {
             self.client.check(unsafe { rd::rd_kafka_commit_transaction(self.client.rk, millis(timeout)) });
         match (committed, self.client.delivery_failure()) {
             (
-                Err(SystemError::Fatal(_) | SystemError::Retriable(_)),
+                Err(SystemError::Fatal(_) | SystemError::Retriable(_) | SystemError::Refused(_)),
                 Err(fenced @ SystemError::Fenced(_)),
             ) => Err(fenced),
             (committed, _) => committed,
