@@ -18,6 +18,7 @@ use types::{
 };
 
 use crate::board::Board;
+use crate::clock::Clock;
 use crate::end::End;
 use crate::stores::disk::{DiskMemory, TaskDisk};
 use crate::stores::fill::Fill;
@@ -41,6 +42,8 @@ pub(crate) struct Restore<'a> {
     /// For the chunks of this thread's tasks.
     pub(crate) chunk_bytes: u64,
     pub(crate) board: &'a Board,
+    /// For rows that end.
+    pub(crate) clock: &'a Clock,
 }
 
 /// A task that is as it was.
@@ -245,7 +248,7 @@ impl Restore<'_> {
         progress: &mut Progress<'_>,
     ) -> Result<Option<MemoryRows>, End> {
         let read_at = unix_ms();
-        let ttl = of.spec.ttl_ms.map(|ttl_ms| (ttl_ms, read_at));
+        let ttl = of.spec.ttl_ms.map(|ttl_ms| (ttl_ms, self.clock.unix_ms()));
         let mut memory = (of.spec.kind == StoreKind::Memory).then(MemoryRows::default);
         let is_empty = matches!(of.plan, Plan::Full(_));
         let mut fill = Fill::new(disk, of.store, is_empty, ttl, chunk_bytes);

@@ -96,6 +96,7 @@ impl<T: StreamTask> Life<T> {
                 inputs: place.inputs.clone(),
                 config: w.task.config.clone(),
                 stores: place.stores.iter().map(|(name, store)| (name.clone(), raw(store))).collect(),
+                concurrency: w.task.concurrency,
                 clock: w.clock.clone(),
                 metrics: place.metrics.clone(),
                 timer_queue: timers.clone(),
