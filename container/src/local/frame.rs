@@ -234,7 +234,7 @@ pub(crate) fn rows(bytes: &[u8], first: u64) -> impl Iterator<Item = Row<'_>> {
         let (key, value) = (items.varint()?, items.varint()?);
         let mut part = |length: u64| match length.checked_sub(1) {
             None => Some(None),
-            Some(length) => Some(Some(items.bytes(usize::try_from(length).ok()?)?)),
+            Some(length) => items.bytes(usize::try_from(length).ok()?).map(Some),
         };
         let (key, value) = (part(key)?, part(value)?);
         let offset = next.checked_add(gap)?;
