@@ -229,7 +229,7 @@ impl Run {
         match op {
             Op::Get(k) => {
                 let found = self.rig.store.get(&key(k)).expect("reads").map(<[u8]>::to_vec);
-                prop_assert_eq!(found.as_ref(), self.live().get(&key(k)));
+                prop_assert_eq!(&found, &self.live().get(&key(k)).cloned());
             }
             Op::Put(k, v) => self.write(k, Some(v)),
             Op::Delete(k) => self.write(k, None),
