@@ -12,8 +12,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use samza::{
-    BytesSerde, I64Serde, IncomingMessageEnvelope, KeyValueStore, MessageCollector, OutgoingMessage, StreamTask,
-    StringSerde, TaskContext, TaskCoordinator, TaskResult,
+    BytesSerde, I64Serde, IncomingMessageEnvelope, KeyValueStore, MessageCollector, OutgoingMessage,
+    StreamTask, StringSerde, TaskContext, TaskCoordinator, TaskResult,
 };
 
 /// What goes wrong.
@@ -96,7 +96,9 @@ impl StreamTask for Counter {
             match pads.get(&key)? {
                 None if count == 1 => pads.put(&key, &pad)?,
                 Some(found) if found == pad => {}
-                found => return Err(format!("pad of {key} at {count}: {:?} bytes", found.map(|f| f.len())).into()),
+                found => {
+                    return Err(format!("pad of {key} at {count}: {:?} bytes", found.map(|f| f.len())).into());
+                }
             }
         }
         if let Some(stream) = &self.output {

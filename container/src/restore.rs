@@ -13,9 +13,7 @@ use task_api::system::{Isolation, Message, SystemAdmin, SystemError, TopicPartit
 use task_core::record::{self, Checkpoint, Record, Restored};
 use task_core::restore::{Changelog, OffsetsRow, Plan, Why, plan};
 use tracing::{debug, info, warn};
-use types::{
-    Incarnation, JobSpec, JobTopics, RestoreStatus, StoreKind, StoreSpec, TaskModel, TaskName,
-};
+use types::{Incarnation, JobSpec, JobTopics, RestoreStatus, StoreKind, StoreSpec, TaskModel, TaskName};
 
 use crate::board::Board;
 use crate::clock::Clock;
@@ -212,7 +210,13 @@ impl Restore<'_> {
         let ends = patiently(|| self.admin.watermarks(std::slice::from_ref(&log.at)))?;
         let low = ends.first().map_or(0, |w| w.low).min(high);
         if store.kind == StoreKind::Memory {
-            return Ok(StorePlan { store: name, spec: store, plan: Plan::Full(Why::InMemory), from: low, high });
+            return Ok(StorePlan {
+                store: name,
+                spec: store,
+                plan: Plan::Full(Why::InMemory),
+                from: low,
+                high,
+            });
         }
         let local = disk.offsets_row(name)?.and_then(|row| OffsetsRow::decode(&row));
         let changelog = Changelog {
@@ -293,8 +297,7 @@ impl Restore<'_> {
             Some(rows) => rows.taken(),
             None => {
                 let offset = of.high;
-                let row =
-                    OffsetsRow { topic_id: log.topic_id.clone(), offset, flushed_unix_ms: read_at };
+                let row = OffsetsRow { topic_id: log.topic_id.clone(), offset, flushed_unix_ms: read_at };
                 fill.finish(&row.encode())?
             }
         };

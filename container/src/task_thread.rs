@@ -254,8 +254,6 @@ impl Desk<'_> {
             let raw: Rc<RefCell<dyn RawStore>> = store.store.clone();
             context.stores.insert(name.clone(), raw);
         }
-        task.code
-            .init(&mut context)
-            .map_err(|error| End::Failed(format!("init of {}: {error}", task.name)))
+        task.code.init(&mut context).map_err(|error| End::Failed(format!("init of {}: {error}", task.name)))
     }
 }

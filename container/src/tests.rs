@@ -13,8 +13,8 @@ use task_api::{
 };
 use task_core::record::{self, Record};
 use types::{
-    ContainerModel, Delivery, Epoch, Incarnation, JobSpec, JobTopics, StoreSpec, SystemStream, SystemStreamPartition,
-    TaskModel,
+    ContainerModel, Delivery, Epoch, Incarnation, JobSpec, JobTopics, StoreSpec, SystemStream,
+    SystemStreamPartition, TaskModel,
 };
 
 use crate::board::Board;

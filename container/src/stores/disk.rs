@@ -69,8 +69,7 @@ impl TaskDisk {
         let stores: Vec<(&str, &StoreSpec)> = stores.iter().filter(on_disk).copied().collect();
         let now_unix_ms = Arc::new(AtomicU64::new(0));
         let layout = Layout { stores: &stores, memory, now_unix_ms: &now_unix_ms };
-        let (db, set_aside) =
-            database::open_or_set_aside(&folder, &database::aside(state, entry), &layout)?;
+        let (db, set_aside) = database::open_or_set_aside(&folder, &database::aside(state, entry), &layout)?;
         let stores = stores.iter().map(|(name, spec)| ((*name).to_owned(), (*spec).clone())).collect();
         Ok(TaskDisk { db, memory: memory.clone(), stores, folder, set_aside, now_unix_ms, _lock: lock })
     }
@@ -209,9 +208,7 @@ impl TaskDisk {
         for store in self.stores.keys() {
             families.push(self.cf(&family(store))?);
         }
-        self.db
-            .flush_cfs_opt(&families.iter().collect::<Vec<_>>(), &options)
-            .map_err(|e| self.failed(e))
+        self.db.flush_cfs_opt(&families.iter().collect::<Vec<_>>(), &options).map_err(|e| self.failed(e))
     }
 
     /// Has files of a store merged later than usual while it is filled: many at once is cheaper than a few each time.

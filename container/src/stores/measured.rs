@@ -36,7 +36,9 @@ fn restore_of_a_million_keys() {
         let per_row = |time: Duration| time.as_nanos() / u128::from(rows);
         println!(
             "chunks of {chunk_mib} MiB, {rows} rows: {} ns per row on the clock, {} ns of CPU, {} with the merging after it",
-            per_row(took), per_row(used), per_row(all),
+            per_row(took),
+            per_row(used),
+            per_row(all),
         );
     }
 }

@@ -447,8 +447,7 @@ fn a_row_that_is_too_large_fails_or_is_dropped_and_counted() {
     let error = rig.store.put(b"12345", b"123456").expect_err("too large");
     assert!(matches!(error, StoreError::TooLarge { bytes: 11, limit: 10, .. }), "{error}");
     drop(rig);
-    let mut rig =
-        Rig::on_disk(&StoreSpec { on_large_value: OnLargeValue::Drop, ..small }, state.path());
+    let mut rig = Rig::on_disk(&StoreSpec { on_large_value: OnLargeValue::Drop, ..small }, state.path());
     rig.store.put(b"key", b"value").expect("fits");
     rig.store.put(b"key", b"a larger value").expect("is dropped");
     assert_eq!(rig.store.get(b"key").expect("reads"), Some(b"value".as_slice()), "as it was");
