@@ -23,6 +23,7 @@ use types::JobSpec;
 pub use problem::{Problem, Problems};
 pub use render::render;
 pub use start_point::{print_start_point, start_point};
+pub use units::{MEMORY_FORM, memory_bytes};
 
 /// A job file that is valid.
 #[derive(Debug, Clone, PartialEq)]

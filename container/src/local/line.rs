@@ -178,11 +178,12 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn envelope(&mut self, found: Envelope, shape: &Shape) -> Result<Parsed, Malformed> {
         let text = self.text;
-        let mut either = |plain: Option<Range<usize>>, base64: Option<Range<usize>>, form| match (plain, base64) {
-            (Some(at), _) => self.part(at, form),
-            (None, Some(at)) => self.base64(at),
-            (None, None) => Ok(Part::Absent),
-        };
+        let mut either =
+            |plain: Option<Range<usize>>, base64: Option<Range<usize>>, form| match (plain, base64) {
+                (Some(at), _) => self.part(at, form),
+                (None, Some(at)) => self.base64(at),
+                (None, None) => Ok(Part::Absent),
+            };
         let key = either(found.key, found.key_base64, shape.key)?;
         let value = either(found.value, found.value_base64, shape.value)?;
         let timestamp_ms = found.timestamp.and_then(|at| text[at].parse().ok()).unwrap_or(-1);
@@ -220,7 +221,8 @@ impl Reader<'_> {
 
     fn base64(&mut self, at: Range<usize>) -> Result<Part, Malformed> {
         let bad = || Malformed { column: at.start + 1, what: "not base64".into() };
-        let text = self.text[at.clone()].strip_prefix('"').and_then(|t| t.strip_suffix('"')).ok_or_else(bad)?;
+        let text =
+            self.text[at.clone()].strip_prefix('"').and_then(|t| t.strip_suffix('"')).ok_or_else(bad)?;
         let bytes = BASE64.decode(text).map_err(|_| bad())?;
         Ok(self.made(&bytes))
     }
@@ -394,7 +396,11 @@ fn json(bytes: &[u8], form: Form, out: &mut Vec<u8>) -> bool {
         return true;
     }
     let Ok(text) = std::str::from_utf8(bytes) else { return false };
-    if stands_for_itself(text, form) { out.extend_from_slice(bytes) } else { string(text, out) }
+    if stands_for_itself(text, form) {
+        out.extend_from_slice(bytes)
+    } else {
+        string(text, out)
+    }
     true
 }
 
@@ -445,14 +451,18 @@ mod tests {
         assert_eq!(text(r#" {"a": 1} "#, &plain), row(None, Some(r#"{"a": 1}"#)));
         assert_eq!(text(r#""a\nb""#, &plain), row(None, Some("a\nb")));
         assert_eq!(text("12.50", &plain), row(None, Some("12.50")));
-        assert_eq!(text(r#"{"key":"k","value":{"n": [1, "}"]}}"#, &plain), row(Some("k"), Some(r#"{"n": [1, "}"]}"#)));
+        assert_eq!(
+            text(r#"{"key":"k","value":{"n": [1, "}"]}}"#, &plain),
+            row(Some("k"), Some(r#"{"n": [1, "}"]}"#))
+        );
         assert_eq!(text(r#"{"value" : "x" , "key" : 7}"#, &plain), row(Some("7"), Some("x")));
         assert_eq!(text(r#"{"key":"k","value":null}"#, &plain), row(Some("k"), None));
         let more = r#"{"key":"k","value":1,"other":2}"#;
         assert_eq!(text(more, &plain), row(None, Some(more)), "a field more, and it is a value");
         let twice = r#"{"value":1,"value":2}"#;
         assert_eq!(text(twice, &plain), row(None, Some(twice)));
-        let timed = read(br#"{"value":1,"timestamp":1700000000000}"#, &plain).expect("read").expect("a message");
+        let timed =
+            read(br#"{"value":1,"timestamp":1700000000000}"#, &plain).expect("read").expect("a message");
         assert_eq!(timed.2, 1_700_000_000_000);
         assert_eq!(read(b"  \r", &plain), Ok(None));
     }
@@ -465,7 +475,11 @@ mod tests {
         let line = r#"{"n":{"user":"no"},"\u0075ser":[1]}"#;
         assert_eq!(text(line, &by_user), row(Some("[1]"), Some(line)));
         assert_eq!(text(r#"{"n":1}"#, &by_user), row(None, Some(r#"{"n":1}"#)));
-        assert_eq!(text(r#"{"key":"k","value":1}"#, &by_user), row(Some("k"), Some("1")), "an envelope is one");
+        assert_eq!(
+            text(r#"{"key":"k","value":1}"#, &by_user),
+            row(Some("k"), Some("1")),
+            "an envelope is one"
+        );
     }
 
     #[test]
@@ -489,13 +503,19 @@ mod tests {
             String::from_utf8(out).expect("text")
         };
         let plain = Shape::default();
-        assert_eq!(written(Some(b"k"), Some(b"{\"n\":1}"), &[], &plain), "{\"key\":\"k\",\"value\":{\"n\":1}}\n");
+        assert_eq!(
+            written(Some(b"k"), Some(b"{\"n\":1}"), &[], &plain),
+            "{\"key\":\"k\",\"value\":{\"n\":1}}\n"
+        );
         assert_eq!(written(None, Some(b"17"), &[], &plain), "17\n");
         assert_eq!(written(None, Some(b"two words"), &[], &plain), "\"two words\"\n");
         assert_eq!(written(None, Some(b"\xff"), &[], &plain), "{\"value-base64\":\"/w==\"}\n");
         assert_eq!(written(Some(b"k"), None, &[], &plain), "{\"key\":\"k\",\"value\":null}\n");
         let failed = [("error", b"no number".as_slice())];
-        assert_eq!(written(None, Some(b"x"), &failed, &plain), "{\"value\":\"x\",\"headers\":{\"error\":\"no number\"}}\n");
+        assert_eq!(
+            written(None, Some(b"x"), &failed, &plain),
+            "{\"value\":\"x\",\"headers\":{\"error\":\"no number\"}}\n"
+        );
         let numbers = Shape { key: Form::I64, value: Form::F64, key_field: None };
         let (key, value) = (7_i64.to_be_bytes(), 2.5_f64.to_be_bytes());
         assert_eq!(written(Some(&key), Some(&value), &[], &numbers), "{\"key\":7,\"value\":2.5}\n");

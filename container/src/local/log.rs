@@ -227,6 +227,12 @@ impl Log {
         ((partition as usize) < self.topics[topic].partitions.len()).then_some((topic as u32, partition))
     }
 
+    /// The number of topic `name`, and how many partitions it has.
+    pub(crate) fn partitions(&self, name: &str) -> Option<(u32, u32)> {
+        let topic = self.topics.iter().position(|t| t.name == name)?;
+        Some((topic as u32, self.topics[topic].partitions.len() as u32))
+    }
+
     /// Gives away the next `count` offsets of a partition; returns the first.
     pub(crate) fn reserve(&mut self, topic: u32, partition: u32, count: u64) -> Result<u64, SystemError> {
         let of = self.partition_mut(topic, partition);

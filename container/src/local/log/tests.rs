@@ -9,7 +9,8 @@ fn put(log: &mut Log, partition: i32, rows: &[(&[u8], Option<&[u8]>)]) {
     let mut made = Rows::default();
     rows.iter().for_each(|(key, value)| made.push(0, Some(key), *value));
     let first = log.reserve(topic, partition, made.span).expect("there");
-    let head = RowsHead { topic, partition, first, end: first + made.span, unix_ms: crate::restore::unix_ms() };
+    let head =
+        RowsHead { topic, partition, first, end: first + made.span, unix_ms: crate::restore::unix_ms() };
     let mut frame = Frame::default();
     frame.push(&Item::Rows { head, rows: &made.bytes });
     log.append(frame).expect("written");
@@ -101,7 +102,10 @@ fn a_torn_last_frame_is_cut_off_wherever_it_is_torn() {
         assert_eq!(rows(&log, 0, 0, 1), [row(0, "a", Some("1"))], "zeros from {at}");
         put(&mut log, 0, &[(b"c", Some(b"3"))]);
         let log = Log::open(&path).expect("opened");
-        assert_eq!(rows(&log, 0, 1, 9).last(), Some(&row(log.topics[0].partitions[0].next - 1, "c", Some("3"))));
+        assert_eq!(
+            rows(&log, 0, 1, 9).last(),
+            Some(&row(log.topics[0].partitions[0].next - 1, "c", Some("3")))
+        );
     }
 }
 
