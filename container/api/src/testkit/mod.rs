@@ -65,6 +65,10 @@
 //!
 //! Asynchronous tasks run in [`TestKit::new_async`]; their calls must come to something without a runtime.
 
+#[cfg(test)]
+mod async_tests;
+#[cfg(test)]
+mod crash_tests;
 mod in_place;
 mod life;
 mod store;
