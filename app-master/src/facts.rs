@@ -4,9 +4,9 @@ use std::net::ToSocketAddrs;
 use std::sync::Arc;
 
 use am_core::place::{Broker, PartitionPlace, Topology};
-use am_core::{job_model, plan};
+use am_core::plan;
 use task_api::system::{SystemAdmin, SystemError};
-use types::{JobSpec, StreamSpec, SystemStream};
+use types::{JobSpec, SystemStream};
 
 use crate::systems::Systems;
 
@@ -25,7 +25,7 @@ pub enum Unread {
 /// An input does not exist, or a system did not answer.
 pub fn read_topology(spec: &JobSpec, systems: &mut dyn Systems) -> Result<Topology, Unread> {
     let mut topology = Topology::default();
-    let inputs = job_model::inputs(spec)
+    let inputs = types::inputs(spec)
         .map_err(|e| Unread::System(String::new(), SystemError::Fatal(e.to_string())))?;
     let mut missing = Vec::new();
     for system in plan::systems(spec) {
@@ -69,8 +69,7 @@ fn read_streams(
 
 /// The topic of a stream.
 fn physical(spec: &JobSpec, stream: &SystemStream) -> String {
-    let known = spec.streams.get(&stream.to_string()).map(|s| s.topic.clone());
-    known.unwrap_or_else(|| StreamSpec::default_for(&stream.stream).topic)
+    spec.stream(stream).topic
 }
 
 /// What `host` resolves to, without itself.

@@ -245,7 +245,7 @@ impl From<Unread> for Trouble {
             Unread::System(system, SystemError::Retriable(why)) => {
                 Trouble::Failure(Failure::Waiting(format!("waiting for system {system}: {why}")))
             }
-            Unread::System(system, SystemError::Fatal(why)) => {
+            Unread::System(system, SystemError::Fatal(why) | SystemError::Refused(why)) => {
                 Trouble::Failure(Failure::Fatal(format!("system {system}: {why}")))
             }
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kafka::{KafkaAdmin, KafkaProducer};
 use task_api::system::{SystemAdmin, SystemError, TransactionalProducer};
-use types::{JobSpec, SystemSpec};
+use types::{JobSpec, SystemKind, SystemSpec};
 
 /// Opens systems by their name in job.toml.
 pub trait Systems: Send {
@@ -45,7 +45,7 @@ impl KafkaSystems {
     fn spec(&self, system: &str) -> Result<&SystemSpec, SystemError> {
         let unknown = || SystemError::Fatal(format!("system `{system}` is not in [systems]"));
         let spec = self.specs.get(system).ok_or_else(unknown)?;
-        if spec.kind != "kafka" {
+        if spec.kind != SystemKind::Kafka {
             return Err(SystemError::Fatal(format!(
                 "system `{system}` is of type `{}`, not kafka",
                 spec.kind

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use task_api::system::{
-    BrokerMetadata, Isolation, Message, NewTopic, PartitionMetadata, PlainMessage, SystemAdmin, SystemError,
-    SystemProducer, TopicHandle, TopicMetadata, TopicPartition, TransactionalProducer, Watermarks,
+    BrokerMetadata, Header, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage,
+    SystemAdmin, SystemError, SystemProducer, TopicHandle, TopicMetadata, TopicPartition,
+    TransactionalProducer, Watermarks,
 };
 use types::{
-    ContainersSpec, Delivery, Grouper, JobId, JobSpec, OnExhausted, OnLeaseLoss, PackageSpec, PlacementSpec,
-    Resource, RestartSpec, Spread, StoreSpec, SystemSpec, TaskSpec,
+    ContainersSpec, Delivery, ErrorsSpec, Grouper, JobId, JobSpec, OnExhausted, OnLeaseLoss, PackageSpec,
+    PlacementSpec, Resource, RestartSpec, Spread, StoreSpec, SystemKind, SystemSpec, TaskSpec,
 };
 
 use crate::systems::Systems;
@@ -18,19 +19,16 @@ use crate::systems::Systems;
 /// A job with one input `in`, one store and two containers.
 pub fn spec() -> JobSpec {
     let kafka = SystemSpec {
-        kind: "kafka".into(),
+        kind: SystemKind::Kafka,
         bootstrap: "127.0.0.1:9092".into(),
         consumer: BTreeMap::new(),
         producer: BTreeMap::new(),
         replication: None,
+        path: None,
     };
     let store = StoreSpec {
-        changelog: Some("j-1-seen-changelog".into()),
-        changelog_system: "kafka".into(),
-        key_serde: None,
-        serde: None,
         cache_rows: 1000,
-        changelog_config: BTreeMap::new(),
+        ..StoreSpec::with_changelog(Some("j-1-seen-changelog".into()), "kafka")
     };
     JobSpec {
         job: JobId { name: "j".into(), id: "1".into() },
@@ -45,6 +43,8 @@ pub fn spec() -> JobSpec {
             commit_ms: 1000,
             delivery: Delivery::ExactlyOnce,
             grouper: Grouper::Partition,
+            timers: false,
+            concurrency: 16,
             config: BTreeMap::new(),
         },
         systems: BTreeMap::from([("kafka".to_owned(), kafka)]),
@@ -58,6 +58,7 @@ pub fn spec() -> JobSpec {
             labels: BTreeMap::new(),
             spread: Spread::None,
         },
+        errors: ErrorsSpec::default(),
         restart: RestartSpec {
             retries: 3,
             window_ms: 300_000,
@@ -215,6 +216,10 @@ impl SystemAdmin for Memory {
         }
         Ok(())
     }
+    fn lost(&self, starts: &[(TopicPartition, Offset)]) -> Result<Vec<Option<Lost>>, SystemError> {
+        drop(self.lock()?);
+        Ok(vec![None; starts.len()])
+    }
     fn fence(&self, transactional_id: &str) -> Result<(), SystemError> {
         self.lock()?.register(transactional_id);
         Ok(())
@@ -256,6 +261,7 @@ impl SystemProducer for MemoryProducer {
         partition: Option<i32>,
         key: Option<&[u8]>,
         value: Option<&[u8]>,
+        _headers: &[Header<'_>],
     ) -> Result<(), SystemError> {
         let to = TopicPartition {
             topic: self.topics[topic.0 as usize].clone(),

@@ -4,9 +4,9 @@ use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
-use job_file::JobFile;
+use job_file::{JobFile, Problem};
 use serde_json::json;
-use types::{AppId, Delivery, JobSpec};
+use types::{AppId, Delivery, JobSpec, SystemKind};
 
 use crate::args::{Common, Format};
 use crate::failure::{Code, Failure};
@@ -43,6 +43,9 @@ pub async fn submit(common: &Common, request: &Request<'_>) -> Result<(), Failur
     if request.check {
         return check(common, &file, &package);
     }
+    if let Some(told) = only_local(&file) {
+        return Err(Failure::new(Code::BadJobFile, told.to_string()));
+    }
     if !request.skip_broker_check {
         brokers::check(&file).await?;
     }
@@ -66,7 +69,21 @@ pub async fn submit(common: &Common, request: &Request<'_>) -> Result<(), Failur
     Ok(())
 }
 
+/// Why the cluster cannot run the job, if it cannot: files are on one machine, and have no owner records that could
+/// keep two containers apart.
+fn only_local(file: &JobFile) -> Option<Problem> {
+    let (name, _) = file.spec.systems.iter().find(|(_, system)| system.kind == SystemKind::Jsonl)?;
+    let told = format!(
+        "a job with a system of type \"jsonl\" runs on one machine only: `samza run {} --local`",
+        file.name
+    );
+    Some(file.at(&format!("systems.{name}.type"), told))
+}
+
 fn check(common: &Common, file: &JobFile, package: &Package) -> Result<(), Failure> {
+    if let Some(told) = only_local(file) {
+        say(&format!("note: {told}"));
+    }
     if common.output == Format::Json {
         return print_json(&file.spec);
     }
@@ -97,7 +114,10 @@ fn summary(spec: &JobSpec, package: &Package) -> String {
     let systems: Vec<String> = spec
         .systems
         .iter()
-        .map(|(name, system)| format!("{name} ({} at {})", system.kind, system.bootstrap))
+        .map(|(name, system)| match system.kind {
+            SystemKind::Kafka => format!("{name} (kafka at {})", system.bootstrap),
+            SystemKind::Jsonl => format!("{name} (jsonl in {})", system.path.as_deref().unwrap_or(".")),
+        })
         .collect();
     let mut lines = vec![
         ("job", spec.job.to_string()),

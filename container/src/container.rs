@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use task_api::metrics::MetricsRegistry;
 use tracing::{error, info, warn};
-use types::{ContainerModel, EXIT_FENCED, TaskModel};
+use types::{ContainerModel, EXIT_FENCED, SystemKind, TaskModel};
 
 use crate::board::Board;
 use crate::budget::Budget;
@@ -15,7 +15,7 @@ use crate::end::End;
 use crate::environment::Environment;
 use crate::stores::disk::DiskMemory;
 use crate::task_thread::{self, Shared};
-use crate::{StreamTask, master, systems};
+use crate::{StreamTask, local, master, systems};
 
 /// How long the other threads may commit and close when one has failed.
 const LAST_COMMITS: Duration = Duration::from_secs(10);
@@ -23,14 +23,8 @@ const EXIT_FAILED: i32 = 1;
 
 /// Runs the container; returns the exit code.
 pub(crate) fn run<T: StreamTask, F: Fn() -> T + Send + Sync>(factory: &F) -> i32 {
-    let environment = match Environment::read() {
-        Ok(environment) => environment,
-        Err(error) => {
-            error!("cannot start: {error:#}");
-            return EXIT_FAILED;
-        }
-    };
-    match with_environment(&environment, factory) {
+    let ended = if local::is_wanted() { local::run(factory) } else { in_cluster(factory) };
+    match ended {
         Ok(()) => {
             info!("over");
             0
@@ -46,11 +40,19 @@ pub(crate) fn run<T: StreamTask, F: Fn() -> T + Send + Sync>(factory: &F) -> i32
     }
 }
 
+fn in_cluster<T: StreamTask, F: Fn() -> T + Send + Sync>(factory: &F) -> Result<(), End> {
+    let environment = Environment::read().map_err(|e| End::Failed(format!("cannot start: {e:#}")))?;
+    with_environment(&environment, factory)
+}
+
 fn with_environment<T: StreamTask, F: Fn() -> T + Send + Sync>(
     environment: &Environment,
     factory: &F,
 ) -> Result<(), End> {
     let job = &environment.job;
+    if let Some((name, system)) = job.systems.iter().find(|(_, system)| system.kind != SystemKind::Kafka) {
+        return Err(End::Failed(format!("system `{name}` is of type {}: run the job with --local", system.kind)));
+    }
     let threads = job.containers.threads.max(1);
     let stateful = !job.stores.is_empty();
     let budget = Budget::new(environment.memory_bytes, threads, stateful);
@@ -59,7 +61,8 @@ fn with_environment<T: StreamTask, F: Fn() -> T + Send + Sync>(
         "memory budget: {budget}"
     );
     let board = Arc::new(Board::default());
-    let session = master::start(environment.clone(), Arc::clone(&board))
+    let metrics = MetricsRegistry::default();
+    let session = master::start(environment.clone(), Arc::clone(&board), metrics.clone())
         .map_err(|e| End::Failed(format!("cannot start the session's thread: {e}")))?;
     // Connecting to the systems needs no model, so it is begun while the model is asked for.
     let systems = systems::open(job, &budget, &environment.rack)?;
@@ -79,7 +82,7 @@ fn with_environment<T: StreamTask, F: Fn() -> T + Send + Sync>(
         board: Arc::clone(&board),
         flush_ms: task_thread::FLUSH_MS,
         clock: Clock::start(),
-        metrics: MetricsRegistry::default(),
+        metrics,
     };
     let ended = run_threads(&shared, &model, factory);
     session.finish();

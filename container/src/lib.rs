@@ -37,9 +37,11 @@ mod container;
 mod end;
 mod engine;
 mod environment;
+mod exposition;
 mod failures;
 mod held;
 mod inputs;
+mod local;
 mod master;
 mod meters;
 mod pause;
@@ -57,8 +59,9 @@ mod tests;
 pub use task_api::*;
 pub use types::{Delivery, JobId, SystemStream, SystemStreamPartition, TaskName};
 
-/// Runs a container of a job; `factory` makes one task. To be called from `main` as its last act: the process exits
-/// with 0 when it was told to stop, with `types::EXIT_FENCED` when a newer incarnation owns its tasks, and with 1
+/// Runs a container of a job, or, if `--local` is among the arguments, the whole job in this process (`--local --help`
+/// tells how); `factory` makes one task. To be called from `main` as its last act: the process exits with 0 when it was
+/// told to stop or its inputs are over, with `types::EXIT_FENCED` when a newer incarnation owns its tasks, and with 1
 /// when something failed (the log says what).
 pub fn run<T: StreamTask, F: Fn() -> T + Send + Sync + 'static>(factory: F) -> ! {
     daemon::init_logs("container");

@@ -16,9 +16,9 @@ use task_core::record::{self, Record};
 use tokio::sync::mpsc;
 use types::{
     ContainerHello, ContainerModel, ContainerPhase, ContainerStatus, ContainerWelcome, ContainersSpec,
-    Delivery, FromContainer, Grouper, JobId, JobSpec, JobTopics, OffsetDefault, OnExhausted, OnLeaseLoss,
-    PackageSpec, PlacementSpec, Resource, RestartSpec, Spread, StoreSpec, StreamSpec, SystemSpec,
-    SystemStream, SystemStreamPartition, TaskModel, TaskSpec, ToContainer,
+    Delivery, ErrorsSpec, FromContainer, Grouper, JobId, JobSpec, JobTopics, OffsetDefault, OnExhausted,
+    OnLeaseLoss, PackageSpec, PlacementSpec, Resource, RestartSpec, Spread, StoreSpec, StreamSpec,
+    SystemKind, SystemSpec, SystemStream, SystemStreamPartition, TaskModel, TaskSpec, ToContainer,
 };
 
 const PARTITIONS: i32 = 2;
@@ -240,28 +240,27 @@ fn spec(name: &str, bootstrap: &str, delivery: Delivery) -> JobSpec {
             commit_ms: 100,
             delivery,
             grouper: Grouper::Partition,
+            timers: false,
+            concurrency: 16,
             config: BTreeMap::from([("output".to_owned(), "kafka.out".to_owned())]),
         },
         systems: BTreeMap::from([(
             "kafka".to_owned(),
             SystemSpec {
-                kind: "kafka".into(),
+                kind: SystemKind::Kafka,
                 bootstrap: bootstrap.to_owned(),
                 consumer: BTreeMap::new(),
                 producer: BTreeMap::new(),
                 replication: None,
+                path: None,
             },
         )]),
         streams: BTreeMap::from([stream("in"), stream("out")]),
         stores: BTreeMap::from([(
             "counts".to_owned(),
             StoreSpec {
-                changelog: Some(format!("{name}-changelog")),
-                changelog_system: "kafka".into(),
-                key_serde: None,
-                serde: None,
                 cache_rows: 100_000,
-                changelog_config: BTreeMap::new(),
+                ..StoreSpec::with_changelog(Some(format!("{name}-changelog")), "kafka")
             },
         )]),
         placement: PlacementSpec {
@@ -272,6 +271,7 @@ fn spec(name: &str, bootstrap: &str, delivery: Delivery) -> JobSpec {
             labels: BTreeMap::new(),
             spread: Spread::None,
         },
+        errors: ErrorsSpec::default(),
         restart: RestartSpec {
             retries: 0,
             window_ms: 0,

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use types::{
-    AppId, ContainerModel, Grouper, JobModel, JobSpec, SystemStream, SystemStreamPartition, TaskModel,
-    TaskName,
+    AppId, ContainerModel, JobModel, JobSpec, SystemStreamPartition, TaskModel, TaskName, TasksError,
 };
 
 use crate::grouping::{TaskPlace, group};
@@ -13,12 +12,9 @@ use crate::place::{Facts, Remembered, RememberedModel, Topology};
 /// Why there is no job model. None of these gets better by waiting.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ModelError {
-    /// An input is not `<system>.<stream>`.
-    #[error("input `{0}` is not of the form system.stream")]
-    BadInput(String),
-    /// No input has a partition.
-    #[error("the inputs have no partitions")]
-    NoTasks,
+    /// The inputs make no tasks.
+    #[error(transparent)]
+    Tasks(#[from] TasksError),
     /// More containers than tasks.
     #[error("{containers} containers for {tasks} tasks: set [containers] count to at most {tasks}")]
     TooManyContainers {
@@ -40,18 +36,6 @@ pub enum ModelError {
     },
 }
 
-/// The job's inputs, parsed.
-///
-/// # Errors
-/// One is not `<system>.<stream>`.
-pub fn inputs(spec: &JobSpec) -> Result<Vec<SystemStream>, ModelError> {
-    spec.task
-        .inputs
-        .iter()
-        .map(|i| SystemStream::parse(i).ok_or_else(|| ModelError::BadInput(i.clone())))
-        .collect()
-}
-
 /// The model for `app`: the remembered one if this application made it, else a new one near the old.
 ///
 /// # Errors
@@ -61,7 +45,8 @@ pub fn build(spec: &JobSpec, app: &AppId, facts: &Facts) -> Result<RememberedMod
     if let Some(made) = previous.filter(|m| m.app == *app) {
         return Ok(made.clone());
     }
-    let tasks = tasks(spec, &facts.topology)?;
+    let partitions = |stream: &_| facts.topology.streams.get(stream).map_or(0, Vec::len);
+    let tasks = types::tasks(spec, &partitions)?;
     if spec.containers.count as usize > tasks.len() {
         return Err(ModelError::TooManyContainers { containers: spec.containers.count, tasks: tasks.len() });
     }
@@ -96,40 +81,6 @@ pub fn slot_of(model: &JobModel, name: &TaskName) -> Option<u32> {
 pub fn changelog_mapping(model: &JobModel) -> BTreeMap<TaskName, i32> {
     let tasks = model.containers.values().flat_map(|c| &c.tasks);
     tasks.map(|t| (t.name.clone(), t.changelog_partition)).collect()
-}
-
-/// Tasks in the order of their partitions (2 before 10), each with what it reads.
-fn tasks(
-    spec: &JobSpec,
-    topology: &Topology,
-) -> Result<Vec<(TaskName, Vec<SystemStreamPartition>)>, ModelError> {
-    let mut by_partition: BTreeMap<i32, Vec<SystemStreamPartition>> = BTreeMap::new();
-    let mut broadcast = Vec::new();
-    for stream in inputs(spec)? {
-        let to_all = spec.streams.get(&stream.to_string()).is_some_and(|s| s.broadcast);
-        let count = topology.streams.get(&stream).map_or(0, Vec::len);
-        for partition in 0..i32::try_from(count).unwrap_or(i32::MAX) {
-            let part = SystemStreamPartition { stream: stream.clone(), partition };
-            match (to_all, spec.task.grouper) {
-                (true, _) => broadcast.push(part),
-                (false, Grouper::Partition) => by_partition.entry(partition).or_default().push(part),
-                (false, Grouper::Single) => by_partition.entry(0).or_default().push(part),
-            }
-        }
-    }
-    if by_partition.is_empty() && !broadcast.is_empty() {
-        by_partition.insert(0, Vec::new());
-    }
-    if by_partition.is_empty() {
-        return Err(ModelError::NoTasks);
-    }
-    Ok(by_partition
-        .into_iter()
-        .map(|(n, mut inputs)| {
-            inputs.extend(broadcast.iter().cloned());
-            (TaskName(format!("Partition {n}")), inputs)
-        })
-        .collect())
 }
 
 /// Known tasks keep theirs; on a first start task n gets partition n. A job that has run before gets no new ones:

@@ -113,6 +113,30 @@ fn topics_are_planned_with_replicas_and_quorum() {
     assert_eq!(alone.config["min.insync.replicas"], "1");
 }
 
+#[test]
+fn a_changelog_is_compacted_soon_and_forgets_what_its_store_forgets() {
+    let known: Facts = facts(&[1, 2, 3]);
+    let made = build(&spec(1), &"app".into(), &known).expect("a model");
+    let config = |spec: &JobSpec| {
+        let topics = job_topics(spec, &made.model, &known.topology);
+        topics.into_iter().find(|t| t.topic == "j-1-seen-changelog").expect("it is planned").config
+    };
+    let plain = config(&spec(1));
+    let ms = |key: &str| plain[key].parse::<u64>().expect("a number");
+    assert!(ms("segment.ms") + ms("max.compaction.lag.ms") <= 3_600_000, "{plain:?}");
+    assert!(!plain.contains_key("retention.ms") && !plain.contains_key("max.message.bytes"), "{plain:?}");
+    let mut forgetful = spec(1);
+    let store = forgetful.stores.get_mut("seen").expect("the job has it");
+    (store.ttl_ms, store.max_value_bytes) = (Some(3_600_000), 5_000_000);
+    let told = config(&forgetful);
+    let told = |key: &str| told[key].as_str();
+    assert_eq!((told("cleanup.policy"), told("retention.ms")), ("compact,delete", "3600000"));
+    assert_eq!((told("retention.bytes"), told("max.message.bytes")), ("-1", "5065536"));
+    let store = forgetful.stores.get_mut("seen").expect("the job has it");
+    store.changelog_config.insert("retention.ms".into(), "7200000".into());
+    assert_eq!(config(&forgetful)["retention.ms"], "7200000", "what the job says goes first");
+}
+
 fn state(node: &str, bytes: u64, flushed_unix_ms: u64) -> NodeState {
     let job = JobId { name: "j".into(), id: "1".into() };
     let entry = StateEntry { job, entry: "Partition-0".into(), bytes, flushed_unix_ms };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use types::JobSpec;
+use types::{JobSpec, OnError};
 
 use crate::keys::nearest;
 use crate::table::File;
@@ -16,6 +16,7 @@ pub(crate) fn references(file: &File<'_>, spec: &JobSpec) {
             known_system(file, spec, system, &format!("streams.{name}"));
         }
     }
+    dead_letter(file, spec);
     let mut owners: BTreeMap<(&str, &str), &str> = BTreeMap::new();
     for (name, store) in &spec.stores {
         known_system(file, spec, &store.changelog_system, &format!("stores.{name}.changelog-system"));
@@ -29,6 +30,40 @@ pub(crate) fn references(file: &File<'_>, spec: &JobSpec) {
                 &key,
                 &format!("\"{topic}\" is the changelog of store `{other}` already; give each its own"),
             );
+        }
+    }
+}
+
+/// The dead-letter stream is there if it is used, and only then; and it is no input, or a message would come round
+/// for ever.
+fn dead_letter(file: &File<'_>, spec: &JobSpec) {
+    const KEY: &str = "errors.dead-letter";
+    let errors = &spec.errors;
+    let stages = [("decode", errors.decode), ("process", errors.process), ("send", errors.send)];
+    let user = stages.into_iter().find(|(_, then)| *then == OnError::DeadLetter).map(|(stage, _)| stage);
+    if file.has_problem_under("errors") {
+        return;
+    }
+    match (&errors.dead_letter, user) {
+        (None, None) => {}
+        (None, Some(stage)) => file.problem(
+            file.line_of(&format!("errors.{stage}")),
+            KEY,
+            format!(
+                "missing key `{KEY}`, which `errors.{stage}` needs; write, for example, `dead-letter = \"{}-dead\"`",
+                shown(spec.task.inputs.first().map_or("kafka.flights", String::as_str))
+            ),
+        ),
+        (Some(_), None) => file.bad(
+            KEY,
+            "no stage sends anything there; write, for example, `process = \"dead-letter\"`, or leave it out",
+        ),
+        (Some(stream), Some(_)) if spec.task.inputs.contains(stream) => {
+            file.bad(KEY, &format!("\"{}\" is an input of the job; name another stream", shown(stream)));
+        }
+        (Some(stream), Some(_)) => {
+            let system = stream.split_once('.').map_or("", |(system, _)| system);
+            known_system(file, spec, system, KEY);
         }
     }
 }

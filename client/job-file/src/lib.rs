@@ -9,6 +9,9 @@ mod keys;
 mod problem;
 mod render;
 mod sections;
+mod start_point;
+mod stores;
+mod streams;
 mod table;
 mod units;
 mod value;
@@ -19,6 +22,8 @@ use types::JobSpec;
 
 pub use problem::{Problem, Problems};
 pub use render::render;
+pub use start_point::{print_start_point, start_point};
+pub use units::{MEMORY_FORM, memory_bytes};
 
 /// A job file that is valid.
 #[derive(Debug, Clone, PartialEq)]

@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use types::{Delivery, Grouper, JobSpec, OffsetDefault, OnExhausted, OnLeaseLoss, Resource, Spread};
+use types::{
+    Compression, Delivery, ErrorsSpec, Grouper, JobSpec, OffsetLost, OnError, OnExhausted, OnLargeValue,
+    OnLeaseLoss, Resource, RestartSpec, Spread, StoreKind, StoreSpec, StreamSpec, SystemKind, TIMERS_STORE,
+};
 
+use crate::start_point::print_start_point;
 use crate::units::{print_duration, print_memory};
 
 /// The job file that [`crate::parse`] reads as `spec` (without `package.artefact`, which no file holds).
@@ -29,24 +33,8 @@ pub fn render(spec: &JobSpec) -> String {
     task(&mut out, spec);
     systems(&mut out, spec);
     placement(&mut out, spec);
-    out.section("restart");
-    out.plain("retries", spec.restart.retries);
-    out.duration("window", spec.restart.window_ms);
-    out.plain(
-        "backoff",
-        format!(
-            "{{ min = \"{}\", max = \"{}\" }}",
-            print_duration(spec.restart.backoff_min_ms),
-            print_duration(spec.restart.backoff_max_ms)
-        ),
-    );
-    out.text(
-        "on-exhausted",
-        match spec.restart.on_exhausted {
-            OnExhausted::Fail => "fail",
-            OnExhausted::Degrade => "degrade",
-        },
-    );
+    errors(&mut out, &spec.errors);
+    restart(&mut out, &spec.restart);
     out.0
 }
 
@@ -71,48 +59,95 @@ fn task(out: &mut Toml, spec: &JobSpec) {
             Grouper::Single => "single",
         },
     );
+    out.plain("timers", spec.task.timers);
+    out.plain("concurrency", spec.task.concurrency);
     out.table("config", &spec.task.config);
 }
 
 fn systems(out: &mut Toml, spec: &JobSpec) {
     for (name, system) in &spec.systems {
         out.section(&format!("systems.{}", quoted(name)));
-        out.text("type", &system.kind);
-        out.text("bootstrap", &system.bootstrap);
+        out.text("type", &system.kind.to_string());
+        match system.kind {
+            SystemKind::Kafka => out.text("bootstrap", &system.bootstrap),
+            SystemKind::Jsonl => out.optional("path", system.path.as_deref()),
+        }
         out.table("consumer", &system.consumer);
         out.table("producer", &system.producer);
         if let Some(replication) = system.replication {
             out.plain("replication", replication);
         }
     }
-    for (name, stream) in &spec.streams {
+    for (name, spec) in &spec.streams {
         out.section(&format!("streams.{}", quoted(name)));
-        out.text("topic", &stream.topic);
-        out.optional("key-serde", stream.key_serde.as_deref());
-        out.optional("serde", stream.serde.as_deref());
-        out.text(
-            "offset-default",
-            match stream.offset_default {
-                OffsetDefault::Oldest => "oldest",
-                OffsetDefault::Newest => "newest",
-            },
-        );
-        out.plain("bootstrap", stream.bootstrap);
-        out.plain("priority", stream.priority);
-        out.plain("broadcast", stream.broadcast);
+        stream(out, spec);
     }
-    for (name, store) in &spec.stores {
-        out.section(&format!("stores.{}", quoted(name)));
-        match &store.changelog {
-            Some(topic) => out.text("changelog", topic),
-            None => out.plain("changelog", false),
+    for (name, store_spec) in &spec.stores {
+        if name == TIMERS_STORE && spec.task.timers {
+            continue;
         }
-        out.text("changelog-system", &store.changelog_system);
-        out.optional("key-serde", store.key_serde.as_deref());
-        out.optional("serde", store.serde.as_deref());
-        out.plain("cache-rows", store.cache_rows);
-        out.table("changelog-config", &store.changelog_config);
+        out.section(&format!("stores.{}", quoted(name)));
+        store(out, store_spec);
     }
+}
+
+fn stream(out: &mut Toml, stream: &StreamSpec) {
+    out.text("topic", &stream.topic);
+    out.optional("key-serde", stream.key_serde.as_deref());
+    out.optional("serde", stream.serde.as_deref());
+    out.optional("key", stream.key.as_deref());
+    out.text("offset-default", &print_start_point(stream.offset_default));
+    out.text(
+        "offset-lost",
+        match stream.offset_lost {
+            OffsetLost::Fail => "fail",
+            OffsetLost::Oldest => "oldest",
+            OffsetLost::Newest => "newest",
+        },
+    );
+    out.plain("bounded", stream.bounded);
+    out.plain("bootstrap", stream.bootstrap);
+    out.plain("priority", stream.priority);
+    out.plain("broadcast", stream.broadcast);
+}
+
+fn store(out: &mut Toml, store: &StoreSpec) {
+    out.text(
+        "type",
+        match store.kind {
+            StoreKind::RocksDb => "rocksdb",
+            StoreKind::Memory => "memory",
+        },
+    );
+    match &store.changelog {
+        Some(topic) => out.text("changelog", topic),
+        None => out.plain("changelog", false),
+    }
+    out.text("changelog-system", &store.changelog_system);
+    out.optional("key-serde", store.key_serde.as_deref());
+    out.optional("serde", store.serde.as_deref());
+    out.plain("cache-rows", store.cache_rows);
+    if let Some(ttl) = store.ttl_ms {
+        out.duration("ttl", ttl);
+    }
+    out.text("max-value", &print_memory(store.max_value_bytes));
+    out.text(
+        "on-large-value",
+        match store.on_large_value {
+            OnLargeValue::Fail => "fail",
+            OnLargeValue::Drop => "drop",
+        },
+    );
+    out.text(
+        "compression",
+        match store.compression {
+            Compression::None => "none",
+            Compression::Lz4 => "lz4",
+            Compression::Zstd => "zstd",
+        },
+    );
+    out.text("block-size", &print_memory(store.block_bytes));
+    out.table("changelog-config", &store.changelog_config);
 }
 
 fn placement(out: &mut Toml, spec: &JobSpec) {
@@ -134,6 +169,42 @@ fn placement(out: &mut Toml, spec: &JobSpec) {
         match spec.placement.on_lease_loss {
             OnLeaseLoss::Keep => "keep",
             OnLeaseLoss::Stop => "stop",
+        },
+    );
+}
+
+fn errors(out: &mut Toml, errors: &ErrorsSpec) {
+    out.section("errors");
+    for (stage, then) in [("decode", errors.decode), ("process", errors.process), ("send", errors.send)] {
+        out.text(
+            stage,
+            match then {
+                OnError::Fail => "fail",
+                OnError::Skip => "skip",
+                OnError::DeadLetter => "dead-letter",
+            },
+        );
+    }
+    out.optional("dead-letter", errors.dead_letter.as_deref());
+}
+
+fn restart(out: &mut Toml, restart: &RestartSpec) {
+    out.section("restart");
+    out.plain("retries", restart.retries);
+    out.duration("window", restart.window_ms);
+    out.plain(
+        "backoff",
+        format!(
+            "{{ min = \"{}\", max = \"{}\" }}",
+            print_duration(restart.backoff_min_ms),
+            print_duration(restart.backoff_max_ms)
+        ),
+    );
+    out.text(
+        "on-exhausted",
+        match restart.on_exhausted {
+            OnExhausted::Fail => "fail",
+            OnExhausted::Degrade => "degrade",
         },
     );
 }

@@ -6,14 +6,16 @@ use std::collections::BTreeMap;
 
 use toml::de::{DeTable, DeValue};
 use types::{
-    ContainersSpec, Delivery, Grouper, JobId, JobSpec, OffsetDefault, OnExhausted, OnLeaseLoss, PackageSpec,
-    PlacementSpec, Resource, RestartSpec, Spread, StoreSpec, StreamSpec, SystemSpec, TaskSpec,
+    ContainersSpec, Delivery, ErrorsSpec, Grouper, JobId, JobSpec, OnError, OnExhausted, OnLeaseLoss,
+    PackageSpec, PlacementSpec, Resource, RestartSpec, Spread, TaskSpec,
 };
 
+use crate::stores::stores;
+use crate::streams::{streams, systems};
 use crate::table::{File, Section};
 use crate::value::{
-    boolean, bootstrap, changelog_topic, cpu, duration, environment, id, integer, kafka_settings, memory,
-    name, one_of, serde_name, settings, some_duration, stream, text, topic, wrong_type,
+    boolean, cpu, duration, environment, id, integer, memory, name, one_of, settings, some_duration,
+    stream_name, text,
 };
 
 /// The whole file.
@@ -30,11 +32,13 @@ pub(crate) fn job<'t>(file: &'t File<'t>, table: &'t DeTable<'t>) -> JobSpec {
         containers: containers(&root.section("containers", "containers")),
         task: task(root.section("task", "task")),
         systems: systems(&root),
-        streams: streams(&root),
+        streams: BTreeMap::new(),
         stores: BTreeMap::new(),
+        errors: errors(&root.section("errors", "errors")),
         placement: placement(&root.section("placement", "placement")),
         restart: restart(&root.section("restart", "restart")),
     };
+    spec.streams = streams(&root, &spec.systems);
     spec.stores = stores(&root, &spec);
     spec
 }
@@ -54,7 +58,7 @@ fn job_section(mut section: Section<'_, '_>) -> (JobId, String, i32) {
     (job, queue, priority)
 }
 
-fn priority(section: &Section<'_, '_>) -> i32 {
+pub(crate) fn priority(section: &Section<'_, '_>) -> i32 {
     let read = |value: &DeValue<'_>| integer(value, -1_000_000, 1_000_000);
     section
         .optional("priority", read)
@@ -125,107 +129,12 @@ fn task(mut section: Section<'_, '_>) -> TaskSpec {
                 one_of(value, &[("partition", Grouper::Partition), ("single", Grouper::Single)])
             })
             .unwrap_or(Grouper::Partition),
+        timers: section.optional("timers", boolean).unwrap_or(false),
+        concurrency: section.optional("concurrency", |value| integer(value, 1, 10_000)).map_or(16, small),
         config: section.optional("config", settings).unwrap_or_default(),
     };
     section.finish();
     spec
-}
-
-fn systems(root: &Section<'_, '_>) -> BTreeMap<String, SystemSpec> {
-    let mut systems = BTreeMap::new();
-    for (system, mut section) in root.named("systems", "systems.*") {
-        if !system.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_') || system.is_empty() {
-            section.file.bad(&section.path, "a system's name has letters, digits, `_` and `-` only");
-        }
-        let spec = SystemSpec {
-            kind: section.required("type", "type = \"kafka\"", |value| {
-                one_of(value, &[("kafka", "kafka")]).map(str::to_owned)
-            }),
-            bootstrap: section.required("bootstrap", "bootstrap = \"127.0.0.1:9092\"", bootstrap),
-            consumer: section.optional("consumer", kafka_settings).unwrap_or_default(),
-            producer: section.optional("producer", kafka_settings).unwrap_or_default(),
-            replication: section
-                .optional("replication", |value| integer(value, 1, 1_000))
-                .map(|value| u16::try_from(value).expect("the reader's range fits")),
-        };
-        section.finish();
-        systems.insert(system, spec);
-    }
-    systems
-}
-
-fn streams(root: &Section<'_, '_>) -> BTreeMap<String, StreamSpec> {
-    let mut streams = BTreeMap::new();
-    for (name, section) in root.named("streams", "streams.*") {
-        if let (false, Some(inner)) = (name.contains('.'), section.holds_only_tables()) {
-            let message = format!("is not a stream; stream names are quoted: [streams.\"{name}.{inner}\"]");
-            section.file.bad(&section.path, &message);
-            continue;
-        }
-        let stream = match stream(&name) {
-            Ok(stream) => stream,
-            Err(refusal) => {
-                section.file.bad(&section.path, &refusal);
-                continue;
-            }
-        };
-        let default = StreamSpec::default_for(&stream.stream);
-        let spec = StreamSpec {
-            topic: section.optional("topic", topic).unwrap_or(default.topic),
-            key_serde: section.optional("key-serde", serde_name),
-            serde: section.optional("serde", serde_name),
-            offset_default: section
-                .optional("offset-default", |value| {
-                    one_of(value, &[("oldest", OffsetDefault::Oldest), ("newest", OffsetDefault::Newest)])
-                })
-                .unwrap_or(default.offset_default),
-            bootstrap: section.optional("bootstrap", boolean).unwrap_or(default.bootstrap),
-            priority: priority(&section),
-            broadcast: section.optional("broadcast", boolean).unwrap_or(default.broadcast),
-        };
-        section.finish();
-        streams.insert(name, spec);
-    }
-    streams
-}
-
-fn stores(root: &Section<'_, '_>, spec: &JobSpec) -> BTreeMap<String, StoreSpec> {
-    let mut stores = BTreeMap::new();
-    for (store, section) in root.named("stores", "stores.*") {
-        if let Err(refusal) = crate::value::valid_name(&store) {
-            section.file.bad(&section.path, &refusal);
-        }
-        if store == "default" {
-            section.file.bad(&section.path, "the name \"default\" is taken; choose another");
-        }
-        let changelog = section.optional("changelog", |value| match value {
-            DeValue::Boolean(true) => Ok(Some(changelog_topic(spec, &store))),
-            DeValue::Boolean(false) => Ok(None),
-            DeValue::String(_) => topic(value).map(Some),
-            other => Err(wrong_type(other, "true, false or the name of a topic")),
-        });
-        let first_input = spec.task.inputs.first().and_then(|input| input.split_once('.'));
-        let default_system = first_input
-            .map(|(system, _)| system.to_owned())
-            .filter(|system| spec.systems.contains_key(system))
-            .or_else(|| spec.systems.keys().next().cloned());
-        let store_spec = StoreSpec {
-            changelog: changelog.unwrap_or_else(|| Some(changelog_topic(spec, &store))),
-            changelog_system: section
-                .optional("changelog-system", text)
-                .or(default_system)
-                .unwrap_or_default(),
-            key_serde: section.optional("key-serde", serde_name),
-            serde: section.optional("serde", serde_name),
-            cache_rows: section
-                .optional("cache-rows", |value| integer(value, 1, 100_000_000))
-                .map_or(500_000, |rows| u64::try_from(rows).expect("the reader's range fits")),
-            changelog_config: section.optional("changelog-config", settings).unwrap_or_default(),
-        };
-        section.finish();
-        stores.insert(store, store_spec);
-    }
-    stores
 }
 
 fn placement(section: &Section<'_, '_>) -> PlacementSpec {
@@ -244,6 +153,22 @@ fn placement(section: &Section<'_, '_>) -> PlacementSpec {
                 one_of(value, &[("none", Spread::None), ("host", Spread::Host), ("rack", Spread::Rack)])
             })
             .unwrap_or(Spread::None),
+    };
+    section.finish();
+    spec
+}
+
+fn errors(section: &Section<'_, '_>) -> ErrorsSpec {
+    let stage = |key| {
+        let choices =
+            [("fail", OnError::Fail), ("skip", OnError::Skip), ("dead-letter", OnError::DeadLetter)];
+        section.optional(key, |value| one_of(value, &choices)).unwrap_or(OnError::Fail)
+    };
+    let spec = ErrorsSpec {
+        decode: stage("decode"),
+        process: stage("process"),
+        send: stage("send"),
+        dead_letter: section.optional("dead-letter", stream_name),
     };
     section.finish();
     spec

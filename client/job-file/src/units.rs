@@ -18,7 +18,7 @@ const MEMORY_UNITS: &[(&str, u64)] = &[
 pub(crate) const DURATION_FORM: &str =
     "a number and a unit (ms, s, m, h, d), such as \"500ms\", \"10s\" or \"1m 30s\"";
 /// What an amount of memory looks like, for messages.
-pub(crate) const MEMORY_FORM: &str =
+pub const MEMORY_FORM: &str =
     "a number and a unit (KiB, MiB, GiB, KB, MB, GB), such as \"512MiB\" or \"2GiB\"";
 
 /// `1m 30s` → 90,000 ms; none if it is not a duration.
@@ -40,7 +40,7 @@ pub(crate) fn duration_ms(text: &str) -> Option<u64> {
 }
 
 /// `512MiB` → bytes; none if it is not an amount of memory.
-pub(crate) fn memory_bytes(text: &str) -> Option<u64> {
+pub fn memory_bytes(text: &str) -> Option<u64> {
     let (number, unit) = number(text.trim())?;
     let unit = unit.trim_start().to_ascii_lowercase();
     let (_, factor) = MEMORY_UNITS.iter().find(|(name, _)| *name == unit)?;

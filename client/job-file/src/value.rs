@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use toml::de::DeValue;
-use types::{JobSpec, SystemStream};
+use types::{JobId, SystemStream};
 
 use crate::keys::nearest;
-use crate::units::{DURATION_FORM, MEMORY_FORM, duration_ms, memory_bytes};
+use crate::units::{DURATION_FORM, MEMORY_FORM, duration_ms, memory_bytes, print_memory};
 
 /// Serdes that tools know by name.
 pub(crate) const SERDES: &[&str] = &["string", "bytes", "i64", "f64", "json"];
@@ -79,6 +79,29 @@ pub(crate) fn some_duration(value: &DeValue<'_>) -> Result<u64, Refusal> {
 /// Memory for a container.
 pub(crate) fn memory(value: &DeValue<'_>) -> Result<u64, Refusal> {
     const LEAST: u64 = 16 << 20;
+    let bytes = memory_amount(value)?;
+    if bytes < LEAST {
+        let text = value.as_str().unwrap_or_default();
+        return Err(format!("\"{}\" is too little for a container; the least is \"16MiB\"", shown(text)));
+    }
+    Ok(bytes)
+}
+
+/// A size from `least` to `most` bytes.
+pub(crate) fn size(value: &DeValue<'_>, least: u64, most: u64) -> Result<u64, Refusal> {
+    let bytes = memory_amount(value)?;
+    if !(least..=most).contains(&bytes) {
+        return Err(format!(
+            "\"{}\" is out of range; valid: \"{}\" to \"{}\"",
+            shown(value.as_str().unwrap_or_default()),
+            print_memory(least),
+            print_memory(most)
+        ));
+    }
+    Ok(bytes)
+}
+
+fn memory_amount(value: &DeValue<'_>) -> Result<u64, Refusal> {
     let Some(text) = value.as_str() else {
         return Err(wrong_type(value, &format!("an amount of memory: {MEMORY_FORM}")));
     };
@@ -90,9 +113,6 @@ pub(crate) fn memory(value: &DeValue<'_>) -> Result<u64, Refusal> {
             &format!(": {MEMORY_FORM}"),
         ));
     };
-    if bytes < LEAST {
-        return Err(format!("\"{}\" is too little for a container; the least is \"16MiB\"", shown(text)));
-    }
     Ok(bytes)
 }
 
@@ -227,6 +247,39 @@ pub(crate) fn valid_topic(topic: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// The path of a stream of files, `-` for stdin or stdout.
+pub(crate) fn file_path(value: &DeValue<'_>) -> Result<String, Refusal> {
+    let path = text(value)?;
+    if path.trim().is_empty() || path.ends_with('/') || path.contains('\0') {
+        return Err(format!(
+            "\"{}\" names no file; valid: the path of a file of JSON lines, or \"-\" for stdin and stdout",
+            shown(&path)
+        ));
+    }
+    Ok(path)
+}
+
+/// The folder of a system of files.
+pub(crate) fn folder(value: &DeValue<'_>) -> Result<String, Refusal> {
+    let path = text(value)?;
+    if path.trim().is_empty() || path.contains('\0') {
+        return Err(format!("\"{}\" names no folder; valid: a path, such as \"data\"", shown(&path)));
+    }
+    Ok(path)
+}
+
+/// The name of a field of a JSON object.
+pub(crate) fn field(value: &DeValue<'_>) -> Result<String, Refusal> {
+    let name = text(value)?;
+    if name.is_empty() { Err("must not be empty; valid: the name of a field".to_owned()) } else { Ok(name) }
+}
+
+/// A stream's full name.
+pub(crate) fn stream_name(value: &DeValue<'_>) -> Result<String, Refusal> {
+    let name = text(value)?;
+    stream(&name).map(|_| name)
+}
+
 /// `<system>.<stream>`.
 pub(crate) fn stream(text: &str) -> Result<SystemStream, Refusal> {
     let Some(stream) = SystemStream::parse(text) else {
@@ -304,6 +357,6 @@ pub(crate) fn shown(text: &str) -> String {
 }
 
 /// The default of a store's changelog topic.
-pub(crate) fn changelog_topic(spec: &JobSpec, store: &str) -> String {
-    format!("{}-{}-{store}-changelog", spec.job.name, spec.job.id)
+pub(crate) fn changelog_topic(job: &JobId, store: &str) -> String {
+    format!("{job}-{store}-changelog")
 }

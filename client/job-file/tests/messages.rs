@@ -1,5 +1,7 @@
 //! The texts of errors, as a user sees them.
 
+use types::{Compression, OffsetDefault, OnLargeValue, StoreKind, StoreSpec, SystemStream};
+
 const GOOD: &str = r#"[job]
 name = "flight-delays"
 
@@ -60,6 +62,8 @@ inputs = ["kafka.flights"]
 commit = "1s"
 delivery = "at-least-once"
 grouper = "partition"
+timers = false
+concurrency = 16
 
 [systems."kafka"]
 type = "kafka"
@@ -71,6 +75,11 @@ rack-wait = "1s"
 host-affinity = true
 spread = "none"
 on-lease-loss = "keep"
+
+[errors]
+decode = "fail"
+process = "fail"
+send = "fail"
 
 [restart]
 retries = 8
@@ -99,7 +108,7 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest() {
     says(
         &with("inputs = ", "inptus = "),
         "job.toml:8: unknown key `task.inptus`; did you mean `inputs`? \
-         valid keys: inputs, window, commit, delivery, grouper, config",
+         valid keys: inputs, window, commit, delivery, grouper, timers, concurrency, config",
     );
 }
 
@@ -108,7 +117,7 @@ fn an_unknown_section_is_named_with_its_line_and_the_nearest() {
     says(
         &with("[task]", "[tasks]"),
         "job.toml:7: unknown section `tasks`; did you mean `task`? valid sections: job, app-master, package, \
-         containers, task, systems, streams, stores, placement, restart",
+         containers, task, systems, streams, stores, placement, errors, restart",
     );
 }
 
@@ -117,7 +126,7 @@ fn a_key_in_the_wrong_section_is_shown_its_place() {
     says(
         &with("inputs = ", "retries = 3\ninputs = "),
         "job.toml:8: unknown key `task.retries`; did you mean `restart.retries`? \
-         valid keys: inputs, window, commit, delivery, grouper, config",
+         valid keys: inputs, window, commit, delivery, grouper, timers, concurrency, config",
     );
 }
 
@@ -252,6 +261,150 @@ fn two_stores_do_not_share_a_changelog() {
     says(
         &format!("{GOOD}[stores.a]\nchangelog = \"log\"\n[stores.b]\nchangelog = \"log\"\n"),
         "job.toml:16: `stores.b.changelog`: \"log\" is the changelog of store `a` already; give each its own",
+    );
+}
+
+#[test]
+fn timers_are_kept_in_a_store_of_their_own() {
+    let text = with("inputs", "timers = true\ninputs");
+    let spec = job_file::parse(&text, "job.toml").expect("it is valid").spec;
+    let changelog = Some("flight-delays-1-timers-changelog".to_owned());
+    assert_eq!(spec.stores["timers"], StoreSpec::with_changelog(changelog, "kafka"));
+    says(
+        &format!("{text}[stores.timers]\n"),
+        "job.toml:14: `stores.timers`: the name is taken: `task.timers = true` keeps the job's timers in a store of \
+         that name; choose another",
+    );
+    let own = job_file::parse(&format!("{GOOD}[stores.timers]\n"), "job.toml");
+    assert!(own.is_ok(), "without timers the name is free: {own:?}");
+}
+
+#[test]
+fn concurrency_has_its_bounds() {
+    says(
+        &with("inputs", "concurrency = 0\ninputs"),
+        "job.toml:8: `task.concurrency`: 0 is out of range; valid: 1 to 10000",
+    );
+}
+
+#[test]
+fn a_dead_letter_stream_is_there_when_a_stage_uses_it_and_only_then() {
+    says(
+        &format!("{GOOD}[errors]\nprocess = \"dead-letter\"\n"),
+        "job.toml:14: missing key `errors.dead-letter`, which `errors.process` needs; write, for example, \
+         `dead-letter = \"kafka.flights-dead\"`",
+    );
+    says(
+        &format!("{GOOD}[errors]\ndead-letter = \"kafka.dead\"\n"),
+        "job.toml:14: `errors.dead-letter`: no stage sends anything there; write, for example, \
+         `process = \"dead-letter\"`, or leave it out",
+    );
+    says(
+        &format!("{GOOD}[errors]\ndecode = \"dead-letter\"\ndead-letter = \"kafak.dead\"\n"),
+        "job.toml:15: `errors.dead-letter`: there is no system `kafak`; did you mean `kafka`? valid systems: kafka",
+    );
+    says(
+        &format!("{GOOD}[errors]\ndecode = \"dead-letter\"\ndead-letter = \"kafka.flights\"\n"),
+        "job.toml:15: `errors.dead-letter`: \"kafka.flights\" is an input of the job; name another stream",
+    );
+    says(
+        &format!("{GOOD}[errors]\nsend = \"ignore\"\n"),
+        "job.toml:14: `errors.send`: \"ignore\" is not known; valid: \"fail\", \"skip\", \"dead-letter\"",
+    );
+}
+
+#[test]
+fn a_start_point_is_a_word_an_offset_or_a_time() {
+    let stream = |value: &str| format!("{GOOD}[streams.\"kafka.flights\"]\noffset-default = {value}\n");
+    let at = |value: &str| {
+        let file = job_file::parse(&stream(value), "job.toml").expect("it is valid");
+        file.spec.streams["kafka.flights"].offset_default
+    };
+    assert_eq!(at("\"offset:123\""), OffsetDefault::Offset(123));
+    assert_eq!(at("\"timestamp:2026-01-31T12:00:00Z\""), OffsetDefault::Timestamp(1_769_860_800_000));
+    assert_eq!(at("\"timestamp:1769860800000\""), OffsetDefault::Timestamp(1_769_860_800_000));
+    says(
+        &stream("\"latest\""),
+        "job.toml:14: `streams.kafka.flights.offset-default`: \"latest\" is not a place in a stream; valid: \
+         \"oldest\", \"newest\", \"offset:123\", \"timestamp:2026-01-31T12:00:00Z\" (or unix ms)",
+    );
+    says(
+        &stream("2026-01-31T12:00:00Z"),
+        "job.toml:14: `streams.kafka.flights.offset-default`: did you mean \"timestamp:2026-01-31T12:00:00Z\"?",
+    );
+}
+
+const FILES: &str = r#"[job]
+name = "delays"
+
+[package]
+path = "delays"
+
+[task]
+inputs = ["files.flights"]
+
+[systems.files]
+type = "jsonl"
+"#;
+
+#[test]
+fn a_system_of_files_needs_no_more_than_its_type() {
+    let text = format!("{FILES}path = \"data\"\n[streams.\"files.out\"]\ntopic = \"-\"\nkey = \"carrier\"\n");
+    let spec = job_file::parse(&text, "job.toml").expect("it is valid").spec;
+    assert_eq!(spec.systems["files"].path.as_deref(), Some("data"));
+    assert_eq!(spec.streams["files.out"].topic, "-");
+    assert_eq!(spec.streams["files.out"].key.as_deref(), Some("carrier"));
+    let input = SystemStream::parse("files.flights").expect("a stream");
+    assert_eq!(spec.stream(&input).topic, "flights.jsonl", "the default of a stream of files");
+}
+
+#[test]
+fn what_only_brokers_have_is_refused_for_files_and_the_other_way_round() {
+    says(
+        &format!("{FILES}bootstrap = \"127.0.0.1:9092\"\nreplication = 3\n"),
+        "job.toml:12: `systems.files.bootstrap`: a system of type \"jsonl\" has no brokers; leave it out\n\
+         job.toml:13: `systems.files.replication`: a system of type \"jsonl\" has no brokers; leave it out",
+    );
+    says(
+        &format!("{GOOD}path = \"data\"\n[streams.\"kafka.flights\"]\nkey = \"carrier\"\n"),
+        "job.toml:13: `systems.kafka.path`: a system of type \"kafka\" has no folder of files; leave it out\n\
+         job.toml:15: `streams.kafka.flights.key`: it is for systems of type \"jsonl\"; messages of Kafka have keys \
+         of their own",
+    );
+    says(
+        &format!("{FILES}[streams.\"files.flights\"]\ntopic = \"data/\"\n"),
+        "job.toml:13: `streams.files.flights.topic`: \"data/\" names no file; valid: the path of a file of JSON lines, \
+         or \"-\" for stdin and stdout",
+    );
+    says(
+        &with("\"kafka\"", "\"kafak\""),
+        "job.toml:11: `systems.kafka.type`: \"kafak\" is not known; did you mean \"kafka\"? \
+         valid: \"kafka\", \"jsonl\"",
+    );
+}
+
+#[test]
+fn a_stores_sizes_and_times_are_read_with_their_units() {
+    let text = format!(
+        "{GOOD}[stores.seen]\ntype = \"memory\"\nttl = \"1h\"\nmax-value = \"1B\"\non-large-value = \"drop\"\n\
+         compression = \"none\"\nblock-size = \"64KiB\"\n"
+    );
+    let expected = StoreSpec {
+        kind: StoreKind::Memory,
+        ttl_ms: Some(3_600_000),
+        max_value_bytes: 1,
+        on_large_value: OnLargeValue::Drop,
+        compression: Compression::None,
+        block_bytes: 64 << 10,
+        ..StoreSpec::with_changelog(Some("flight-delays-1-seen-changelog".into()), "kafka")
+    };
+    assert_eq!(job_file::parse(&text, "job.toml").expect("it is valid").spec.stores["seen"], expected);
+    says(
+        &format!("{GOOD}[stores.seen]\nmax-value = \"0B\"\nblock-size = \"1B\"\nttl = \"0s\"\n"),
+        "job.toml:14: `stores.seen.max-value`: \"0B\" is out of range; valid: \"1B\" to \"1GiB\"\n\
+         job.toml:15: `stores.seen.block-size`: \"1B\" is out of range; valid: \"1KiB\" to \"16MiB\"\n\
+         job.toml:16: `stores.seen.ttl`: must be longer than zero; valid: a number and a unit (ms, s, m, h, d), such as \
+         \"500ms\", \"10s\" or \"1m 30s\"",
     );
 }
 

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use types::{
-    ContainersSpec, Delivery, Grouper, JobId, JobSpec, OffsetDefault, OnExhausted, OnLeaseLoss, PackageSpec,
-    PlacementSpec, Resource, RestartSpec, Spread, StoreSpec, StreamSpec, SystemSpec, TaskSpec,
+    Compression, ContainersSpec, Delivery, ErrorsSpec, Grouper, JobId, JobSpec, OffsetDefault, OffsetLost,
+    OnError, OnExhausted, OnLargeValue, OnLeaseLoss, PackageSpec, PlacementSpec, Resource, RestartSpec,
+    Spread, StoreKind, StoreSpec, StreamSpec, SystemKind, SystemSpec, TIMERS_STORE, TaskSpec,
 };
 
 fn name() -> impl Strategy<Value = String> {
@@ -27,31 +28,78 @@ fn serde_name() -> impl Strategy<Value = Option<String>> {
     )
 }
 
-fn stream() -> impl Strategy<Value = StreamSpec> {
-    (name(), serde_name(), serde_name(), any::<[bool; 3]>(), -9i32..9).prop_map(
-        |(topic, key_serde, serde, [newest, bootstrap, broadcast], priority)| StreamSpec {
-            topic,
-            key_serde,
-            serde,
-            offset_default: if newest { OffsetDefault::Newest } else { OffsetDefault::Oldest },
-            bootstrap,
-            priority,
-            broadcast,
+fn start_point() -> impl Strategy<Value = OffsetDefault> {
+    prop_oneof![
+        Just(OffsetDefault::Oldest),
+        Just(OffsetDefault::Newest),
+        any::<u64>().prop_map(OffsetDefault::Offset),
+        any::<u64>().prop_map(OffsetDefault::Timestamp),
+    ]
+}
+
+/// A stream of Kafka, or of files: what it may have follows from its system.
+fn stream(kind: SystemKind) -> impl Strategy<Value = StreamSpec> {
+    let (topic, key) = match kind {
+        SystemKind::Kafka => (name().boxed(), Just(None).boxed()),
+        SystemKind::Jsonl => ("(-|[^/\\pC]{1,20})".boxed(), prop::option::of("\\PC{1,10}").boxed()),
+    };
+    let topic = topic.prop_filter("a path", |path| !path.trim().is_empty());
+    let lost = prop::sample::select(vec![OffsetLost::Fail, OffsetLost::Oldest, OffsetLost::Newest]);
+    ((topic, key), serde_name(), serde_name(), start_point(), lost, any::<[bool; 3]>(), -9i32..9).prop_map(
+        |((topic, key), key_serde, serde, offset_default, offset_lost, flags, priority)| {
+            let [bounded, bootstrap, broadcast] = flags;
+            StreamSpec {
+                topic,
+                key_serde,
+                serde,
+                key,
+                offset_default,
+                offset_lost,
+                bounded,
+                bootstrap,
+                priority,
+                broadcast,
+            }
         },
     )
 }
 
+fn streams() -> impl Strategy<Value = BTreeMap<String, StreamSpec>> {
+    let of = |system: &'static str, kind| {
+        let name = name().prop_map(move |topic| format!("{system}.{topic}"));
+        prop::collection::btree_map(name, stream(kind), 0..3)
+    };
+    (of("kafka", SystemKind::Kafka), of("files", SystemKind::Jsonl)).prop_map(|(mut kafka, files)| {
+        kafka.extend(files);
+        kafka
+    })
+}
+
 fn store() -> impl Strategy<Value = StoreSpec> {
-    (any::<bool>(), serde_name(), 1u64..1_000_000, settings()).prop_map(
-        |(changelog, serde, cache_rows, changelog_config)| StoreSpec {
-            changelog: changelog.then(String::new),
-            changelog_system: "kafka".to_owned(),
-            key_serde: serde.clone(),
-            serde,
-            cache_rows,
-            changelog_config,
-        },
+    (
+        (any::<bool>(), serde_name(), 1u64..1_000_000, settings()),
+        prop::option::of(1u64..1 << 40),
+        1u64..=1 << 30,
+        (1u64 << 10)..=(16 << 20),
+        any::<[bool; 2]>(),
+        prop::sample::select(vec![Compression::None, Compression::Lz4, Compression::Zstd]),
     )
+        .prop_map(|(old, ttl_ms, max_value_bytes, block_bytes, [memory, drop], compression)| {
+            let (changelog, serde, cache_rows, changelog_config) = old;
+            StoreSpec {
+                key_serde: serde.clone(),
+                serde,
+                cache_rows,
+                changelog_config,
+                kind: if memory { StoreKind::Memory } else { StoreKind::RocksDb },
+                ttl_ms,
+                max_value_bytes,
+                on_large_value: if drop { OnLargeValue::Drop } else { OnLargeValue::Fail },
+                compression,
+                block_bytes,
+                ..StoreSpec::with_changelog(changelog.then(String::new), "kafka")
+            }
+        })
 }
 
 fn task() -> impl Strategy<Value = TaskSpec> {
@@ -59,17 +107,32 @@ fn task() -> impl Strategy<Value = TaskSpec> {
         prop::collection::btree_set(name().prop_map(|topic| format!("kafka.{topic}")), 1..4),
         prop::option::of(1u64..1 << 40),
         1u64..1 << 40,
-        any::<[bool; 2]>(),
+        any::<[bool; 3]>(),
+        1u32..=10_000,
         settings(),
     )
-        .prop_map(|(inputs, window_ms, commit_ms, [exactly, single], config)| TaskSpec {
-            inputs: inputs.into_iter().collect(),
-            window_ms,
-            commit_ms,
-            delivery: if exactly { Delivery::ExactlyOnce } else { Delivery::AtLeastOnce },
-            grouper: if single { Grouper::Single } else { Grouper::Partition },
-            config,
+        .prop_map(|(inputs, window_ms, commit_ms, [exactly, single, timers], concurrency, config)| {
+            TaskSpec {
+                inputs: inputs.into_iter().collect(),
+                window_ms,
+                commit_ms,
+                delivery: if exactly { Delivery::ExactlyOnce } else { Delivery::AtLeastOnce },
+                grouper: if single { Grouper::Single } else { Grouper::Partition },
+                timers,
+                concurrency,
+                config,
+            }
         })
+}
+
+fn errors() -> impl Strategy<Value = ErrorsSpec> {
+    let stage = || prop::sample::select(vec![OnError::Fail, OnError::Skip, OnError::DeadLetter]);
+    (stage(), stage(), stage()).prop_map(|(decode, process, send)| {
+        let used = [decode, process, send].contains(&OnError::DeadLetter);
+        // Longer than any name of an input.
+        let stream = used.then(|| "kafka.the-stream-of-the-dead-letters".to_owned());
+        ErrorsSpec { decode, process, send, dead_letter: stream }
+    })
 }
 
 fn placement() -> impl Strategy<Value = PlacementSpec> {
@@ -95,21 +158,36 @@ prop_compose! {
         env in prop::collection::btree_map("[A-RT-Z][A-Z_]{0,8}", "\\PC{0,10}", 0..3),
         task in task(),
         consumer in settings(),
-        streams in prop::collection::btree_map(name().prop_map(|topic| format!("kafka.{topic}")), stream(), 0..3),
+        streams in streams(),
+        errors in errors(),
         stores in prop::collection::btree_map("[a-c][a-z]{1,8}", store(), 0..3),
         placement in placement(),
         (backoff_min_ms, more) in (1u64..100_000, 0u64..100_000),
     ) -> JobSpec {
         let system = SystemSpec {
-            kind: "kafka".to_owned(),
+            kind: SystemKind::Kafka,
             bootstrap: "127.0.0.1:9092,[::1]:9093".to_owned(),
             consumer,
             producer: BTreeMap::new(),
             replication: (priority > 0).then_some(3),
+            path: None,
+        };
+        let files = SystemSpec {
+            kind: SystemKind::Jsonl,
+            bootstrap: String::new(),
+            consumer: BTreeMap::new(),
+            producer: BTreeMap::new(),
+            replication: None,
+            path: (priority > 0).then(|| "data/of today".to_owned()),
         };
         let mut stores = stores;
         for (name, store) in &mut stores {
             store.changelog = store.changelog.take().map(|_| format!("log-{name}"));
+        }
+        if task.timers {
+            let job = JobId { name: job.0.clone(), id: job.1.clone() };
+            let timers = StoreSpec::with_changelog(Some(format!("{job}-timers-changelog")), "kafka");
+            stores.insert(TIMERS_STORE.to_owned(), timers);
         }
         JobSpec {
             job: JobId { name: job.0, id: job.1 },
@@ -119,10 +197,11 @@ prop_compose! {
             package: PackageSpec { source, artefact: None, command, env },
             containers: ContainersSpec { count, resource, threads: count },
             task,
-            systems: BTreeMap::from([("kafka".to_owned(), system)]),
+            systems: BTreeMap::from([("kafka".to_owned(), system), ("files".to_owned(), files)]),
             streams,
             stores,
             placement,
+            errors,
             restart: RestartSpec {
                 retries,
                 window_ms: more + 1,

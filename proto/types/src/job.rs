@@ -27,8 +27,7 @@ pub struct JobSpec {
     pub task: TaskSpec,
     /// `[systems.<name>]`.
     pub systems: BTreeMap<String, SystemSpec>,
-    /// `[streams."<system>.<stream>"]`; an input or output without an entry has the defaults of
-    /// [`StreamSpec::default_for`].
+    /// `[streams."<system>.<stream>"]`; [`JobSpec::stream`] gives those without an entry their defaults.
     pub streams: BTreeMap<String, StreamSpec>,
     /// `[stores.<name>]`.
     pub stores: BTreeMap<String, StoreSpec>,
@@ -41,11 +40,12 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
-    /// The settings of a stream, its defaults if job.toml has no entry for it.
+    /// The settings of a stream: its entry, or else the defaults of its system.
     #[must_use]
     pub fn stream(&self, stream: &SystemStream) -> StreamSpec {
-        let set = self.streams.get(&stream.to_string());
-        set.cloned().unwrap_or_else(|| StreamSpec::default_for(&stream.stream))
+        let known = self.streams.get(&stream.to_string()).cloned();
+        let kind = self.systems.get(&stream.system).map_or(SystemKind::Kafka, |system| system.kind);
+        known.unwrap_or_else(|| StreamSpec::default_on(kind, &stream.stream))
     }
 }
 
@@ -142,6 +142,13 @@ pub struct ErrorsSpec {
     pub dead_letter: Option<String>,
 }
 
+impl Default for ErrorsSpec {
+    /// Every error ends the container.
+    fn default() -> ErrorsSpec {
+        ErrorsSpec { decode: OnError::Fail, process: OnError::Fail, send: OnError::Fail, dead_letter: None }
+    }
+}
+
 /// What follows an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -186,6 +193,8 @@ pub struct SystemSpec {
     pub producer: BTreeMap<String, String>,
     /// Replication factor of the topics that we create; none means as many as brokers, at most 3.
     pub replication: Option<u16>,
+    /// `path`: of files, the folder that relative topics are in; none means where the job runs.
+    pub path: Option<String>,
 }
 
 /// `[streams."<system>.<stream>"]`.
@@ -229,6 +238,16 @@ impl StreamSpec {
             priority: 0,
             broadcast: false,
         }
+    }
+
+    /// As [`StreamSpec::default_for`], on a system of this kind: the topic of a stream of files is `<name>.jsonl`.
+    #[must_use]
+    pub fn default_on(kind: SystemKind, name: &str) -> StreamSpec {
+        let topic = match kind {
+            SystemKind::Kafka => name.to_owned(),
+            SystemKind::Jsonl => format!("{name}.jsonl"),
+        };
+        StreamSpec { topic, ..StreamSpec::default_for(name) }
     }
 }
 

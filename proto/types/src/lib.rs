@@ -10,6 +10,8 @@ mod model;
 mod report;
 mod resource;
 mod session;
+mod tasks;
+mod topics;
 
 pub use exit::*;
 pub use id::*;
@@ -18,3 +20,5 @@ pub use model::*;
 pub use report::*;
 pub use resource::*;
 pub use session::*;
+pub use tasks::*;
+pub use topics::*;

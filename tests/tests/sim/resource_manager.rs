@@ -6,9 +6,9 @@ use rm_core::{
     Command, Config, Denied, Event, Outcome, Record, RmCore, Stored, StoredApp, StoredNode, Submit,
 };
 use types::{
-    AppId, Artefact, ContainerState, ContainersSpec, Delivery, Digest, Epoch, ExitCause, Grouper, JobId,
-    JobSpec, NodeId, OnExhausted, OnLeaseLoss, PackageSpec, PlacementSpec, Resource, RestartSpec, Spread,
-    SystemSpec, TaskSpec, ToAm, ToNode,
+    AppId, Artefact, ContainerState, ContainersSpec, Delivery, Digest, Epoch, ErrorsSpec, ExitCause, Grouper,
+    JobId, JobSpec, NodeId, OnExhausted, OnLeaseLoss, PackageSpec, PlacementSpec, Resource, RestartSpec,
+    Spread, SystemKind, SystemSpec, TaskSpec, ToAm, ToNode,
 };
 
 use crate::network::{Dialler, End, Link, LinkId, Message};
@@ -65,16 +65,19 @@ pub fn spec(name: &str) -> JobSpec {
             commit_ms: 1_000,
             delivery: Delivery::ExactlyOnce,
             grouper: Grouper::Partition,
+            timers: false,
+            concurrency: 16,
             config: BTreeMap::new(),
         },
         systems: BTreeMap::from([(
             "kafka".into(),
             SystemSpec {
-                kind: "kafka".into(),
+                kind: SystemKind::Kafka,
                 bootstrap: "127.0.0.1:9092".into(),
                 consumer: BTreeMap::new(),
                 producer: BTreeMap::new(),
                 replication: None,
+                path: None,
             },
         )]),
         streams: BTreeMap::new(),
@@ -87,6 +90,7 @@ pub fn spec(name: &str) -> JobSpec {
             labels: BTreeMap::new(),
             spread: Spread::None,
         },
+        errors: ErrorsSpec::default(),
         restart: RestartSpec {
             retries: 10_000,
             window_ms: 300_000,

@@ -10,19 +10,16 @@ use types::*;
 
 pub fn spec(containers: u32) -> JobSpec {
     let kafka = SystemSpec {
-        kind: "kafka".into(),
+        kind: SystemKind::Kafka,
         bootstrap: "127.0.0.1:9092".into(),
         consumer: BTreeMap::new(),
         producer: BTreeMap::new(),
         replication: None,
+        path: None,
     };
     let store = StoreSpec {
-        changelog: Some("j-1-seen-changelog".into()),
-        changelog_system: "kafka".into(),
-        key_serde: None,
-        serde: None,
         cache_rows: 1000,
-        changelog_config: BTreeMap::new(),
+        ..StoreSpec::with_changelog(Some("j-1-seen-changelog".into()), "kafka")
     };
     JobSpec {
         job: JobId { name: "j".into(), id: "1".into() },
@@ -46,6 +43,8 @@ pub fn spec(containers: u32) -> JobSpec {
             commit_ms: 1000,
             delivery: Delivery::ExactlyOnce,
             grouper: Grouper::Partition,
+            timers: false,
+            concurrency: 16,
             config: BTreeMap::new(),
         },
         systems: BTreeMap::from([("kafka".to_owned(), kafka)]),
@@ -59,6 +58,7 @@ pub fn spec(containers: u32) -> JobSpec {
             labels: BTreeMap::new(),
             spread: Spread::None,
         },
+        errors: ErrorsSpec::default(),
         restart: RestartSpec {
             retries: 3,
             window_ms: 300_000,

@@ -9,10 +9,10 @@ use rm_core::{
 };
 use types::{
     AmHello, AmWelcome, AppId, AppReport, Artefact, Ask, CommandStamp, ContainerId, ContainerReport,
-    ContainerState, ContainersSpec, Delivery, Digest, Epoch, ExitCause, FromAm, FromNode, Grouper, JobId,
-    JobSpec, NodeBeat, NodeHello, NodeId, NodeIncarnation, NodeReport, OnExhausted, OnLeaseLoss, PackageSpec,
-    PlacementSpec, Preference, RequestId, Resource, RestartSpec, Role, Spread, StartContainer, TaskSpec,
-    Timestamp, ToAm, ToNode,
+    ContainerState, ContainersSpec, Delivery, Digest, Epoch, ErrorsSpec, ExitCause, FromAm, FromNode,
+    Grouper, JobId, JobSpec, NodeBeat, NodeHello, NodeId, NodeIncarnation, NodeReport, OnExhausted,
+    OnLeaseLoss, PackageSpec, PlacementSpec, Preference, RequestId, Resource, RestartSpec, Role, Spread,
+    StartContainer, TaskSpec, Timestamp, ToAm, ToNode,
 };
 
 pub const MIB: u64 = 1 << 20;
@@ -75,6 +75,8 @@ pub fn spec(name: &str, containers: u32) -> JobSpec {
             commit_ms: 1000,
             delivery: Delivery::ExactlyOnce,
             grouper: Grouper::Partition,
+            timers: false,
+            concurrency: 16,
             config: BTreeMap::new(),
         },
         systems: BTreeMap::new(),
@@ -88,6 +90,7 @@ pub fn spec(name: &str, containers: u32) -> JobSpec {
             labels: BTreeMap::new(),
             spread: Spread::None,
         },
+        errors: ErrorsSpec::default(),
         restart: RestartSpec {
             retries: 8,
             window_ms: 300_000,

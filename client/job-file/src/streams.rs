@@ -1,0 +1,130 @@
+//! `[systems.<name>]` and `[streams."<system>.<stream>"]`. Which keys and values a stream may have follows from its
+//! system's type.
+
+use std::collections::BTreeMap;
+
+use toml::de::DeValue;
+use types::{OffsetLost, StreamSpec, SystemKind, SystemSpec};
+
+use crate::sections::priority;
+use crate::start_point::start_point;
+use crate::table::Section;
+use crate::value::{
+    boolean, bootstrap, field, file_path, folder, integer, kafka_settings, one_of, serde_name, stream, topic,
+    wrong_type,
+};
+
+pub(crate) fn systems(root: &Section<'_, '_>) -> BTreeMap<String, SystemSpec> {
+    let mut systems = BTreeMap::new();
+    for (system, mut section) in root.named("systems", "systems.*") {
+        if !system.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_') || system.is_empty() {
+            section.file.bad(&section.path, "a system's name has letters, digits, `_` and `-` only");
+        }
+        let kinds = [("kafka", SystemKind::Kafka), ("jsonl", SystemKind::Jsonl)];
+        let kind = section.required("type", "type = \"kafka\"", |value| one_of(value, &kinds).map(Some));
+        let spec = match kind {
+            Some(SystemKind::Jsonl) => files(&section),
+            // Without a type it is read as Kafka's: what is wrong with its other keys is told in the same go.
+            Some(SystemKind::Kafka) | None => kafka(&mut section, kind),
+        };
+        section.finish();
+        systems.insert(system, spec);
+    }
+    systems
+}
+
+fn kafka(section: &mut Section<'_, '_>, kind: Option<SystemKind>) -> SystemSpec {
+    if kind.is_some() {
+        not_of_this_type(section, "path", "a folder of files", SystemKind::Kafka);
+    }
+    SystemSpec {
+        kind: SystemKind::Kafka,
+        bootstrap: section.required("bootstrap", "bootstrap = \"127.0.0.1:9092\"", bootstrap),
+        consumer: section.optional("consumer", kafka_settings).unwrap_or_default(),
+        producer: section.optional("producer", kafka_settings).unwrap_or_default(),
+        replication: section
+            .optional("replication", |value| integer(value, 1, 1_000))
+            .map(|value| u16::try_from(value).expect("the reader's range fits")),
+        path: None,
+    }
+}
+
+fn files(section: &Section<'_, '_>) -> SystemSpec {
+    for key in ["bootstrap", "consumer", "producer", "replication"] {
+        not_of_this_type(section, key, "brokers", SystemKind::Jsonl);
+    }
+    SystemSpec {
+        kind: SystemKind::Jsonl,
+        bootstrap: String::new(),
+        consumer: BTreeMap::new(),
+        producer: BTreeMap::new(),
+        replication: None,
+        path: section.optional("path", folder),
+    }
+}
+
+/// Reports `key` if it is there, for the system has no such thing.
+fn not_of_this_type(section: &Section<'_, '_>, key: &'static str, thing: &str, kind: SystemKind) {
+    let refusal = format!("a system of type \"{kind}\" has no {thing}; leave it out");
+    let _: Option<()> = section.optional(key, |_| Err(refusal));
+}
+
+pub(crate) fn streams(
+    root: &Section<'_, '_>,
+    systems: &BTreeMap<String, SystemSpec>,
+) -> BTreeMap<String, StreamSpec> {
+    let mut streams = BTreeMap::new();
+    for (name, section) in root.named("streams", "streams.*") {
+        if let (false, Some(inner)) = (name.contains('.'), section.holds_only_tables()) {
+            let message = format!("is not a stream; stream names are quoted: [streams.\"{name}.{inner}\"]");
+            section.file.bad(&section.path, &message);
+            continue;
+        }
+        let stream = match stream(&name) {
+            Ok(stream) => stream,
+            Err(refusal) => {
+                section.file.bad(&section.path, &refusal);
+                continue;
+            }
+        };
+        let kind = systems.get(&stream.system).map_or(SystemKind::Kafka, |system| system.kind);
+        streams.insert(name, one(&section, kind, &stream.stream));
+        section.finish();
+    }
+    streams
+}
+
+fn one(section: &Section<'_, '_>, kind: SystemKind, name: &str) -> StreamSpec {
+    let default = StreamSpec::default_on(kind, name);
+    let read_topic = match kind {
+        SystemKind::Kafka => topic,
+        SystemKind::Jsonl => file_path,
+    };
+    let read_key = |value: &DeValue<'_>| match kind {
+        SystemKind::Kafka => {
+            Err("it is for systems of type \"jsonl\"; messages of Kafka have keys of their own".to_owned())
+        }
+        SystemKind::Jsonl => field(value),
+    };
+    let losses = [("fail", OffsetLost::Fail), ("oldest", OffsetLost::Oldest), ("newest", OffsetLost::Newest)];
+    StreamSpec {
+        topic: section.optional("topic", read_topic).unwrap_or(default.topic),
+        key_serde: section.optional("key-serde", serde_name),
+        serde: section.optional("serde", serde_name),
+        key: section.optional("key", read_key),
+        offset_default: section
+            .optional("offset-default", |value| match value {
+                DeValue::String(text) => start_point(text),
+                DeValue::Datetime(date) => Err(format!("did you mean \"timestamp:{date}\"?")),
+                other => Err(wrong_type(other, "a string, such as \"oldest\"")),
+            })
+            .unwrap_or(default.offset_default),
+        offset_lost: section
+            .optional("offset-lost", |value| one_of(value, &losses))
+            .unwrap_or(default.offset_lost),
+        bounded: section.optional("bounded", boolean).unwrap_or(default.bounded),
+        bootstrap: section.optional("bootstrap", boolean).unwrap_or(default.bootstrap),
+        priority: priority(section),
+        broadcast: section.optional("broadcast", boolean).unwrap_or(default.broadcast),
+    }
+}

@@ -1,0 +1,151 @@
+//! The command line of a local run, and what it changes in the job.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use types::{JobSpec, StreamSpec, SystemKind, SystemStream};
+
+use super::files::resolved;
+
+const EXAMPLES: &str = "\
+EXAMPLES:
+  # A job that was written for Kafka, on files: the topics of system `kafka` are flights.jsonl and so on in data/.
+  flight-delays --local --files kafka=data
+
+  # From a pipe to a pipe.
+  zcat edits.gz | wikipedia-stats --local --input kafka.edits=- --output kafka.stats=- | jq .
+
+  # The whole job against the brokers of its job file, in this one process.
+  flight-delays --local --job job.toml
+
+A run that was interrupted goes on where it was. docs/local.md says how lines look.";
+
+/// Runs the whole job in this process, without a cluster.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "<job's binary>", after_help = EXAMPLES, no_binary_name = true)]
+pub(crate) struct Arguments {
+    /// Run locally.
+    #[arg(long, required = true)]
+    local: bool,
+    /// The job file.
+    #[arg(long, value_name = "FILE", default_value = "job.toml")]
+    pub(crate) job: PathBuf,
+    /// Where state and checkpoints are kept; by default .samza/<name>-<id> beside the job file.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// Start over: forget state and checkpoints, and take back what the job has written to files.
+    #[arg(long)]
+    pub(crate) fresh: bool,
+    /// Take a system's topics as files <topic>.jsonl in a folder.
+    #[arg(long, value_name = "SYSTEM=DIR", value_parser = pair)]
+    files: Vec<(String, PathBuf)>,
+    /// Read a stream from a file, or from stdin (-).
+    #[arg(long, value_name = "STREAM=FILE|-", value_parser = pair)]
+    input: Vec<(String, PathBuf)>,
+    /// Write a stream to a file, or to stdout (-).
+    #[arg(long, value_name = "STREAM=FILE|-", value_parser = pair)]
+    output: Vec<(String, PathBuf)>,
+    /// The memory that caches, queues and RocksDB share; by default as the job file says.
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    pub(crate) memory: Option<u64>,
+}
+
+fn pair(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), path.into())),
+        Some(_) | None => Err("must be NAME=PATH".into()),
+    }
+}
+
+fn memory(text: &str) -> Result<u64, String> {
+    let bytes = job_file::memory_bytes(text).ok_or_else(|| format!("must be {}", job_file::MEMORY_FORM))?;
+    if bytes < 16 << 20 { Err("the least is 16MiB".into()) } else { Ok(bytes) }
+}
+
+/// A job that is to run in this process, with what the command line has changed.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    pub(crate) job: JobSpec,
+    /// By system of which only some streams are files: their topics.
+    pub(crate) only: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Arguments {
+    /// Applies the arguments to `job`, whose file is in `folder`; relative paths of arguments are relative to `here`.
+    pub(crate) fn apply(&self, mut job: JobSpec, folder: &Path, here: &Path) -> Result<Setup, String> {
+        for system in job.systems.values_mut().filter(|system| system.kind == SystemKind::Jsonl) {
+            system.path = Some(resolved(system.path.as_deref().unwrap_or(""), folder));
+        }
+        for (system, path) in &self.files {
+            known(&job, system)?;
+            become_files(&mut job, system, Some(&here.join(path)));
+        }
+        let mut only: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (stream, path) in self.input.iter().chain(&self.output) {
+            let parsed =
+                SystemStream::parse(stream).ok_or_else(|| format!("`{stream}` is not <system>.<stream>"))?;
+            known(&job, &parsed.system)?;
+            if job.systems[&parsed.system].kind == SystemKind::Kafka {
+                become_files(&mut job, &parsed.system, None);
+                only.insert(parsed.system.clone(), BTreeSet::new());
+            }
+            let topic = resolved(&path.to_string_lossy(), here);
+            if let Some(named) = only.get_mut(&parsed.system) {
+                named.insert(topic.clone());
+            }
+            let default = || StreamSpec::default_for(&parsed.stream);
+            job.streams.entry(stream.clone()).or_insert_with(default).topic = topic;
+        }
+        for (stream, _) in &self.input {
+            if !job.task.inputs.contains(stream) {
+                return Err(format!(
+                    "`{stream}` is no input; [task] inputs are: {}",
+                    job.task.inputs.join(", ")
+                ));
+            }
+        }
+        for input in &job.task.inputs {
+            let of = SystemStream::parse(input).map(|s| s.system).unwrap_or_default();
+            let named = self.input.iter().any(|(stream, _)| stream == input);
+            if only.contains_key(&of) && !named {
+                return Err(format!("give --input {input}=FILE too, or --files {of}=DIR for all of `{of}`"));
+            }
+        }
+        keep_tombstones(&mut job);
+        job.containers.count = 1;
+        Ok(Setup { job, only })
+    }
+}
+
+fn known(job: &JobSpec, system: &str) -> Result<(), String> {
+    if job.systems.contains_key(system) {
+        return Ok(());
+    }
+    let names: Vec<&str> = job.systems.keys().map(String::as_str).collect();
+    Err(format!("the job has no system `{system}`; it has: {}", names.join(", ")))
+}
+
+/// Makes a system one of files: its topics are `<topic>.jsonl` in `folder`.
+fn become_files(job: &mut JobSpec, name: &str, folder: Option<&Path>) {
+    let Some(system) = job.systems.get_mut(name) else { return };
+    let was = std::mem::replace(&mut system.kind, SystemKind::Jsonl);
+    system.path = folder.map(|path| path.to_string_lossy().into_owned());
+    if was == SystemKind::Kafka {
+        let of_system = |stream: &str| SystemStream::parse(stream).is_some_and(|s| s.system == name);
+        for (_, spec) in job.streams.iter_mut().filter(|(stream, _)| of_system(stream)) {
+            spec.topic.push_str(".jsonl");
+        }
+    }
+}
+
+/// A job that runs now and then shall find its stores good: its log keeps tombstones for a year.
+fn keep_tombstones(job: &mut JobSpec) {
+    const YEAR_MS: u64 = 366 * 86_400_000;
+    let systems = &job.systems;
+    let on_files = |system: &str| systems.get(system).is_some_and(|s| s.kind == SystemKind::Jsonl);
+    for store in job.stores.values_mut().filter(|store| on_files(&store.changelog_system)) {
+        let retention = store.changelog_config.entry("delete.retention.ms".into());
+        retention.or_insert_with(|| YEAR_MS.to_string());
+    }
+}

@@ -1,0 +1,299 @@
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use task_api::system::StartAt;
+
+use super::*;
+use crate::local::line::Shape;
+
+const NOW: Duration = Duration::ZERO;
+
+struct Stage {
+    folder: tempfile::TempDir,
+    system: Jsonl,
+}
+
+fn files(folder: &Path, skip_malformed: bool) -> Files {
+    Files { folder: folder.to_owned(), skip_malformed, ..Files::default() }
+}
+
+impl Stage {
+    fn new() -> Stage {
+        Stage::with(tempfile::tempdir().expect("a folder"), false)
+    }
+    fn with(folder: tempfile::TempDir, skip_malformed: bool) -> Stage {
+        let home = Arc::new(Home::open(&folder.path().join("state")).expect("a home"));
+        let system = Jsonl::new(&home, files(folder.path(), skip_malformed), &Arc::default());
+        Stage { folder, system }
+    }
+    /// Another process on the same folder, after this one has gone in the middle of its work.
+    fn restart(self) -> Stage {
+        let Stage { folder, system } = self;
+        drop(system);
+        Stage::with(folder, false)
+    }
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.folder.path().join(name), text).expect("written");
+    }
+    fn append(&self, name: &str, text: &str) {
+        let file = fs::OpenOptions::new().append(true).open(self.folder.path().join(name));
+        file.expect("there").write_all(text.as_bytes()).expect("written");
+    }
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.folder.path().join(name)).expect("there")
+    }
+    fn make_topics(&self) {
+        let topic = |name: &str| NewTopic {
+            topic: name.to_owned(),
+            partitions: 2,
+            replication: 1,
+            config: [("delete.retention.ms".to_owned(), "1000".to_owned())].into(),
+        };
+        self.system.admin().create(&[topic("checkpoints"), topic("changelog")]).expect("made");
+    }
+    fn transactional(&self) -> Box<dyn TransactionalProducer> {
+        let mut producer = self.system.transactional("me").expect("a producer");
+        producer.init(NOW).expect("there is nobody else");
+        producer
+    }
+    fn rows(&self, topic: &str, partition: i32) -> Vec<(u64, String)> {
+        let admin = self.system.admin();
+        let ends = admin.watermarks(&[at(topic, partition)]).expect("ends");
+        let mut rows = Vec::new();
+        let mut take = |messages: &[Message<'_>]| {
+            rows.extend(messages.iter().map(|m| (m.offset, text(m.value))));
+            Ok(())
+        };
+        let read =
+            admin.read_range(&at(topic, partition), 0, ends[0].high, Isolation::ReadCommitted, &mut take);
+        read.expect("read");
+        rows
+    }
+}
+
+fn at(topic: &str, partition: i32) -> TopicPartition {
+    TopicPartition { topic: topic.to_owned(), partition }
+}
+
+fn text(bytes: Option<&[u8]>) -> String {
+    bytes.map_or("none".into(), |b| String::from_utf8_lossy(b).into_owned())
+}
+
+type Taken = Vec<(u64, String)>;
+
+/// Everything up to the end, and where to go on.
+fn drain(consumer: &mut dyn SystemConsumer) -> Result<(Taken, Offset), SystemError> {
+    let mut taken = Taken::new();
+    while !consumer.has_ended(0) {
+        consumer.poll(NOW, &mut |messages| {
+            taken.extend(messages.iter().map(|m| (m.offset, text(m.value))));
+            Ok(())
+        })?;
+    }
+    let next = consumer.position_after(0, taken.last().map(|(offset, _)| *offset));
+    Ok((taken, next))
+}
+
+fn consume(stage: &Stage, start: StartAt) -> Result<(Taken, Offset), SystemError> {
+    let mut consumer = stage.system.consumer("me").expect("a consumer");
+    consumer.assign(&[(at("in.jsonl", 0), start)])?;
+    drain(&mut *consumer)
+}
+
+#[test]
+fn a_file_is_read_to_its_end_and_later_from_there() {
+    let stage = Stage::new();
+    stage.write("in.jsonl", "1\n\n22\n333");
+    let (taken, next) = consume(&stage, StartAt::Oldest).expect("read");
+    assert_eq!(taken, [(1, "1".to_owned()), (5, "22".into()), (8, "333".into())]);
+    assert_eq!(next.0, "9");
+    let again = consume(&stage, StartAt::At(next.clone())).expect("read");
+    assert_eq!(again, (vec![], next.clone()));
+    // The last line gets its end, and another one comes.
+    stage.append("in.jsonl", "\n4\n");
+    let (taken, next) = consume(&stage, StartAt::At(next)).expect("read");
+    assert_eq!(taken, [(11, "4".to_owned())]);
+    assert_eq!(next.0, "12");
+    assert_eq!(consume(&stage, StartAt::Newest).expect("read").0, []);
+    let (taken, _) = consume(&stage, StartAt::At(Offset("3".into()))).expect("read");
+    assert_eq!(taken.len(), 3);
+}
+
+#[test]
+fn reading_may_begin_at_a_time() {
+    let stage = Stage::new();
+    stage
+        .write("in.jsonl", "{\"value\":1,\"timestamp\":10}\n{\"value\":2,\"timestamp\":20}\n{\"value\":3}\n");
+    let (taken, _) = consume(&stage, StartAt::Timestamp(15)).expect("read");
+    assert_eq!(taken.into_iter().map(|(_, value)| value).collect::<Vec<_>>(), ["2", "3"]);
+}
+
+#[test]
+fn a_line_that_is_no_message_is_told_with_its_number_once_those_before_it_are_read() {
+    let stage = Stage::new();
+    stage.write("in.jsonl", "1\n2\n{\"a\": oops}\n4\n");
+    let mut consumer = stage.system.consumer("me").expect("a consumer");
+    consumer.assign(&[(at("in.jsonl", 0), StartAt::At(Offset("2".into())))]).expect("assigned");
+    let mut taken = 0;
+    let mut poll = || {
+        consumer.poll(NOW, &mut |messages| {
+            taken += messages.len();
+            Ok(())
+        })
+    };
+    assert_eq!(poll(), Ok(1));
+    let error = poll().expect_err("malformed").to_string();
+    assert!(error.contains("in.jsonl line 3, column 7: not JSON"), "{error}");
+    assert!(error.contains("decode = \"skip\""), "{error}");
+    let stage = Stage::with(stage.folder, true);
+    assert_eq!(consume(&stage, StartAt::Oldest).expect("read").0.len(), 3);
+    assert_eq!(stage.system.tally.skipped.load(std::sync::atomic::Ordering::Relaxed), 1);
+}
+
+#[test]
+fn sources_are_paused_and_resumed_each_for_itself() {
+    let stage = Stage::new();
+    fs::create_dir(stage.folder.path().join("in.jsonl")).expect("a folder");
+    stage.write("in.jsonl/0.jsonl", "1\n2\n");
+    stage.write("in.jsonl/1.jsonl", "3\n");
+    let found =
+        stage.system.admin().describe(&["in.jsonl".to_owned(), "none".to_owned()]).expect("described");
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].partitions.len(), 2);
+    let mut consumer = stage.system.consumer("me").expect("a consumer");
+    let both: Vec<_> = (0..2).map(|n| (at("in.jsonl", n), StartAt::Oldest)).collect();
+    consumer.assign(&both).expect("assigned");
+    consumer.pause(&[0]).expect("paused");
+    let mut taken = Vec::new();
+    for round in 0..6 {
+        if round == 3 {
+            assert!(consumer.has_ended(1) && !consumer.has_ended(0));
+            assert_eq!(taken, [1]);
+            consumer.resume(&[0]).expect("resumed");
+        }
+        let mut take = |messages: &[Message<'_>]| {
+            taken.extend(messages.iter().map(|m| m.source));
+            Ok(())
+        };
+        consumer.poll(NOW, &mut take).expect("read");
+    }
+    assert!(consumer.has_ended(0));
+    assert_eq!(taken, [1, 0, 0]);
+    assert_eq!(consumer.caught_up_at(0), Some(4));
+    assert_eq!(consumer.lag(0, Some(1)), Some(2));
+}
+
+#[test]
+fn a_file_that_is_not_the_one_that_was_read_is_told() {
+    let stage = Stage::new();
+    stage.write("in.jsonl", "10\n20\n");
+    let lost = |offset: &str| stage.system.admin().lost(&[(at("in.jsonl", 0), Offset(offset.into()))]);
+    for good in ["0", "3", "6"] {
+        assert_eq!(lost(good), Ok(vec![None]), "{good}");
+    }
+    assert_eq!(lost("7"), Ok(vec![Some(Lost::Recreated { high: 6 })]));
+    assert!(lost("4").expect_err("not a line").to_string().contains("in the middle of a line"));
+    assert!(lost("x").is_err());
+}
+
+#[test]
+fn a_transaction_is_there_as_a_whole_or_not_at_all() {
+    let stage = Stage::new();
+    stage.make_topics();
+    stage.write("out.jsonl", "\"before\"\n");
+    let mut producer = stage.transactional();
+    let send = |producer: &mut dyn TransactionalProducer, n: i32| {
+        let changelog = producer.topic("changelog").expect("a topic");
+        let out = producer.topic("out.jsonl").expect("a file");
+        let value = n.to_string();
+        producer.send(changelog, Some(1), Some(b"k"), Some(value.as_bytes()), &[]).expect("sent");
+        producer.send(out, None, None, Some(value.as_bytes()), &[]).expect("sent");
+    };
+    producer.begin().expect("begun");
+    send(&mut *producer, 1);
+    producer.flush(NOW).expect("flushed");
+    let ends = stage.system.admin().watermarks(&[at("changelog", 1)]).expect("ends");
+    assert_eq!((ends[0].stable, ends[0].high), (0, 1), "what is sent has its place and is not there yet");
+    assert_eq!(stage.rows("changelog", 1), []);
+    send(&mut *producer, 2);
+    producer.commit(NOW).expect("committed");
+    assert_eq!(stage.rows("changelog", 1), [(0, "1".to_owned()), (1, "2".into())]);
+    assert_eq!(stage.read("out.jsonl"), "\"before\"\n1\n2\n");
+    producer.begin().expect("begun");
+    send(&mut *producer, 3);
+    producer.abort(NOW).expect("aborted");
+    producer.begin().expect("begun");
+    send(&mut *producer, 4);
+    drop(producer);
+    // A process that was killed between writing its lines and its frame.
+    stage.append("out.jsonl", "3\n4");
+    let stage = stage.restart();
+    assert_eq!(stage.read("out.jsonl"), "\"before\"\n1\n2\n");
+    assert_eq!(stage.rows("changelog", 1), [(0, "1".to_owned()), (1, "2".into())]);
+}
+
+#[test]
+fn lines_outside_transactions_stay_but_for_a_torn_one() {
+    let stage = Stage::new();
+    let mut producer = stage.system.producer("me").expect("a producer");
+    let out = producer.topic("deep/er/out.jsonl").expect("a file");
+    producer.send(out, None, Some(b"k"), Some(b"1"), &[]).expect("sent");
+    producer.flush(NOW).expect("flushed");
+    producer.send(out, None, Some(b"k"), Some(b"2"), &[]).expect("sent");
+    drop(producer);
+    stage.append("deep/er/out.jsonl", "{\"key\":\"k\",\"value\":3}\n{\"key\":\"k\",\"va");
+    let stage = stage.restart();
+    assert_eq!(stage.read("deep/er/out.jsonl"), "{\"key\":\"k\",\"value\":1}\n{\"key\":\"k\",\"value\":3}\n");
+}
+
+#[test]
+fn owner_records_go_into_the_log_at_once() {
+    let stage = Stage::new();
+    stage.make_topics();
+    let row = |value: &str| PlainMessage {
+        to: at("checkpoints", 0),
+        key: b"owner".to_vec(),
+        value: Some(value.as_bytes().to_vec()),
+    };
+    stage.system.admin().append(&[row("a"), row("b")]).expect("appended");
+    let stage = stage.restart();
+    assert_eq!(stage.rows("checkpoints", 0), [(0, "a".to_owned()), (1, "b".into())]);
+    assert!(stage.system.admin().append(&[PlainMessage { to: at("none", 0), ..row("c") }]).is_err());
+}
+
+#[test]
+fn a_folder_has_one_user_and_can_be_forgotten() {
+    let stage = Stage::new();
+    let state = stage.folder.path().join("state");
+    stage.make_topics();
+    stage.write("out.jsonl", "\"before\"\n");
+    let mut producer = stage.transactional();
+    producer.begin().expect("begun");
+    let out = producer.topic("out.jsonl").expect("a file");
+    producer.send(out, None, None, Some(b"1"), &[]).expect("sent");
+    producer.commit(NOW).expect("committed");
+    drop(producer);
+    let error = Home::open(&state).err().expect("in use").to_string();
+    assert!(error.contains("in use by another process") && error.contains("process "), "{error}");
+    assert!(Home::forget(&state).is_err(), "it is in use");
+    let Stage { folder, system } = stage;
+    drop(system);
+    fs::create_dir_all(state.join("stores/Partition-0")).expect("a folder");
+    Home::forget(&state).expect("forgotten");
+    assert!(!state.join("stores").exists());
+    let stage = Stage::with(folder, false);
+    assert_eq!(stage.read("out.jsonl"), "\"before\"\n", "what the job wrote is taken back");
+    assert!(stage.system.admin().describe(&["changelog".to_owned()]).expect("described").is_empty());
+}
+
+#[test]
+fn a_stream_without_a_file_is_told_how_to_get_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = Files { only: Some(["in".to_owned()].into()), ..files(folder.path(), false) };
+    assert_eq!(files.place("-"), Ok(Place::Stdio));
+    assert_eq!(files.place("in"), Ok(Place::At(folder.path().join("in"))));
+    assert!(files.place("out").expect_err("no file").to_string().contains("--output"));
+    assert_eq!(files.written_shape("out"), Shape::default());
+}

@@ -1,0 +1,438 @@
+//! A job's binary with `--local`: on files, on pipes and on a real Kafka; killed at any moment and run again.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use kafka::{KafkaAdmin, KafkaProducer};
+use rustix::process::{Pid, Signal, kill_process};
+use task_api::system::{Isolation, NewTopic, SystemAdmin, SystemProducer, TopicPartition};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A folder with a job file for the example `counter`, which counts by key and sends each new count.
+struct Job {
+    folder: tempfile::TempDir,
+}
+
+/// Seeded, so that a failure can be seen again.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
+fn key(n: usize) -> String {
+    format!("k{}", (n * n + n / 3) % 307)
+}
+
+impl Job {
+    fn new(delivery: &str, more: &str) -> Job {
+        let folder = tempfile::tempdir().expect("a folder");
+        let text = format!(
+            r#"
+[job]
+name = "local"
+[package]
+path = "counter"
+[task]
+inputs = ["files.in"]
+commit = "10ms"
+delivery = "{delivery}"
+config = {{ output = "files.out" }}
+[systems.files]
+type = "jsonl"
+[stores.counts]
+changelog = true
+{more}"#
+        );
+        fs::write(folder.path().join("job.toml"), text).expect("written");
+        Job { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+    fn log(&self) -> PathBuf {
+        self.path(".samza/local-1/log")
+    }
+
+    /// Appends the messages with these numbers to an input file.
+    fn feed(&self, name: &str, numbers: std::ops::Range<usize>) {
+        let file = fs::OpenOptions::new().create(true).append(true).open(self.path(name)).expect("opened");
+        let mut file = std::io::BufWriter::new(file);
+        for n in numbers {
+            writeln!(file, "{{\"key\":\"{}\",\"value\":{n}}}", key(n)).expect("written");
+        }
+        file.flush().expect("written");
+    }
+
+    fn command(&self, more: &[&str]) -> Command {
+        let mut command = Command::new(example("counter"));
+        command.current_dir(&self.folder).arg("--local").args(more).env("RUST_LOG", "warn");
+        command
+    }
+
+    /// Runs to the end, which must be a good one.
+    fn run(&self, more: &[&str]) -> Output {
+        let output = self.command(more).stdin(Stdio::null()).output().expect("it runs");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {told}", output.status);
+        output
+    }
+
+    fn outputs(&self) -> Vec<(String, u64)> {
+        let text = fs::read_to_string(self.path("out.jsonl")).expect("there");
+        assert!(text.is_empty() || text.ends_with('\n'), "a torn line was left");
+        text.lines().map(row).collect()
+    }
+}
+
+fn row(line: &str) -> (String, u64) {
+    let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+    (line["key"].as_str().expect("a key").to_owned(), line["value"].as_u64().expect("a count"))
+}
+
+/// What counting the messages with these numbers sends.
+fn counted(numbers: impl IntoIterator<Item = usize>) -> Vec<(String, u64)> {
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    let count = |n: usize| {
+        let count = counts.entry(key(n)).or_default();
+        *count += 1;
+        (key(n), *count)
+    };
+    numbers.into_iter().map(count).collect()
+}
+
+/// An example beside this test's executable.
+fn example(name: &str) -> PathBuf {
+    let mut path = std::env::current_exe().expect("a path");
+    path.pop();
+    path.pop();
+    path.join("examples").join(name)
+}
+
+/// A process that is killed if a test leaves it behind.
+struct Running(Child);
+
+impl Running {
+    fn start(command: &mut Command) -> Running {
+        Running(command.spawn().expect("it starts"))
+    }
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.0.id().try_into().expect("a pid")).expect("not zero");
+        kill_process(pid, signal).expect("it is there");
+    }
+    fn exit_code(&mut self) -> Option<i32> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait().expect("it is ours") {
+                return status.code();
+            }
+            assert!(start.elapsed() < PATIENCE, "it does not end");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    /// Kills it once its log has grown (or it has been written anew) so many times; returns whether it was still there.
+    fn kill_after(&mut self, log: &Path, changes: u64) -> bool {
+        let length = || fs::metadata(log).map_or(0, |m| m.len());
+        let (mut seen, mut last) = (0, length());
+        while seen < changes {
+            if self.0.try_wait().expect("it is ours").is_some() {
+                return false;
+            }
+            let now = length();
+            seen += u64::from(now != last);
+            last = now;
+            std::thread::yield_now();
+        }
+        let _ = self.0.kill();
+        !self.0.wait().expect("it is ours").success()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_job_on_files_runs_to_its_end_and_later_goes_on_with_what_was_appended() {
+    let job = Job::new("exactly-once", "");
+    job.feed("in.jsonl", 0..1_000);
+    let told = String::from_utf8(job.run(&[]).stderr).expect("text");
+    assert!(told.contains("local-1: 1000 messages in") && told.contains("messages/s"), "{told}");
+    assert_eq!(job.outputs(), counted(0..1_000));
+    let told = String::from_utf8(job.run(&[]).stderr).expect("text");
+    assert!(told.contains("local-1: 0 messages in"), "{told}");
+    job.feed("in.jsonl", 1_000..1_500);
+    job.run(&[]);
+    assert_eq!(job.outputs(), counted(0..1_500));
+    // What RocksDB has is only a copy: without it the log restores the state.
+    fs::remove_dir_all(job.path(".samza/local-1/stores")).expect("there");
+    job.feed("in.jsonl", 1_500..1_600);
+    job.run(&[]);
+    assert_eq!(job.outputs(), counted(0..1_600));
+    job.run(&["--fresh"]);
+    assert_eq!(job.outputs(), counted(0..1_600), "a fresh start replaces the outputs");
+}
+
+/// Kills the job again and again until it has come to its end.
+fn kill_until_done(job: &Job, seed: u64) {
+    let mut dice = Dice(seed);
+    let mut killed = 0;
+    while killed < 30 {
+        let mut running = Running::start(job.command(&[]).stdin(Stdio::null()).stderr(Stdio::null()));
+        if !running.kill_after(&job.log(), dice.below(12)) {
+            break;
+        }
+        killed += 1;
+    }
+    assert!(killed > 0, "nothing was killed");
+    job.run(&[]);
+}
+
+#[test]
+fn a_job_that_is_killed_at_any_moment_is_exact_in_outputs_and_state() {
+    for (seed, threads) in [(1, 1), (2, 1), (3, 2)] {
+        let job = Job::new("exactly-once", &format!("[containers]\nthreads = {threads}\n"));
+        let per_file = 60_000 / threads;
+        if threads == 1 {
+            job.feed("in.jsonl", 0..per_file);
+        } else {
+            fs::create_dir(job.path("in.jsonl")).expect("a folder");
+            (0..threads).for_each(|n| job.feed(&format!("in.jsonl/{n}.jsonl"), 0..per_file));
+        }
+        kill_until_done(&job, seed);
+        let (mut found, mut expected) = (job.outputs(), counted(0..per_file).repeat(threads));
+        if threads > 1 {
+            // The lines of two tasks come in any order.
+            found.sort();
+            expected.sort();
+        }
+        assert!(found == expected, "seed {seed}: {} outputs, {} expected", found.len(), expected.len());
+    }
+}
+
+#[test]
+fn at_least_once_loses_no_output_and_its_state_is_exact() {
+    let job = Job::new("at-least-once", "");
+    job.feed("in.jsonl", 0..60_000);
+    kill_until_done(&job, 4);
+    let found: std::collections::BTreeSet<_> = job.outputs().into_iter().collect();
+    let expected: std::collections::BTreeSet<_> = counted(0..60_000).into_iter().collect();
+    assert!(found == expected, "{} different outputs, {} expected", found.len(), expected.len());
+    // One more message of each key tells its count.
+    let before = job.outputs().len();
+    job.feed("in.jsonl", 60_000..61_000);
+    job.run(&[]);
+    assert_eq!(job.outputs()[before..], counted(0..61_000)[60_000..]);
+}
+
+#[test]
+fn a_pipe_is_read_to_its_end_and_lines_come_out_as_they_are_committed() {
+    let job = Job::new("exactly-once", "");
+    let arguments = ["--input", "files.in=-", "--output", "files.out=-"];
+    let mut command = job.command(&arguments);
+    let mut running = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+    let mut input = running.0.stdin.take().expect("piped");
+    let mut lines = BufReader::new(running.0.stdout.take().expect("piped")).lines();
+    let mut next = || row(&lines.next().expect("a line").expect("text"));
+    for n in 0..20 {
+        writeln!(input, "{{\"key\":\"{}\",\"value\":{n}}}", key(n)).expect("written");
+        assert_eq!(next(), counted(0..=n)[n]);
+    }
+    // Nobody else may use the folder meanwhile.
+    let second = job.command(&arguments).stdin(Stdio::null()).output().expect("it runs");
+    let told = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(told.contains("in use by another process"), "{told}");
+    drop(input);
+    assert_eq!(running.exit_code(), Some(0));
+}
+
+#[test]
+fn sigterm_commits_and_ends() {
+    let job = Job::new("exactly-once", "");
+    let mut command = job.command(&["--input", "files.in=-"]);
+    let mut running = Running::start(command.stdin(Stdio::piped()).stderr(Stdio::piped()));
+    let mut input = running.0.stdin.take().expect("piped");
+    writeln!(input, "{{\"key\":\"a\",\"value\":1}}").expect("written");
+    let start = Instant::now();
+    while fs::read_to_string(job.path("out.jsonl")).unwrap_or_default().is_empty() {
+        assert!(start.elapsed() < PATIENCE, "no output");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    running.signal(Signal::TERM);
+    assert_eq!(running.exit_code(), Some(0));
+    assert_eq!(job.outputs(), [("a".to_owned(), 1)]);
+    let mut told = String::new();
+    running.0.stderr.take().expect("piped").read_to_string(&mut told).expect("text");
+    assert!(told.contains("local-1: 1 messages in"), "{told}");
+}
+
+#[test]
+fn what_cannot_run_is_told_and_changes_nothing() {
+    let job = Job::new("exactly-once", "");
+    let told = |more: &[&str]| {
+        let output = job.command(more).stdin(Stdio::null()).output().expect("it runs");
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let missing = told(&[]);
+    assert!(missing.contains("input files.in is not there") && missing.contains("in.jsonl"), "{missing}");
+    assert!(told(&["--job", "other.toml"]).contains("cannot read other.toml"));
+    assert!(told(&["--input", "files.inn=x"]).contains("`files.inn` is no input"));
+    assert!(told(&["--files", "kafka=x"]).contains("no system `kafka`"));
+    fs::write(job.path("in.jsonl"), "{\"key\":\"a\",\"value\":1}\n{oops}\n").expect("written");
+    let malformed = told(&[]);
+    assert!(malformed.contains("in.jsonl line 2, column 2: not JSON"), "{malformed}");
+    let help = job.command(&["--help"]).output().expect("it runs");
+    assert!(help.status.success());
+    assert!(String::from_utf8_lossy(&help.stdout).contains("--files kafka=data"));
+}
+
+#[test]
+fn a_job_file_that_was_written_for_kafka_runs_on_files() {
+    let job = Job::new("exactly-once", "");
+    let text = fs::read_to_string(job.path("job.toml")).expect("there").replace("files.", "kafka.");
+    let text = text.replace(
+        "[systems.kafka]\ntype = \"jsonl\"",
+        "[systems.kafka]\ntype = \"kafka\"\nbootstrap = \"127.0.0.1:1\"",
+    );
+    let text = format!("{text}\n[streams.\"kafka.in\"]\ntopic = \"in.topic\"\n");
+    fs::write(job.path("job.toml"), text).expect("written");
+    fs::create_dir(job.path("data")).expect("a folder");
+    job.feed("data/in.topic.jsonl", 0..100);
+    job.run(&["--files", "kafka=data"]);
+    let text = fs::read_to_string(job.path("data/out.jsonl")).expect("there");
+    assert_eq!(text.lines().map(row).collect::<Vec<_>>(), counted(0..100));
+    // Single streams will do, if they are all that the job uses.
+    job.run(&["--fresh", "--input", "kafka.in=data/in.topic.jsonl", "--output", "kafka.out=out.jsonl"]);
+    assert_eq!(job.outputs(), counted(0..100));
+    let half =
+        job.command(&["--input", "kafka.in=data/in.topic.jsonl", "--fresh"]).output().expect("it runs");
+    let told = String::from_utf8_lossy(&half.stderr);
+    assert!(!half.status.success() && told.contains("--output"), "{told}");
+}
+
+/// The brokers of SAMZA_TEST_KAFKA, or one that is started for this test.
+struct Brokers {
+    bootstrap: String,
+    data: Option<tempfile::TempDir>,
+}
+
+impl Brokers {
+    fn script() -> Command {
+        Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kafka/kafka.sh"))
+    }
+    fn new() -> Brokers {
+        if let Ok(bootstrap) = std::env::var("SAMZA_TEST_KAFKA") {
+            return Brokers { bootstrap, data: None };
+        }
+        let data = tempfile::tempdir().expect("a folder");
+        let mut start = Brokers::script();
+        start.args(["start", "--port", "0", "--data"]).arg(data.path()).stdout(Stdio::null());
+        assert!(start.status().expect("kafka.sh runs").success());
+        let bootstrap = fs::read_to_string(data.path().join("bootstrap")).expect("started");
+        Brokers { bootstrap: bootstrap.trim().to_owned(), data: Some(data) }
+    }
+}
+
+impl Drop for Brokers {
+    fn drop(&mut self) {
+        if let Some(data) = &self.data {
+            let stopped = Brokers::script().args(["stop", "--data"]).arg(data.path()).status();
+            assert!(stopped.is_ok_and(|status| status.success()), "cannot stop the broker");
+        }
+    }
+}
+
+fn produce(bootstrap: &str, topic: &str, numbers: std::ops::Range<usize>) {
+    let mut producer = KafkaProducer::idempotent(bootstrap, "feed", &BTreeMap::new()).expect("a producer");
+    let to = producer.topic(topic).expect("a topic");
+    for n in numbers {
+        producer.send(to, Some(n as i32 % 2), Some(key(n).as_bytes()), Some(b"x"), &[]).expect("sent");
+    }
+    producer.flush(PATIENCE).expect("flushed");
+}
+
+fn consumed(admin: &KafkaAdmin, topic: &str) -> Vec<(String, u64)> {
+    let mut rows = Vec::new();
+    let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap_or_default().to_vec()).expect("text");
+    for partition in 0..2 {
+        let at = TopicPartition { topic: topic.to_owned(), partition };
+        let ends = admin.watermarks(std::slice::from_ref(&at)).expect("ends");
+        let mut take = |messages: &[task_api::system::Message<'_>]| {
+            rows.extend(messages.iter().map(|m| (text(m.key), text(m.value).parse().expect("a count"))));
+            Ok(())
+        };
+        admin.read_range(&at, 0, ends[0].high, Isolation::ReadCommitted, &mut take).expect("read");
+    }
+    rows.sort();
+    rows
+}
+
+#[test]
+fn a_job_runs_standalone_against_kafka_and_ends_with_its_bounded_input() {
+    let brokers = Brokers::new();
+    let admin = KafkaAdmin::new(&brokers.bootstrap, &BTreeMap::new()).expect("an admin");
+    let name = format!("standalone-{}", std::process::id());
+    let job = Job::new("exactly-once", "");
+    let text = format!(
+        r#"
+[job]
+name = "{name}"
+[package]
+path = "counter"
+[containers]
+threads = 2
+[task]
+inputs = ["kafka.in"]
+commit = "100ms"
+delivery = "exactly-once"
+config = {{ output = "kafka.out" }}
+[systems.kafka]
+type = "kafka"
+bootstrap = "{}"
+[streams."kafka.in"]
+topic = "{name}-in"
+bounded = true
+[streams."kafka.out"]
+topic = "{name}-out"
+[stores.counts]
+changelog = true
+"#,
+        brokers.bootstrap
+    );
+    fs::write(job.path("job.toml"), text).expect("written");
+    let topic = |what: &str| NewTopic {
+        topic: format!("{name}-{what}"),
+        partitions: 2,
+        replication: 1,
+        config: BTreeMap::new(),
+    };
+    admin.create(&[topic("in"), topic("out")]).expect("made");
+    let expected = |count: usize| {
+        let of_partition = |partition: usize| counted((0..count).filter(move |n| n % 2 == partition));
+        let mut rows: Vec<_> = (0..2).flat_map(of_partition).collect();
+        rows.sort();
+        rows
+    };
+    produce(&brokers.bootstrap, &format!("{name}-in"), 0..2_000);
+    job.run(&[]);
+    assert_eq!(consumed(&admin, &format!("{name}-out")), expected(2_000));
+    // Later, on another machine: the state comes from the changelog.
+    fs::remove_dir_all(job.path(".samza")).expect("there");
+    produce(&brokers.bootstrap, &format!("{name}-in"), 2_000..3_000);
+    job.run(&[]);
+    assert_eq!(consumed(&admin, &format!("{name}-out")), expected(3_000));
+}
