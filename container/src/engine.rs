@@ -411,8 +411,7 @@ impl<T: StreamTask> Hands<'_, T> {
         let mut batch = MessageBatch::new(&source.partition, run, self.full);
         loop {
             let before = batch.taken();
-            let Err(error) =
-                task.code.process_batch(&mut batch, self.outputs, &mut self.work.coordinator)
+            let Err(error) = task.code.process_batch(&mut batch, self.outputs, &mut self.work.coordinator)
             else {
                 break;
             };

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use task_api::system::{
-    BrokerMetadata, Header, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage, StartAt,
-    SystemAdmin, SystemConsumer, SystemError, SystemProducer, TopicHandle, TopicMetadata, TopicPartition,
-    TransactionalProducer, Watermarks,
+    BrokerMetadata, Header, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage,
+    StartAt, SystemAdmin, SystemConsumer, SystemError, SystemProducer, TopicHandle, TopicMetadata,
+    TopicPartition, TransactionalProducer, Watermarks,
 };
 
 use crate::board::Board;
@@ -207,7 +207,13 @@ impl System for FakeSystem {
     }
     fn consumer(&self, _: &str) -> Result<Box<dyn SystemConsumer>, SystemError> {
         let system = self.clone();
-        Ok(Box::new(FakeConsumer { system, assigned: Vec::new(), paused: Vec::new(), read: Vec::new(), turn: 0 }))
+        Ok(Box::new(FakeConsumer {
+            system,
+            assigned: Vec::new(),
+            paused: Vec::new(),
+            read: Vec::new(),
+            turn: 0,
+        }))
     }
     fn producer(&self, _: &str) -> Result<Box<dyn SystemProducer>, SystemError> {
         Ok(Box::new(FakeProducer::new(self, None)))

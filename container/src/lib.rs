@@ -52,6 +52,8 @@ mod task_thread;
 mod transaction;
 
 #[cfg(test)]
+mod contract;
+#[cfg(test)]
 mod fake;
 #[cfg(test)]
 mod tests;

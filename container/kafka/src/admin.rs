@@ -259,7 +259,13 @@ impl SystemAdmin for KafkaAdmin {
         let mut write = || {
             for message in messages {
                 let topic = producer.topic(&message.to.topic)?;
-                producer.send(topic, message.to.partition, Some(&message.key), message.value.as_deref(), &[])?;
+                producer.send(
+                    topic,
+                    message.to.partition,
+                    Some(&message.key),
+                    message.value.as_deref(),
+                    &[],
+                )?;
             }
             producer.flush(WRITE_TIMEOUT)
         };
