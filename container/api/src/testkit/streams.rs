@@ -113,7 +113,8 @@ pub(super) type Unread = (u64, Rc<Output>);
 /// Every stream; as a collector it takes what tasks send.
 pub(super) struct Streams {
     streams: BTreeMap<String, Stream>,
-    systems: BTreeSet<String>,
+    /// Those that messages can be sent to.
+    pub(super) systems: BTreeSet<String>,
     sent: u64,
     /// The system whose streams take part in transactions.
     pub(super) transactional: Option<String>,
