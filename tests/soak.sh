@@ -3,6 +3,8 @@
 #   usage: tests/soak.sh            (make soak starts the brokers around it)
 set -euo pipefail
 end=$((SECONDS + ${SAMZA_SOAK_MINUTES:-30} * 60))
+# Once: the crate that `samza new` makes, built anew as a user would.
+cargo test --quiet -p client --test new_job -- --ignored --nocapture
 round=0
 while [ $SECONDS -lt $end ]; do
   round=$((round + 1))

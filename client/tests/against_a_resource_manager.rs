@@ -288,6 +288,21 @@ fn logs_of_one_container_are_as_written_and_those_of_several_are_told_apart() {
 }
 
 #[test]
+fn start_points_of_a_live_job_are_not_moved() {
+    let (fake, job) = (Fake::start(), job());
+    fake.with(|state| state.apps = vec![live_app("application_7_0009", "flights")]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_samza"));
+    command.current_dir(job.folder.path()).args(["checkpoint", "job.toml", "--rm", &fake.address]);
+    let output = command.args(["--set", "kafka.flights=oldest"]).output().expect("the program runs");
+    assert_eq!(output.status.code(), Some(4));
+    assert_eq!(
+        err(&output),
+        "samza: flights-1 is live: application_7_0009, running; end it with `samza stop flights-1 --wait`, move its \
+         start points, and submit job.toml again\n"
+    );
+}
+
+#[test]
 fn a_reader_that_goes_away_ends_it_quietly() {
     let fake = Fake::start();
     fake.with(|state| {

@@ -82,6 +82,93 @@ fn like(text: &str, pattern: &str) -> bool {
 }
 
 #[test]
+fn a_job_on_files_is_for_one_machine_and_check_says_so() {
+    let folder = Folder::new("127.0.0.1:9092");
+    let job = "[job]\nname = \"delays\"\n[package]\npath = \"bin/flight-delays\"\n[task]\ninputs = [\"files.flights\"]\n\
+               [systems.files]\ntype = \"jsonl\"\n";
+    folder.write("local.toml", job);
+    is(
+        &submit(&folder, &["local.toml"]),
+        65,
+        "",
+        "local.toml:8: `systems.files.type`: a job with a system of type \"jsonl\" runs on one machine only: \
+         `samza run local.toml --local`\n",
+    );
+    is(
+        &submit(&folder, &["local.toml", "--check"]),
+        0,
+        "job *systems     files (jsonl in .)\nvalid; nothing was submitted\n",
+        "note: local.toml:8: `systems.files.type`: a job with a system of type \"jsonl\" runs on one machine only: *\n",
+    );
+    is(
+        &samza(&folder, &["checkpoint", "local.toml"]),
+        65,
+        "",
+        "local.toml:8: `systems.files.type`: checkpoints of *\n",
+    );
+}
+
+#[test]
+fn a_local_run_is_the_package_with_its_arguments_environment_and_job_file() {
+    let folder = Folder::new("127.0.0.1:9092");
+    folder.write("bin/flight-delays", "#!/bin/sh\necho \"$RATE $@\"\nexit 7\n");
+    is(&samza(&folder, &["run", "job.toml", "--local"]), 7, " --local --job job.toml\n", "");
+    is(
+        &samza(&folder, &["run", "job.toml", "--local", "--fresh", "--files", "kafka=data"]),
+        7,
+        " --local --job job.toml --fresh --files kafka=data\n",
+        "",
+    );
+    let command = "command = [\"./flight-delays\", \"--verbose\"]\nenv = { RATE = 3 }\n[task]";
+    folder.write("own.toml", &job("127.0.0.1:9092").replace("[task]", command));
+    is(&samza(&folder, &["run", "own.toml", "--local"]), 7, "3 --verbose --local --job own.toml\n", "");
+    folder.write("other.toml", &job("127.0.0.1:9092").replace("[task]", "command = [\"bash\"]\n[task]"));
+    is(
+        &samza(&folder, &["run", "other.toml", "--local"]),
+        65,
+        "",
+        "other.toml:6: `package.command`: it does not start `./flight-delays`, the package; *\n",
+    );
+}
+
+#[test]
+fn a_run_that_is_not_local_is_told_what_to_use() {
+    let folder = Folder::new("127.0.0.1:9092");
+    is(
+        &samza(&folder, &["run", "job.toml"]),
+        2,
+        "",
+        "samza: `samza run` needs --local: it runs a job in one process on this machine. For a cluster: \
+         `samza-submit job.toml`\n",
+    );
+}
+
+#[test]
+fn a_start_point_that_is_none_is_a_wrong_command_line() {
+    let folder = Folder::new("127.0.0.1:9092");
+    is(
+        &samza(&folder, &["checkpoint", "job.toml", "--set", "kafka.flights=newset"]),
+        2,
+        "",
+        "error: invalid value 'kafka.flights=newset' for '--set *': *did you mean \"newest\"?*",
+    );
+    let (nobody, no_rm) = (nobody(), nobody());
+    let folder = Folder::new(&nobody);
+    is(
+        &samza(&folder, &["checkpoint", "job.toml"]),
+        5,
+        "",
+        "samza: job.toml:12: `systems.kafka.bootstrap`: no broker *\n",
+    );
+    is(
+        &samza(&folder, &["checkpoint", "job.toml", "--set", "kafka.flights=oldest", "--rm", &no_rm]),
+        5,
+        "",
+        "samza: *; --offline moves start points without asking whether the job is live\n",
+    );
+}
+
+#[test]
 fn check_says_what_would_be_run_without_a_cluster() {
     let folder = Folder::new("127.0.0.1:9092");
     let expected = "\

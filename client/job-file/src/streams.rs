@@ -35,7 +35,7 @@ pub(crate) fn systems(root: &Section<'_, '_>) -> BTreeMap<String, SystemSpec> {
 
 fn kafka(section: &mut Section<'_, '_>, kind: Option<SystemKind>) -> SystemSpec {
     if kind.is_some() {
-        not_of_this_type(section, "path", "a folder of files", SystemKind::Kafka);
+        not_of_this_type(section, "path", "folder of files", SystemKind::Kafka);
     }
     SystemSpec {
         kind: SystemKind::Kafka,

@@ -250,9 +250,9 @@ pub(crate) fn valid_topic(topic: &str) -> Result<(), Refusal> {
 /// The path of a stream of files, `-` for stdin or stdout.
 pub(crate) fn file_path(value: &DeValue<'_>) -> Result<String, Refusal> {
     let path = text(value)?;
-    if path.trim().is_empty() || path.ends_with('/') || path.contains('\0') {
+    if path.trim().is_empty() || path.contains('\0') {
         return Err(format!(
-            "\"{}\" names no file; valid: the path of a file of JSON lines, or \"-\" for stdin and stdout",
+            "\"{}\" is not a path; valid: a file of JSON lines, a folder of them, or \"-\" for stdin and stdout",
             shown(&path)
         ));
     }

@@ -372,8 +372,8 @@ fn what_only_brokers_have_is_refused_for_files_and_the_other_way_round() {
          of their own",
     );
     says(
-        &format!("{FILES}[streams.\"files.flights\"]\ntopic = \"data/\"\n"),
-        "job.toml:13: `streams.files.flights.topic`: \"data/\" names no file; valid: the path of a file of JSON lines, \
+        &format!("{FILES}[streams.\"files.flights\"]\ntopic = \" \"\n"),
+        "job.toml:13: `streams.files.flights.topic`: \" \" is not a path; valid: a file of JSON lines, a folder of them, \
          or \"-\" for stdin and stdout",
     );
     says(

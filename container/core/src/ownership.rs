@@ -63,6 +63,13 @@ impl OwnerRecord {
     pub fn of_stop(job: &JobId, incarnation: Incarnation) -> OwnerRecord {
         OwnerRecord { incarnation, id: format!("{job}-stop-{incarnation}"), slot: None, thread: None }
     }
+    /// Whoever moves start points of a job that does not run: `<name>-<id>-user-<unix ms>`. Only the resource manager
+    /// mints incarnations, so it has that of the newest owner there was, and its id ranks above that owner's: a task
+    /// thread's begins with a digit here, a stop's with a lower letter. Every later container is above it.
+    #[must_use]
+    pub fn of_user(job: &JobId, newest: Incarnation, unix_ms: u64) -> OwnerRecord {
+        OwnerRecord { incarnation: newest, id: format!("{job}-user-{unix_ms}"), slot: None, thread: None }
+    }
 }
 
 /// What the claim is for.

@@ -193,7 +193,7 @@ pub struct SystemSpec {
     pub producer: BTreeMap<String, String>,
     /// Replication factor of the topics that we create; none means as many as brokers, at most 3.
     pub replication: Option<u16>,
-    /// `path`: of files, the folder that relative topics are in; none means where the job runs.
+    /// `path`: of files, the folder that relative topics are in; none means the job file's.
     pub path: Option<String>,
 }
 

@@ -1,5 +1,8 @@
-//! `samza`: the operator's command line.
+//! `samza`: the command line of those who write jobs and of those who run them.
 
+mod checkpoint;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,13 +11,16 @@ use client::args::{Common, Format};
 use client::failure::{CODES, Failure, exit};
 use client::find::application;
 use client::logs::{What, Whose, show};
+use client::new::{Request, new};
 use client::output::{print, print_json, say};
 use client::resource_manager::ResourceManager;
 use client::tables;
 use client::wait::{Goal, wait};
 use types::AppReport;
 
-/// Look at and steer the jobs of a samza cluster
+use checkpoint::{CheckpointArgs, checkpoint};
+
+/// Write jobs, and look at and steer those of a samza cluster
 ///
 /// JOB is an application's id, a job's name, or <name>-<id>. Data goes to stdout, everything else to stderr.
 /// Jobs are submitted with samza-submit.
@@ -34,14 +40,30 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
+  samza new my-job
+  samza run job.toml --local
   samza list
   samza status flight-delays
   samza logs flight-delays -f --slot 0 --stderr
   samza stop flight-delays --wait
+  samza checkpoint job.toml --set kafka.flights=oldest
   samza nodes -o json";
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(flatten)]
+    OnCluster(OnCluster),
+    /// Show how far a job's tasks have read, or move where a stopped job starts
+    Checkpoint(CheckpointArgs),
+    /// Run a job in one process on this machine: executes its binary with --local
+    Run(RunArgs),
+    /// Make a crate with a small stateful job, its tests and data to try it on
+    New(NewArgs),
+}
+
+/// What the resource manager answers or does.
+#[derive(Debug, Subcommand)]
+enum OnCluster {
     /// List applications, newest first
     List {
         /// Only those that are not over
@@ -79,6 +101,31 @@ enum Command {
         /// The job
         job: String,
     },
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// The job file
+    #[arg(value_name = "JOB.TOML")]
+    job_file: PathBuf,
+    /// Without a cluster; the only way yet
+    #[arg(long)]
+    local: bool,
+    /// For the job's binary, such as --fresh; `--local --help` tells them
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    args: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct NewArgs {
+    /// The crate's and the job's name
+    name: String,
+    /// Its folder; by default the name
+    #[arg(long, value_name = "DIR")]
+    path: Option<PathBuf>,
+    /// The checkout of samza to depend on; by default the one this program was built from
+    #[arg(long, value_name = "DIR")]
+    samza: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -124,22 +171,37 @@ async fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Result<(), Failure> {
-    let mut rm = ResourceManager::connect(&cli.common).await?;
-    let json = cli.common.output == Format::Json;
     match cli.command {
-        Command::List { live } => {
+        Command::Checkpoint(args) => checkpoint(&cli.common, args, !cli.no_headers).await,
+        Command::Run(args) => {
+            client::run::run(&args.job_file, args.local, &args.args).map(|never| match never {})
+        }
+        Command::New(args) => {
+            let (path, samza) = (args.path.as_deref(), args.samza.as_deref());
+            print(&new(&Request { name: &args.name, path, samza })?)
+        }
+        Command::OnCluster(command) => ask(cli.common, command, !cli.no_headers).await,
+    }
+}
+
+/// What the resource manager answers.
+async fn ask(common: Common, command: OnCluster, headers: bool) -> Result<(), Failure> {
+    let mut rm = ResourceManager::connect(&common).await?;
+    let json = common.output == Format::Json;
+    match command {
+        OnCluster::List { live } => {
             let mut apps = rm.list().await?;
             apps.retain(|app| !live || !app.state.is_over());
             apps.sort_by_key(|app| std::cmp::Reverse((app.submitted_unix_ms, app.app.clone())));
-            if json { print_json(&apps) } else { print(&tables::applications(&apps, now(), !cli.no_headers)) }
+            if json { print_json(&apps) } else { print(&tables::applications(&apps, now(), headers)) }
         }
-        Command::Status { job } => {
+        OnCluster::Status { job } => {
             let app = found(&mut rm, &job).await?;
-            if json { print_json(&app) } else { print(&tables::status(&app, now(), !cli.no_headers)) }
+            if json { print_json(&app) } else { print(&tables::status(&app, now(), headers)) }
         }
-        Command::Stop { job, kill, until } => end(&mut rm, &job, kill, &until).await,
-        Command::Kill { job, until } => end(&mut rm, &job, true, &until).await,
-        Command::Logs(args) => {
+        OnCluster::Stop { job, kill, until } => end(&mut rm, &job, kill, &until).await,
+        OnCluster::Kill { job, until } => end(&mut rm, &job, true, &until).await,
+        OnCluster::Logs(args) => {
             let app = found(&mut rm, &args.job).await?;
             let whose = match (args.container, args.slot, args.app_master) {
                 (Some(id), _, _) => Whose::Container(id),
@@ -151,15 +213,15 @@ async fn run(cli: Cli) -> Result<(), Failure> {
                 What { stderr: args.stderr, follow: args.follow, previous: args.previous, tail: args.tail };
             show(&mut rm, &app, &whose, what).await
         }
-        Command::Nodes => {
+        OnCluster::Nodes => {
             let cluster = rm.nodes().await?;
             if json {
                 return print_json(&cluster);
             }
             say(&tables::cluster_line(&cluster));
-            print(&tables::nodes(&cluster.nodes, !cli.no_headers))
+            print(&tables::nodes(&cluster.nodes, headers))
         }
-        Command::Purge { job } => {
+        OnCluster::Purge { job } => {
             let job = application(&rm.list().await?, &job).map_or(job, |app| app.job.to_string());
             rm.purge(&job).await?;
             say(&format!("the nodes remove what they keep of {job}"));
@@ -186,6 +248,7 @@ async fn end(rm: &mut ResourceManager, job: &str, kill: bool, until: &Until) -> 
     Ok(())
 }
 
+/// Unix ms.
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
