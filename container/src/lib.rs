@@ -54,6 +54,8 @@ mod transaction;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
+mod scenarios;
+#[cfg(test)]
 mod tests;
 
 pub use task_api::*;

@@ -6,12 +6,12 @@ use std::rc::Rc;
 use types::{OnError, SystemStreamPartition, TIMERS_STORE, TaskName};
 
 use super::store::KitStore;
-use super::streams::Unread;
+use super::streams::{Streams, Unread};
 use super::world::{Place, World};
 use crate::dead_letter::{DeadLetter, Stage};
 use crate::metrics::MetricsRegistry;
 use crate::store::{RawStore, StoreError};
-use crate::system::Message;
+use crate::system::{Message, SystemError};
 use crate::task::{
     FailedMessage, MessageBatch, OwnedMessage, StreamTask, TaskContext, TaskCoordinator, TaskError,
 };
@@ -30,6 +30,9 @@ pub struct Failure {
 impl Failure {
     fn of(task: &TaskName, what: &str, cause: TaskError) -> Failure {
         Failure { what: format!("{what} of {task}"), cause }
+    }
+    fn during(what: &str, error: SystemError) -> Failure {
+        Failure { what: what.to_owned(), cause: error.into() }
     }
     fn failed(task: &TaskName, letter: &DeadLetter, cause: TaskError) -> Failure {
         Failure { what: format!("{task} failed: {}", letter.what), cause }
@@ -160,7 +163,7 @@ impl<T: StreamTask> Life<T> {
         self.next_window = Some(next + every.max(1));
         for (task, place) in self.tasks.iter_mut().zip(&w.tasks) {
             let done = task.code.window(&mut w.streams, &mut self.coordinator);
-            done.map_err(|cause| Failure::of(&place.name, "window", cause))?;
+            done.map_err(|cause| unforgiven(&mut w.streams, &place.name, "window", cause))?;
         }
         Ok(())
     }
@@ -173,7 +176,7 @@ impl<T: StreamTask> Life<T> {
         }
         for (task, place) in self.tasks.iter_mut().zip(&w.tasks) {
             let done = task.code.end_of_stream(&mut w.streams, &mut self.coordinator);
-            done.map_err(|cause| Failure::of(&place.name, "end of stream", cause))?;
+            done.map_err(|cause| unforgiven(&mut w.streams, &place.name, "end of stream", cause))?;
         }
         self.stop(w)
     }
@@ -313,7 +316,7 @@ impl<T: StreamTask> Life<T> {
     pub(super) fn commit(&mut self, w: &mut World) -> Result<(), Failure> {
         self.complete(w, true)?;
         if let Some(error) = w.streams.failed.take() {
-            return Err(Failure { what: "commit: an earlier send".into(), cause: error.into() });
+            return Err(Failure::during("commit: an earlier send", error));
         }
         if !self.anything(w) {
             return Ok(());
@@ -363,6 +366,14 @@ fn sources(w: &World) -> Vec<Source> {
     sources
 }
 
+/// Why a method failed whose errors no policy forgives.
+fn unforgiven(streams: &mut Streams, task: &TaskName, what: &str, cause: TaskError) -> Failure {
+    match streams.failed.take() {
+        Some(error) => Failure::during("sending", error),
+        None => Failure { what: format!("{task} failed: {what}"), cause },
+    }
+}
+
 /// What failed.
 enum What {
     Message(OwnedMessage),
@@ -383,7 +394,7 @@ fn leave_out(w: &mut World, task: usize, what: &What, cause: TaskError) -> Resul
     let Place { name, metrics, .. } = &w.tasks[task];
     // An error that a system or a store caused is not the message's.
     if let Some(error) = w.streams.failed.take() {
-        return Err(Failure::of(name, "sending", error.into()));
+        return Err(Failure::during("sending", error));
     }
     let letter = match what {
         What::Message(message) => DeadLetter::of_message(name, message),
@@ -403,7 +414,10 @@ fn leave_out(w: &mut World, task: usize, what: &What, cause: TaskError) -> Resul
         (OnError::Skip, _) => {}
         (OnError::DeadLetter, Some(stream)) => {
             let sent = letter.send(stream, stage, &cause, &mut w.streams);
-            sent.map_err(|error| Failure::of(name, "dead letter", error))?;
+            sent.map_err(|cause| match w.streams.failed.take() {
+                Some(error) => Failure::during("dead letter", error),
+                None => Failure { what: "dead letter".into(), cause },
+            })?;
             metrics.counter(&format!("samza_task_{}_dead_letters_total", stage.name())).inc();
         }
     }

@@ -234,8 +234,8 @@ impl<T: StreamTask> TestKit<T> {
     /// # Errors
     /// The container fails.
     pub fn try_advance(&mut self, time: Duration) -> Result<(), Failure> {
-        self.with(|life, world| {
-            let until = world.now().saturating_add(millis(time));
+        let until = self.world.now().saturating_add(millis(time));
+        let done = self.with(|life, world| {
             life.run(world)?;
             while world.now() < until && !life.stopped {
                 let next = life.next_event(world).unwrap_or(until);
@@ -243,9 +243,11 @@ impl<T: StreamTask> TestKit<T> {
                 life.windows(world)?;
                 life.run(world)?;
             }
-            world.set_now(until);
             Ok(())
-        })
+        });
+        // Time passes whatever has become of the container.
+        self.world.set_now(until);
+        done
     }
 
     /// As [`Self::commit`].
