@@ -69,7 +69,7 @@ impl StreamTask for Count {
     }
 }
 
-const PARTITIONS: i32 = 2;
+pub(crate) const PARTITIONS: i32 = 2;
 
 pub(crate) fn job(delivery: Delivery, changelog: bool) -> JobSpec {
     let changelog = if changelog { "\"changelog\"" } else { "false" };
@@ -93,7 +93,7 @@ pub(crate) fn job(delivery: Delivery, changelog: bool) -> JobSpec {
     job
 }
 
-fn model() -> ContainerModel {
+pub(crate) fn model() -> ContainerModel {
     let task = |n| TaskModel {
         name: format!("Partition {n}").as_str().into(),
         inputs: vec![SystemStreamPartition {
