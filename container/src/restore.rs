@@ -13,11 +13,10 @@ use task_api::system::{Isolation, Message, SystemAdmin, SystemError, TopicPartit
 use task_core::record::{self, Checkpoint, Record, Restored};
 use task_core::restore::{Changelog, OffsetsRow, Plan, Why, plan};
 use tracing::{debug, info, warn};
-use types::{
-    Incarnation, JobSpec, JobTopics, RestoreStatus, StoreKind, StoreSpec, TaskModel, TaskName,
-};
+use types::{Incarnation, JobSpec, JobTopics, RestoreStatus, StoreKind, StoreSpec, TaskModel, TaskName};
 
 use crate::board::Board;
+use crate::clock::Clock;
 use crate::end::End;
 use crate::stores::disk::{DiskMemory, TaskDisk};
 use crate::stores::fill::Fill;
@@ -41,6 +40,8 @@ pub(crate) struct Restore<'a> {
     /// For the chunks of this thread's tasks.
     pub(crate) chunk_bytes: u64,
     pub(crate) board: &'a Board,
+    /// For rows that end.
+    pub(crate) clock: &'a Clock,
 }
 
 /// A task that is as it was.
@@ -209,7 +210,13 @@ impl Restore<'_> {
         let ends = patiently(|| self.admin.watermarks(std::slice::from_ref(&log.at)))?;
         let low = ends.first().map_or(0, |w| w.low).min(high);
         if store.kind == StoreKind::Memory {
-            return Ok(StorePlan { store: name, spec: store, plan: Plan::Full(Why::InMemory), from: low, high });
+            return Ok(StorePlan {
+                store: name,
+                spec: store,
+                plan: Plan::Full(Why::InMemory),
+                from: low,
+                high,
+            });
         }
         let local = disk.offsets_row(name)?.and_then(|row| OffsetsRow::decode(&row));
         let changelog = Changelog {
@@ -245,7 +252,7 @@ impl Restore<'_> {
         progress: &mut Progress<'_>,
     ) -> Result<Option<MemoryRows>, End> {
         let read_at = unix_ms();
-        let ttl = of.spec.ttl_ms.map(|ttl_ms| (ttl_ms, read_at));
+        let ttl = of.spec.ttl_ms.map(|ttl_ms| (ttl_ms, self.clock.unix_ms()));
         let mut memory = (of.spec.kind == StoreKind::Memory).then(MemoryRows::default);
         let is_empty = matches!(of.plan, Plan::Full(_));
         let mut fill = Fill::new(disk, of.store, is_empty, ttl, chunk_bytes);
@@ -290,8 +297,7 @@ impl Restore<'_> {
             Some(rows) => rows.taken(),
             None => {
                 let offset = of.high;
-                let row =
-                    OffsetsRow { topic_id: log.topic_id.clone(), offset, flushed_unix_ms: read_at };
+                let row = OffsetsRow { topic_id: log.topic_id.clone(), offset, flushed_unix_ms: read_at };
                 fill.finish(&row.encode())?
             }
         };

@@ -5,6 +5,7 @@
 //! a task can be tested with nothing else: [`testkit`] runs one against streams and stores in memory.
 
 mod async_task;
+pub mod dead_letter;
 pub mod metrics;
 mod murmur2;
 pub mod serde;

@@ -109,3 +109,57 @@ impl<T: Serialize + DeserializeOwned> Serde<T> for JsonSerde<T> {
         serde_json::from_slice(bytes).map_err(|e| DecodeError(e.to_string()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn written<T>(serde: &impl Serde<T>, value: &T) -> Vec<u8> {
+        let mut bytes = b"before".to_vec();
+        serde.encode(value, &mut bytes);
+        assert!(bytes.starts_with(b"before"), "encoding appends");
+        bytes.split_off(6)
+    }
+    fn again<T>(serde: &impl Serde<T>, value: &T) -> T {
+        serde.decode(&written(serde, value)).expect("what was written is read")
+    }
+
+    #[test]
+    fn numbers_have_the_bytes_of_javas_serdes() {
+        assert_eq!(written(&I64Serde, &-2), (-2_i64).to_be_bytes());
+        assert_eq!(written(&F64Serde, &1.5), 1.5_f64.to_be_bytes());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            text in ".*", bytes: Vec<u8>, int: i64, bits: u64, map: BTreeMap<String, Option<i64>>,
+        ) {
+            prop_assert_eq!(again(&StringSerde, &text), text);
+            prop_assert_eq!(again(&BytesSerde, &bytes), bytes);
+            prop_assert_eq!(again(&I64Serde, &int), int);
+            prop_assert_eq!(again(&OrderedI64, &int), int);
+            prop_assert_eq!(again(&F64Serde, &f64::from_bits(bits)).to_bits(), bits);
+            prop_assert_eq!(again(&JsonSerde::default(), &map), map);
+        }
+
+        #[test]
+        fn ordered_integers_sort_as_numbers_do(a: i64, b: i64) {
+            prop_assert_eq!(written(&OrderedI64, &a).cmp(&written(&OrderedI64, &b)), a.cmp(&b));
+        }
+
+        #[test]
+        fn any_bytes_are_a_value_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..20)) {
+            let is_text = std::str::from_utf8(&bytes).is_ok();
+            prop_assert_eq!(StringSerde.decode(&bytes).is_ok(), is_text);
+            prop_assert_eq!(I64Serde.decode(&bytes).is_ok(), bytes.len() == 8);
+            prop_assert_eq!(OrderedI64.decode(&bytes).is_ok(), bytes.len() == 8);
+            prop_assert_eq!(F64Serde.decode(&bytes).is_ok(), bytes.len() == 8);
+            let _ = JsonSerde::<BTreeMap<String, f64>>::default().decode(&bytes);
+        }
+    }
+}

@@ -177,6 +177,9 @@ struct Options {
 }
 
 fn main() -> ExitCode {
+    if std::env::args().any(|argument| argument == "--local") {
+        samza::run(WikipediaStats::default);
+    }
     let options = Options::parse();
     let Some(file) = options.feed else { samza::run(WikipediaStats::default) };
     match feed::feed(&file, &options.bootstrap, options.rate) {

@@ -17,8 +17,8 @@ pub(crate) struct Files {
     /// What relative paths are relative to.
     pub(crate) folder: PathBuf,
     /// By topic. One name, such as that of stdin and stdout, may be both an input and an output.
-    inputs: BTreeMap<String, Shape>,
-    outputs: BTreeMap<String, Shape>,
+    pub(crate) inputs: BTreeMap<String, Shape>,
+    pub(crate) outputs: BTreeMap<String, Shape>,
     /// If only some streams of the system are files: their topics.
     pub(crate) only: Option<BTreeSet<String>>,
     /// Whether lines that are no messages are left out.

@@ -127,23 +127,23 @@ impl<'a> Items<'a> {
     pub(crate) fn of(body: &'a [u8]) -> Items<'a> {
         Items { body, at: 0 }
     }
-    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+    fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
         let taken = self.body.get(self.at..self.at.checked_add(count)?)?;
         self.at += count;
         Some(taken)
     }
     fn u8(&mut self) -> Option<u8> {
-        self.take(1).map(|b| b[0])
+        self.bytes(1).map(|b| b[0])
     }
     fn u32(&mut self) -> Option<u32> {
-        self.take(4).map(|b| u32::from_le_bytes(b.try_into().expect("four bytes")))
+        self.bytes(4).map(|b| u32::from_le_bytes(b.try_into().expect("four bytes")))
     }
     fn u64(&mut self) -> Option<u64> {
-        self.take(8).map(|b| u64::from_le_bytes(b.try_into().expect("eight bytes")))
+        self.bytes(8).map(|b| u64::from_le_bytes(b.try_into().expect("eight bytes")))
     }
     fn text(&mut self) -> Option<&'a [u8]> {
         let length = self.u32()?;
-        self.take(length as usize)
+        self.bytes(length as usize)
     }
     fn item(&mut self) -> Option<(Item<'a>, usize)> {
         let item = match self.u8()? {
@@ -234,7 +234,7 @@ pub(crate) fn rows(bytes: &[u8], first: u64) -> impl Iterator<Item = Row<'_>> {
         let (key, value) = (items.varint()?, items.varint()?);
         let mut part = |length: u64| match length.checked_sub(1) {
             None => Some(None),
-            Some(length) => items.take(usize::try_from(length).ok()?).map(Some),
+            Some(length) => items.bytes(usize::try_from(length).ok()?).map(Some),
         };
         let (key, value) = (part(key)?, part(value)?);
         let offset = next.checked_add(gap)?;

@@ -161,7 +161,8 @@ fn open(folder: &Path, layout: &Layout<'_>) -> Result<Db, rocksdb::Error> {
     options.set_stats_dump_period_sec(0);
     // What compactions and flushes hold counts too, per file that they read and write.
     options.set_compaction_readahead_size((memory.write_buffer_bytes / 32).clamp(64 << 10, 2 << 20));
-    options.set_writable_file_max_buffer_size((memory.write_buffer_bytes as u64 / 32).clamp(64 << 10, 1 << 20));
+    options
+        .set_writable_file_max_buffer_size((memory.write_buffer_bytes as u64 / 32).clamp(64 << 10, 1 << 20));
     let mut names: BTreeMap<String, Option<&StoreSpec>> =
         BTreeMap::from([("default".to_owned(), None), (OFFSETS.to_owned(), None)]);
     names.extend(layout.stores.iter().map(|(store, spec)| (family(store), Some(*spec))));

@@ -69,8 +69,7 @@ impl TaskDisk {
         let stores: Vec<(&str, &StoreSpec)> = stores.iter().filter(on_disk).copied().collect();
         let now_unix_ms = Arc::new(AtomicU64::new(0));
         let layout = Layout { stores: &stores, memory, now_unix_ms: &now_unix_ms };
-        let (db, set_aside) =
-            database::open_or_set_aside(&folder, &database::aside(state, entry), &layout)?;
+        let (db, set_aside) = database::open_or_set_aside(&folder, &database::aside(state, entry), &layout)?;
         let stores = stores.iter().map(|(name, spec)| ((*name).to_owned(), (*spec).clone())).collect();
         Ok(TaskDisk { db, memory: memory.clone(), stores, folder, set_aside, now_unix_ms, _lock: lock })
     }
@@ -209,15 +208,13 @@ impl TaskDisk {
         for store in self.stores.keys() {
             families.push(self.cf(&family(store))?);
         }
-        self.db
-            .flush_cfs_opt(&families.iter().collect::<Vec<_>>(), &options)
-            .map_err(|e| self.failed(e))
+        self.db.flush_cfs_opt(&families.iter().collect::<Vec<_>>(), &options).map_err(|e| self.failed(e))
     }
 
-    /// Holds compactions of a store back while it is filled, or lets them go: merging the files once, when all are
-    /// there, is cheaper than after each few.
-    pub(crate) fn hold_compactions(&self, store: &str, hold: bool) -> Result<(), StoreError> {
-        let setting = [("disable_auto_compactions", if hold { "true" } else { "false" })];
+    /// Has files of a store merged later than usual while it is filled: many at once is cheaper than a few each time.
+    pub(crate) fn merge_later(&self, store: &str, later: bool) -> Result<(), StoreError> {
+        // RocksDB's own is 4; it slows writers down at 20.
+        let setting = [("level0_file_num_compaction_trigger", if later { "16" } else { "4" })];
         self.db.set_options_cf(&self.cf(&family(store))?, &setting).map_err(|e| self.failed(e))
     }
 
@@ -252,6 +249,12 @@ impl TaskDisk {
         let cf = self.cf(&family(store))?;
         let ask = |name: &str| Ok(self.db.property_int_value_cf(&cf, name).map_err(engine)?.unwrap_or(0));
         Ok((ask("rocksdb.total-sst-files-size")?, ask("rocksdb.estimate-num-keys")?))
+    }
+
+    /// Waits until RocksDB has merged what it wants to merge.
+    #[cfg(test)]
+    pub(crate) fn wait_for_compactions(&self) {
+        self.db.wait_for_compact(&rocksdb::WaitForCompactOptions::default()).expect("compacts");
     }
 
     /// Compacts a store, as RocksDB would some time.

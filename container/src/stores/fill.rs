@@ -34,7 +34,7 @@ pub(crate) struct Fill<'a> {
     places: Vec<Place>,
     /// Nothing has reached the disk yet, and it was empty.
     into_empty: bool,
-    /// Files taken by RocksDB; from the second on it is kept from merging them.
+    /// Files taken by RocksDB.
     files: u32,
     rows: u64,
 }
@@ -94,7 +94,7 @@ impl<'a> Fill<'a> {
     pub(crate) fn finish(mut self, offsets_row: &[u8]) -> Result<u64, StoreError> {
         self.write()?;
         if self.files > 1 {
-            self.disk.hold_compactions(self.store, false)?;
+            self.disk.merge_later(self.store, false)?;
         }
         let mut batch = self.disk.batch();
         batch.offsets_row(self.store, offsets_row)?;
@@ -125,7 +125,7 @@ impl<'a> Fill<'a> {
         let count = rows.clone().take(ROWS_FOR_A_FILE).count();
         if count >= ROWS_FOR_A_FILE {
             if self.files == 1 {
-                self.disk.hold_compactions(self.store, true)?;
+                self.disk.merge_later(self.store, true)?;
             }
             self.disk.ingest(self.store, self.files, rows)?;
             self.files += 1;

@@ -229,4 +229,6 @@ impl StoreMetrics {
 }
 
 #[cfg(test)]
+mod measured;
+#[cfg(test)]
 mod tests;

@@ -229,7 +229,7 @@ impl Run {
         match op {
             Op::Get(k) => {
                 let found = self.rig.store.get(&key(k)).expect("reads").map(<[u8]>::to_vec);
-                prop_assert_eq!(found.as_ref(), self.live().get(&key(k)));
+                prop_assert_eq!(&found, &self.live().get(&key(k)).cloned());
             }
             Op::Put(k, v) => self.write(k, Some(v)),
             Op::Delete(k) => self.write(k, None),
@@ -351,7 +351,7 @@ proptest! {
 }
 
 /// A changelog of 30 % overwrites and 10 % tombstones, from a fixed seed.
-fn log_with_overwrites(keys: u64) -> impl Iterator<Item = ([u8; 8], Option<[u8; 14]>)> {
+pub(super) fn log_with_overwrites(keys: u64) -> impl Iterator<Item = ([u8; 8], Option<[u8; 14]>)> {
     const SCATTER: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut at = SCATTER;
     let mut random = move || {
@@ -447,8 +447,7 @@ fn a_row_that_is_too_large_fails_or_is_dropped_and_counted() {
     let error = rig.store.put(b"12345", b"123456").expect_err("too large");
     assert!(matches!(error, StoreError::TooLarge { bytes: 11, limit: 10, .. }), "{error}");
     drop(rig);
-    let mut rig =
-        Rig::on_disk(&StoreSpec { on_large_value: OnLargeValue::Drop, ..small }, state.path());
+    let mut rig = Rig::on_disk(&StoreSpec { on_large_value: OnLargeValue::Drop, ..small }, state.path());
     rig.store.put(b"key", b"value").expect("fits");
     rig.store.put(b"key", b"a larger value").expect("is dropped");
     assert_eq!(rig.store.get(b"key").expect("reads"), Some(b"value".as_slice()), "as it was");

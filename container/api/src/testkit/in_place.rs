@@ -1,8 +1,6 @@
 //! Asynchronous tasks without a runtime: their futures are polled in place.
 
-use std::cell::Cell;
 use std::collections::VecDeque;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
@@ -22,7 +20,7 @@ const PATIENCE: u32 = 100_000;
     "the reply to message {offset} of {stream} never becomes ready: the test kit has no runtime, so that a call must \
      return a future that is ready or wakes itself (give the task a stand-in for what it calls)"
 )]
-pub(super) struct Stuck {
+struct Stuck {
     offset: u64,
     stream: String,
 }
@@ -45,15 +43,14 @@ impl Wake for Woken {
 /// Runs an [`AsyncStreamTask`] as a [`StreamTask`].
 pub struct InPlace<T: AsyncStreamTask> {
     task: T,
-    concurrency: Rc<Cell<u32>>,
+    concurrency: usize,
     calls: VecDeque<Call<T::Reply>>,
     woken: Arc<Woken>,
 }
 
 impl<T: AsyncStreamTask> InPlace<T> {
-    pub(super) fn new(task: T, concurrency: &Rc<Cell<u32>>) -> InPlace<T> {
-        let concurrency = Rc::clone(concurrency);
-        InPlace { task, concurrency, calls: VecDeque::new(), woken: Arc::default() }
+    pub(super) fn new(task: T) -> InPlace<T> {
+        InPlace { task, concurrency: 1, calls: VecDeque::new(), woken: Arc::default() }
     }
 
     /// Polls every call that is not done; returns whether that may have changed anything.
@@ -89,6 +86,7 @@ impl<T: AsyncStreamTask> InPlace<T> {
 
 impl<T: AsyncStreamTask> StreamTask for InPlace<T> {
     fn init(&mut self, context: &mut TaskContext) -> TaskResult {
+        self.concurrency = context.concurrency.max(1) as usize;
         self.task.init(context)
     }
 
@@ -110,7 +108,7 @@ impl<T: AsyncStreamTask> StreamTask for InPlace<T> {
         collector: &mut dyn MessageCollector,
         coordinator: &mut TaskCoordinator,
     ) -> TaskResult {
-        while self.calls.len() < self.concurrency.get().max(1) as usize {
+        while self.calls.len() < self.concurrency {
             let Some(envelope) = batch.next() else { break };
             self.process(&envelope, collector, coordinator)?;
         }

@@ -3,14 +3,14 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use types::{SystemStreamPartition, TIMERS_STORE, TaskName};
+use types::{OnError, SystemStreamPartition, TIMERS_STORE, TaskName};
 
 use super::store::KitStore;
-use super::streams::{Failed, Unread};
-use super::world::World;
+use super::streams::Unread;
+use super::world::{Place, World};
+use crate::dead_letter::{DeadLetter, Stage};
 use crate::metrics::MetricsRegistry;
-use crate::serde::DecodeError;
-use crate::store::RawStore;
+use crate::store::{RawStore, StoreError};
 use crate::system::Message;
 use crate::task::{
     FailedMessage, MessageBatch, OwnedMessage, StreamTask, TaskContext, TaskCoordinator, TaskError,
@@ -31,6 +31,9 @@ impl Failure {
     fn of(task: &TaskName, what: &str, cause: TaskError) -> Failure {
         Failure { what: format!("{what} of {task}"), cause }
     }
+    fn failed(task: &TaskName, letter: &DeadLetter, cause: TaskError) -> Failure {
+        Failure { what: format!("{task} failed: {}", letter.what), cause }
+    }
 }
 
 struct Task<T> {
@@ -45,7 +48,7 @@ struct Source {
     stream: String,
     priority: i32,
     /// Of a bootstrap stream: where it ended when the container started.
-    bootstrap_until: u64,
+    bootstrap_until: Option<u64>,
     /// The next offset.
     next: u64,
 }
@@ -96,6 +99,7 @@ impl<T: StreamTask> Life<T> {
                 inputs: place.inputs.clone(),
                 config: w.task.config.clone(),
                 stores: place.stores.iter().map(|(name, store)| (name.clone(), raw(store))).collect(),
+                concurrency: w.task.concurrency,
                 clock: w.clock.clone(),
                 metrics: place.metrics.clone(),
                 timer_queue: timers.clone(),
@@ -112,9 +116,18 @@ impl<T: StreamTask> Life<T> {
         if self.stopped {
             return Ok(false);
         }
-        let did = self.timer(w)? || self.messages(w, limit)?;
+        let did = match self.due_timer(w) {
+            Some(n) => {
+                self.timer(w, n)?;
+                true
+            }
+            None => self.messages(w, limit)?,
+        };
         self.complete(w, false)?;
-        self.settle(w)?;
+        // Timers that are due at once are committed together.
+        if w.full.get() || self.due_timer(w).is_none() {
+            self.settle(w)?;
+        }
         Ok(did)
     }
 
@@ -148,19 +161,18 @@ impl<T: StreamTask> Life<T> {
             let done = task.code.window(&mut w.streams, &mut self.coordinator);
             done.map_err(|cause| Failure::of(&place.name, "window", cause))?;
         }
-        self.settle(w)
+        Ok(())
     }
 
     /// Every input has ended: tells the tasks, commits and closes.
     pub(super) fn end(&mut self, w: &mut World) -> Result<(), Failure> {
         self.run(w)?;
-        for n in 0..self.tasks.len() {
-            if self.stopped {
-                return Ok(());
-            }
-            let done = self.tasks[n].code.end_of_stream(&mut w.streams, &mut self.coordinator);
-            done.map_err(|cause| Failure::of(&w.tasks[n].name, "end of stream", cause))?;
-            self.settle(w)?;
+        if self.stopped {
+            return Ok(());
+        }
+        for (task, place) in self.tasks.iter_mut().zip(&w.tasks) {
+            let done = task.code.end_of_stream(&mut w.streams, &mut self.coordinator);
+            done.map_err(|cause| Failure::of(&place.name, "end of stream", cause))?;
         }
         self.stop(w)
     }
@@ -181,20 +193,22 @@ impl<T: StreamTask> Life<T> {
         ended
     }
 
-    fn timer(&mut self, w: &mut World) -> Result<bool, Failure> {
-        let now = w.now();
-        let due = |(n, task): (usize, &Task<T>)| Some((task.timers.as_ref()?.next_due()?, n));
-        let first = self.tasks.iter().enumerate().filter_map(due).min();
-        let Some((_, n)) = first.filter(|(due, _)| *due <= now) else { return Ok(false) };
+    /// The first task that has a timer due.
+    fn due_timer(&self, w: &World) -> Option<usize> {
+        let is_due = |task: &Task<T>| task.timers.as_ref()?.next_due().filter(|due| *due <= w.now());
+        self.tasks.iter().position(|task| is_due(task).is_some())
+    }
+
+    fn timer(&mut self, w: &mut World, n: usize) -> Result<(), Failure> {
         let Task { code, timers } = &mut self.tasks[n];
-        let taken = timers.as_ref().map_or(Ok(None), |timers| timers.take_due(now));
+        let taken = timers.as_ref().map_or(Ok(None), |timers| timers.take_due(w.now()));
         let taken = taken.map_err(|error| Failure::of(&w.tasks[n].name, "timers", error.into()))?;
         if let Some((key, due)) = taken
             && let Err(cause) = code.timer(&key, due, &mut w.streams, &mut self.coordinator)
         {
-            leave_out(w, n, &What::Timer(key), cause)?;
+            leave_out(w, n, &What::Timer(key, due), cause)?;
         }
-        Ok(true)
+        Ok(())
     }
 
     fn messages(&mut self, w: &mut World, limit: usize) -> Result<bool, Failure> {
@@ -231,11 +245,11 @@ impl<T: StreamTask> Life<T> {
         let first = |source: &Source| {
             w.streams.unread(&source.stream, source.at.partition, source.next).next().map(|(sent, _)| sent)
         };
-        let is_behind = |source: &Source| source.next < source.bootstrap_until;
+        let is_behind = |source: &Source| source.bootstrap_until.is_some_and(|until| source.next < until);
         let mut ready: Vec<(u64, usize)> =
             (0..self.sources.len()).filter_map(|n| first(&self.sources[n]).map(|sent| (sent, n))).collect();
         if ready.iter().any(|(_, n)| is_behind(&self.sources[*n])) {
-            ready.retain(|(_, n)| is_behind(&self.sources[*n]));
+            ready.retain(|(_, n)| self.sources[*n].bootstrap_until.is_some());
         }
         let highest = ready.iter().map(|(_, n)| self.sources[*n].priority).max()?;
         ready.retain(|(_, n)| self.sources[*n].priority == highest);
@@ -246,7 +260,7 @@ impl<T: StreamTask> Life<T> {
         let limit = limit.min(w.draw(5).map_or(usize::MAX, |more| more + 1));
         let source = &self.sources[n];
         // A bootstrap stream that is read up to its end goes on as any other.
-        let until = if is_behind(source) { source.bootstrap_until } else { u64::MAX };
+        let until = source.bootstrap_until.filter(|_| is_behind(source)).unwrap_or(u64::MAX);
         let mine = |(at, unread): &(usize, Unread)| {
             *at == 0 || (unread.1.offset < until && other.is_none_or(|other| (unread.0, n) < other))
         };
@@ -339,7 +353,7 @@ fn sources(w: &World) -> Vec<Source> {
                 task,
                 at: at.clone(),
                 priority: spec.priority,
-                bootstrap_until: if spec.bootstrap { end } else { 0 },
+                bootstrap_until: spec.bootstrap.then_some(end),
                 next: place.positions.get(at).copied().unwrap_or(start),
                 stream,
             });
@@ -351,7 +365,8 @@ fn sources(w: &World) -> Vec<Source> {
 /// What failed.
 enum What {
     Message(OwnedMessage),
-    Timer(Vec<u8>),
+    /// Its key and its time.
+    Timer(Vec<u8>, u64),
 }
 
 /// The message that an error is of: the one that it names, or else the one taken last.
@@ -364,31 +379,34 @@ fn of_message(cause: TaskError, last: impl FnOnce() -> OwnedMessage) -> (What, T
 
 /// Lets the job go on after an error if it says so.
 fn leave_out(w: &mut World, task: usize, what: &What, cause: TaskError) -> Result<(), Failure> {
-    let name = w.tasks[task].name.clone();
+    let Place { name, metrics, .. } = &w.tasks[task];
+    // An error that a system or a store caused is not the message's.
     if let Some(error) = w.streams.failed.take() {
-        return Err(Failure::of(&name, "a send", error.into()));
+        return Err(Failure::of(name, "sending", error.into()));
     }
-    let errors = &w.streams.errors.spec;
-    let is_decode = cause.is::<DecodeError>();
-    let (stage, policy) = if is_decode { ("decode", errors.decode) } else { ("process", errors.process) };
-    let mut headers = vec![
-        ("samza-stage", stage.to_owned()),
-        ("samza-error", cause.to_string()),
-        ("samza-task", name.0.clone()),
-    ];
-    let (key, value, text) = match what {
-        What::Message(OwnedMessage { source, offset, key, value, .. }) => {
-            headers.push(("samza-stream", source.stream.to_string()));
-            headers.push(("samza-partition", source.partition.to_string()));
-            headers.push(("samza-offset", offset.to_string()));
-            let text = format!("message {offset} of {}.{}", source.stream, source.partition);
-            (key.as_deref(), value.as_deref(), text)
-        }
-        What::Timer(key) => (Some(key.as_slice()), None, format!("timer {}", key.escape_ascii())),
+    let letter = match what {
+        What::Message(message) => DeadLetter::of_message(name, message),
+        What::Timer(key, due) => DeadLetter::of_timer(name, key, *due),
     };
-    match w.streams.leave_out(policy, &Failed { key, value, headers }) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Failure { what: format!("{name} failed: {text}"), cause }),
-        Err(error) => Err(Failure::of(&name, "the dead letter", error.into())),
+    let stage = Stage::of(&cause);
+    let policy = match stage {
+        Stage::Decode => w.errors.decode,
+        Stage::Process => w.errors.process,
+    };
+    let is_engine = cause.downcast_ref().is_some_and(|error| matches!(error, StoreError::Engine(_)));
+    match (policy, &w.errors.dead_letter) {
+        _ if is_engine => return Err(Failure::failed(name, &letter, cause)),
+        (OnError::Fail, _) | (OnError::DeadLetter, None) => {
+            return Err(Failure::failed(name, &letter, cause));
+        }
+        (OnError::Skip, _) => {}
+        (OnError::DeadLetter, Some(stream)) => {
+            let sent = letter.send(stream, stage, &cause, &mut w.streams);
+            sent.map_err(|error| Failure::of(name, "dead letter", error))?;
+            metrics.counter(&format!("samza_task_{}_dead_letters_total", stage.name())).inc();
+        }
     }
+    metrics.counter(&format!("samza_task_{}_errors_total", stage.name())).inc();
+    w.left_out += 1;
+    Ok(())
 }

@@ -65,6 +65,10 @@
 //!
 //! Asynchronous tasks run in [`TestKit::new_async`]; their calls must come to something without a runtime.
 
+#[cfg(test)]
+mod async_tests;
+#[cfg(test)]
+mod crash_tests;
 mod in_place;
 mod life;
 mod store;
@@ -73,7 +77,6 @@ mod streams;
 mod tests;
 mod world;
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -103,7 +106,6 @@ pub struct TestKit<T> {
     life: Option<Life<T>>,
     /// Why the last container has ended, if it failed.
     failed: Option<String>,
-    concurrency: Rc<Cell<u32>>,
 }
 
 impl<T> std::fmt::Debug for TestKit<T> {
@@ -117,18 +119,14 @@ impl<T: AsyncStreamTask> TestKit<InPlace<T>> {
     /// ready is an error when it is waited for.
     #[must_use]
     pub fn new_async(factory: impl Fn() -> T + 'static) -> TestKit<InPlace<T>> {
-        let concurrency = Rc::new(Cell::new(16));
-        let shared = Rc::clone(&concurrency);
-        let mut kit = TestKit::new(move || InPlace::new(factory(), &shared));
-        kit.concurrency = concurrency;
-        kit
+        TestKit::new(move || InPlace::new(factory()))
     }
 
-    /// How many messages of a task may be in flight (`[task] concurrency`).
+    /// How many messages of a task may be in flight (`[task] concurrency`); 10 unless told.
     #[must_use]
+    #[track_caller]
     pub fn concurrency(self, messages: u32) -> Self {
-        self.concurrency.set(messages);
-        self
+        self.set(|world| world.task.concurrency = messages)
     }
 }
 
@@ -144,12 +142,12 @@ impl<T: StreamTask> TestKit<T> {
             delivery: Delivery::AtLeastOnce,
             grouper: Grouper::Partition,
             timers: false,
-            concurrency: 1,
+            concurrency: 10,
             config: std::collections::BTreeMap::new(),
         };
         let mut world = World::new(JobId { name: "test".into(), id: "1".into() }, task);
         world.set_now(START_UNIX_MS);
-        TestKit { factory: Box::new(factory), world, life: None, failed: None, concurrency: Rc::default() }
+        TestKit { factory: Box::new(factory), world, life: None, failed: None }
     }
 
     #[track_caller]
@@ -255,7 +253,11 @@ impl<T: StreamTask> TestKit<T> {
     #[must_use]
     #[track_caller]
     pub fn errors(self, change: impl FnOnce(&mut ErrorsSpec)) -> Self {
-        self.set(|world| change(&mut world.streams.errors.spec))
+        self.set(|world| {
+            change(&mut world.errors);
+            world.streams.on_refused = world.errors.send;
+            world.streams.dead_letters.clone_from(&world.errors.dead_letter);
+        })
     }
 
     /// The largest message, key and value, that streams take; 1,000,000 bytes unless told.
@@ -553,7 +555,7 @@ impl<T: StreamTask> TestKit<T> {
     /// How many messages, timers and outputs `[errors]` has left out.
     #[must_use]
     pub fn left_out(&self) -> u64 {
-        self.world.streams.errors.skipped
+        self.world.left_out + self.world.streams.refused
     }
 }
 

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::rc::Rc;
 
-use types::{ErrorsSpec, OffsetDefault, OnError, SystemStream};
+use types::{OffsetDefault, OnError, SystemStream};
 
 use crate::murmur2_partition;
 use crate::serde::{DecodeError, Serde};
-use crate::system::{Header, SystemError};
+use crate::system::SystemError;
 use crate::task::{MessageCollector, OutgoingMessage, TaskResult};
 
 /// A message of a stream. It equals `("key", "value")` if it has these texts, `"value"` if it has no key and this text,
@@ -111,7 +111,6 @@ struct Stream {
 pub(super) type Unread = (u64, Rc<Output>);
 
 /// Every stream; as a collector it takes what tasks send.
-#[derive(Default)]
 pub(super) struct Streams {
     streams: BTreeMap<String, Stream>,
     systems: BTreeSet<String>,
@@ -126,29 +125,11 @@ pub(super) struct Streams {
     pub(super) failed: Option<SystemError>,
     /// Messages of the transaction that is open: stream, partition, offset.
     open: Vec<(String, i32, u64)>,
-    pub(super) errors: Errors,
-}
-
-/// What follows an error, and how often it did.
-pub(super) struct Errors {
-    pub(super) spec: ErrorsSpec,
-    /// Messages and timers left out.
-    pub(super) skipped: u64,
-}
-
-impl Default for Errors {
-    fn default() -> Self {
-        let fail = OnError::Fail;
-        Errors { spec: ErrorsSpec { decode: fail, process: fail, send: fail, dead_letter: None }, skipped: 0 }
-    }
-}
-
-/// A message that failed.
-pub(super) struct Failed<'a> {
-    pub(super) key: Option<&'a [u8]>,
-    pub(super) value: Option<&'a [u8]>,
-    /// Where and why, as headers.
-    pub(super) headers: Vec<(&'static str, String)>,
+    /// What follows a refused output, and where dead letters go.
+    pub(super) on_refused: OnError,
+    pub(super) dead_letters: Option<String>,
+    /// Outputs that were refused and left out.
+    pub(super) refused: u64,
 }
 
 /// As librdkafka's `message.max.bytes`.
@@ -156,7 +137,20 @@ const MAX_MESSAGE_BYTES: usize = 1_000_000;
 
 impl Streams {
     pub(super) fn new() -> Streams {
-        Streams { max_message_bytes: MAX_MESSAGE_BYTES, ..Streams::default() }
+        Streams {
+            streams: BTreeMap::new(),
+            systems: BTreeSet::new(),
+            sent: 0,
+            transactional: None,
+            max_message_bytes: MAX_MESSAGE_BYTES,
+            now: 0,
+            uncommitted: 0,
+            failed: None,
+            open: Vec::new(),
+            on_refused: OnError::Fail,
+            dead_letters: None,
+            refused: 0,
+        }
     }
 
     /// Adds stream `name` with so many partitions.
@@ -338,44 +332,41 @@ impl Stream {
 }
 
 impl Streams {
-    /// Leaves out what failed, as `policy` says; returns the error that ends the container if it says so.
-    pub(super) fn leave_out(&mut self, policy: OnError, failed: &Failed<'_>) -> Result<bool, SystemError> {
-        match policy {
-            OnError::Fail => return Ok(false),
-            OnError::Skip => {}
-            OnError::DeadLetter => {
-                let Some(stream) = self.errors.spec.dead_letter.clone() else {
-                    return Err(SystemError::Fatal("[errors] has no dead-letter stream".into()));
-                };
-                let headers: Vec<Header<'_>> =
-                    failed.headers.iter().map(|(name, text)| (*name, text.as_bytes())).collect();
-                let (key, value) = (failed.key, failed.value);
-                let message =
-                    OutgoingMessage { stream: &stream, partition: None, key, value, headers: &headers };
-                self.send_output(&message)?;
+    /// A stream refused this one message: what follows is up to `[errors] send`.
+    fn refuse(&mut self, message: &OutgoingMessage<'_>, why: String) -> Result<(), SystemError> {
+        let letter = match (self.on_refused, &self.dead_letters) {
+            (OnError::Fail, _) | (OnError::DeadLetter, None) => return Err(SystemError::Refused(why)),
+            (OnError::Skip, _) => None,
+            // A dead letter that is refused as well is only counted.
+            (OnError::DeadLetter, Some(stream)) => (stream != message.stream).then(|| stream.clone()),
+        };
+        self.refused += 1;
+        let Some(stream) = letter else { return Ok(()) };
+        let headers = [
+            ("samza.stage", b"send".as_slice()),
+            ("samza.error", why.as_bytes()),
+            ("samza.stream", message.stream.as_bytes()),
+        ];
+        // Most are refused for their size: without the value they fit.
+        for value in [message.value, None] {
+            let letter =
+                OutgoingMessage { headers: &headers, ..OutgoingMessage::new(&stream, message.key, value) };
+            match self.send_output(&letter) {
+                Err(SystemError::Refused(_)) => {}
+                sent => return sent,
             }
         }
-        self.errors.skipped += 1;
-        Ok(true)
-    }
-
-    fn send_or_leave_out(&mut self, message: &OutgoingMessage<'_>) -> Result<(), SystemError> {
-        let sent = self.send_output(message);
-        let Err(SystemError::Refused(cause)) = &sent else { return sent };
-        // What one stream refuses as too large so would the other.
-        let headers = vec![
-            ("samza-stage", "send".to_owned()),
-            ("samza-error", cause.clone()),
-            ("samza-stream", message.stream.to_owned()),
-        ];
-        let failed = Failed { key: message.key, value: None, headers };
-        if self.leave_out(self.errors.spec.send, &failed)? { Ok(()) } else { sent }
+        Ok(())
     }
 }
 
 impl MessageCollector for Streams {
     fn send(&mut self, message: OutgoingMessage<'_>) -> TaskResult {
-        self.send_or_leave_out(&message).map_err(|error| {
+        let sent = match self.send_output(&message) {
+            Err(SystemError::Refused(why)) => self.refuse(&message, why),
+            sent => sent,
+        };
+        sent.map_err(|error| {
             self.failed.get_or_insert_with(|| error.clone());
             error.into()
         })

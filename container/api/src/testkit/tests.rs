@@ -1,5 +1,6 @@
 //! The test kit's own behaviour.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use super::*;
@@ -283,7 +284,7 @@ fn errors_that_are_left_out_are_counted_and_dead_letters_tell_the_cause() {
         (failed.len(), failed[0].value.as_deref(), failed[0].key.as_deref()),
         (1, value, Some(&b"k"[..]))
     );
-    assert!(failed[0].header("samza-error").expect("a cause").contains("UTF-8"), "{failed:?}");
+    assert!(failed[0].header("samza.error").expect("a cause").contains("UTF-8"), "{failed:?}");
 }
 
 #[test]

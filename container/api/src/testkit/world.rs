@@ -4,7 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use types::{Grouper, JobId, StoreSpec, StreamSpec, SystemStream, SystemStreamPartition, TaskName, TaskSpec};
+use types::{
+    ErrorsSpec, Grouper, JobId, OnError, StoreSpec, StreamSpec, SystemStream, SystemStreamPartition,
+    TaskName, TaskSpec,
+};
 
 use super::store::KitStore;
 use super::streams::Streams;
@@ -17,10 +20,13 @@ pub(super) struct World {
     pub(super) task: TaskSpec,
     pub(super) stream_specs: BTreeMap<String, StreamSpec>,
     pub(super) store_specs: BTreeMap<String, StoreSpec>,
+    pub(super) errors: ErrorsSpec,
     pub(super) streams: Streams,
     pub(super) clock: TaskClock,
     pub(super) tasks: Vec<Place>,
     pub(super) commits: u64,
+    /// Messages and timers that `[errors]` left out.
+    pub(super) left_out: u64,
     /// The seed of the order of partitions; none: in the order of sending.
     pub(super) shuffle: Option<u64>,
     /// Set by a store that wants a commit before the next message.
@@ -44,10 +50,17 @@ impl World {
             task,
             stream_specs: BTreeMap::new(),
             store_specs: BTreeMap::new(),
+            errors: ErrorsSpec {
+                decode: OnError::Fail,
+                process: OnError::Fail,
+                send: OnError::Fail,
+                dead_letter: None,
+            },
             streams: Streams::new(),
             clock: TaskClock::default(),
             tasks: Vec::new(),
             commits: 0,
+            left_out: 0,
             shuffle: None,
             full: Rc::default(),
         }

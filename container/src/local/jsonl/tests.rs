@@ -10,6 +10,11 @@ use crate::local::line::Shape;
 
 const NOW: Duration = Duration::ZERO;
 
+/// In memory where the system has such a place: every commit waits for the disk.
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder")
+}
+
 struct Stage {
     folder: tempfile::TempDir,
     system: Jsonl,
@@ -21,7 +26,7 @@ fn files(folder: &Path, skip_malformed: bool) -> Files {
 
 impl Stage {
     fn new() -> Stage {
-        Stage::with(tempfile::tempdir().expect("a folder"), false)
+        Stage::with(folder(), false)
     }
     fn with(folder: tempfile::TempDir, skip_malformed: bool) -> Stage {
         let home = Arc::new(Home::open(&folder.path().join("state")).expect("a home"));
@@ -30,9 +35,12 @@ impl Stage {
     }
     /// Another process on the same folder, after this one has gone in the middle of its work.
     fn restart(self) -> Stage {
+        self.restart_with(false)
+    }
+    fn restart_with(self, skip_malformed: bool) -> Stage {
         let Stage { folder, system } = self;
         drop(system);
-        Stage::with(folder, false)
+        Stage::with(folder, skip_malformed)
     }
     fn write(&self, name: &str, text: &str) {
         fs::write(self.folder.path().join(name), text).expect("written");
@@ -147,7 +155,7 @@ fn a_line_that_is_no_message_is_told_with_its_number_once_those_before_it_are_re
     let error = poll().expect_err("malformed").to_string();
     assert!(error.contains("in.jsonl line 3, column 7: not JSON"), "{error}");
     assert!(error.contains("decode = \"skip\""), "{error}");
-    let stage = Stage::with(stage.folder, true);
+    let stage = stage.restart_with(true);
     assert_eq!(consume(&stage, StartAt::Oldest).expect("read").0.len(), 3);
     assert_eq!(stage.system.tally.skipped.load(std::sync::atomic::Ordering::Relaxed), 1);
 }
@@ -290,7 +298,7 @@ fn a_folder_has_one_user_and_can_be_forgotten() {
 
 #[test]
 fn a_stream_without_a_file_is_told_how_to_get_one() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder();
     let files = Files { only: Some(["in".to_owned()].into()), ..files(folder.path(), false) };
     assert_eq!(files.place("-"), Ok(Place::Stdio));
     assert_eq!(files.place("in"), Ok(Place::At(folder.path().join("in"))));

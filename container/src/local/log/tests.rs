@@ -4,6 +4,11 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// In memory where the system has such a place: every commit waits for the disk.
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder")
+}
+
 fn put(log: &mut Log, partition: i32, rows: &[(&[u8], Option<&[u8]>)]) {
     let (topic, partition) = log.find("t", partition).expect("there");
     let mut made = Rows::default();
@@ -54,7 +59,7 @@ fn row(offset: u64, key: &str, value: Option<&str>) -> (u64, Vec<u8>, Option<Vec
 
 #[test]
 fn rows_are_there_again_with_their_offsets() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder();
     let path = folder.path().join("log");
     let mut log = Log::open(&path).expect("made");
     make(&mut log, 1_000);
@@ -75,7 +80,7 @@ fn rows_are_there_again_with_their_offsets() {
 
 #[test]
 fn a_torn_last_frame_is_cut_off_wherever_it_is_torn() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder();
     let path = folder.path().join("log");
     let mut log = Log::open(&path).expect("made");
     make(&mut log, 1_000);
@@ -111,7 +116,7 @@ fn a_torn_last_frame_is_cut_off_wherever_it_is_torn() {
 
 #[test]
 fn damage_before_the_last_frame_is_told_and_nothing_is_lost() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder();
     let path = folder.path().join("log");
     let mut log = Log::open(&path).expect("made");
     make(&mut log, 1_000);
@@ -131,7 +136,7 @@ fn damage_before_the_last_frame_is_told_and_nothing_is_lost() {
 
 #[test]
 fn a_rewrite_leaves_out_what_is_replaced_and_tombstones_that_are_old() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder();
     let path = folder.path().join("log");
     let mut log = Log::open(&path).expect("made");
     make(&mut log, 60_000);
@@ -160,7 +165,7 @@ fn a_rewrite_leaves_out_what_is_replaced_and_tombstones_that_are_old() {
 
 #[test]
 fn the_file_does_not_grow_for_ever() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder();
     let path = folder.path().join("log");
     let mut log = Log::open_with(&path, 4_096).expect("made");
     make(&mut log, 1_000);
@@ -185,7 +190,7 @@ proptest! {
         restarts in proptest::collection::vec(0..4_u8, 20),
     ) {
         let commits: Vec<Commit> = commits;
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = folder();
         let path = folder.path().join("log");
         let mut log = Log::open(&path).expect("made");
         make(&mut log, 0);

@@ -1,0 +1,97 @@
+//! What failed, as the dead-letter stream gets it: key and value as they were, where and why in headers.
+
+use types::TaskName;
+
+use crate::serde::DecodeError;
+use crate::system::Header;
+use crate::task::{MessageCollector, OutgoingMessage, OwnedMessage, TaskError, TaskResult};
+
+/// The stages of job.toml's `[errors]` at which a task fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// The message cannot be read.
+    Decode,
+    /// Anything else.
+    Process,
+}
+
+impl Stage {
+    /// Both.
+    pub const ALL: [Stage; 2] = [Stage::Decode, Stage::Process];
+
+    /// The stage that `error` is of.
+    #[must_use]
+    pub fn of(error: &TaskError) -> Stage {
+        if error.is::<DecodeError>() { Stage::Decode } else { Stage::Process }
+    }
+    /// Its name in job.toml, in headers and in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Decode => "decode",
+            Stage::Process => "process",
+        }
+    }
+}
+
+/// A message or a timer that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// For people: `message 7 of kafka.in.0`.
+    pub what: String,
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
+    headers: Vec<(&'static str, String)>,
+}
+
+impl DeadLetter {
+    /// Of a message that `task` failed with.
+    #[must_use]
+    pub fn of_message(task: &TaskName, message: &OwnedMessage) -> DeadLetter {
+        let (stream, partition) = (message.source.stream.to_string(), message.source.partition);
+        DeadLetter {
+            what: format!("message {} of {stream}.{partition}", message.offset),
+            key: message.key.clone(),
+            value: message.value.clone(),
+            headers: vec![
+                ("samza.task", task.to_string()),
+                ("samza.stream", stream),
+                ("samza.partition", partition.to_string()),
+                ("samza.offset", message.offset.to_string()),
+                ("samza.timestamp", message.timestamp_ms.to_string()),
+            ],
+        }
+    }
+
+    /// Of a timer that `task` failed with.
+    #[must_use]
+    pub fn of_timer(task: &TaskName, key: &[u8], due_unix_ms: u64) -> DeadLetter {
+        DeadLetter {
+            what: format!("timer {} of {due_unix_ms}", String::from_utf8_lossy(key)),
+            key: Some(key.to_vec()),
+            value: None,
+            headers: vec![("samza.task", task.to_string()), ("samza.timer", due_unix_ms.to_string())],
+        }
+    }
+
+    /// Sends it to `stream`.
+    ///
+    /// # Errors
+    /// As any send.
+    pub fn send(
+        &self,
+        stream: &str,
+        stage: Stage,
+        error: &TaskError,
+        collector: &mut dyn MessageCollector,
+    ) -> TaskResult {
+        let error = error.to_string();
+        let mut headers: Vec<Header<'_>> =
+            vec![("samza.stage", stage.name().as_bytes()), ("samza.error", error.as_bytes())];
+        headers.extend(self.headers.iter().map(|(name, value)| (*name, value.as_bytes())));
+        collector.send(OutgoingMessage {
+            headers: &headers,
+            ..OutgoingMessage::new(stream, self.key.as_deref(), self.value.as_deref())
+        })
+    }
+}
