@@ -27,6 +27,7 @@ const EDGES: [(&str, &[&str]); 19] = [
     ("node-manager", &["types", "session", "proto", "daemon", "nm-core", "nm-shim"]),
     ("nm-shim", &["types"]),
     ("app-master", &["types", "session", "proto", "daemon", "am-core", "task-api", "task-core", "kafka"]),
+    ("samza", &["types", "session", "proto", "daemon", "job-file", "task-api", "task-core", "kafka"]),
     ("client", &["types", "session", "proto", "daemon", "job-file", "task-api", "task-core", "kafka"]),
     // floor 3: proof
     ("tests", &["types", "session", "rm-core", "nm-core", "am-core", "task-core", "task-api", "kafka"]),
