@@ -256,9 +256,14 @@ impl Slot<'_> {
         if said.status.phase != ContainerPhase::Restoring {
             return word(&said.status.phase);
         }
-        let restores = said.status.tasks.iter().filter_map(|task| task.restore.as_ref());
-        let (done, total) = restores.fold((0, 0), |(done, total), r| (done + r.done, total + r.total));
-        format!("restoring {} %", (done * 100u64).checked_div(total).unwrap_or(100))
+        let restores = || said.status.tasks.iter().filter_map(|task| task.restore.as_ref());
+        let (done, total) = restores().fold((0, 0), |(done, total), r| (done + r.done, total + r.total));
+        let percent = (done * 100u64).checked_div(total).unwrap_or(100);
+        // Tasks restore side by side, so the longest says when all are done.
+        match restores().filter_map(|restore| restore.eta_ms).max() {
+            Some(eta_ms) => format!("restoring {percent} %, {} s left", eta_ms.div_ceil(1000)),
+            None => format!("restoring {percent} %"),
+        }
     }
 }
 

@@ -5,13 +5,14 @@
 //! (the task's error), `hog` (memory without end), `fork` (a child that leaves the process tree) or `slow` (10 ms a
 //! message). It strikes from the task's message `fault-at` on (from 1, the default), in task `fault-task` (default:
 //! any); if `fault-when` names a file, then once, at the message at which it could remove that file.
-//! `spin = "true"` keeps one CPU busy.
+//! `spin = "true"` keeps one CPU busy. `pad = "<bytes>"` makes state large: each key has, in store `pads`, a value of
+//! so many bytes that do not compress, and it is checked whenever the key is seen again.
 
 use std::process::Command;
 use std::time::Duration;
 
 use samza::{
-    I64Serde, IncomingMessageEnvelope, KeyValueStore, MessageCollector, OutgoingMessage, StreamTask,
+    BytesSerde, I64Serde, IncomingMessageEnvelope, KeyValueStore, MessageCollector, OutgoingMessage, StreamTask,
     StringSerde, TaskContext, TaskCoordinator, TaskResult,
 };
 
@@ -29,6 +30,8 @@ enum Fault {
 #[derive(Default)]
 struct Counter {
     counts: Option<KeyValueStore<String, i64>>,
+    pads: Option<KeyValueStore<String, Vec<u8>>>,
+    pad_bytes: usize,
     output: Option<String>,
     fault: Option<Fault>,
     fault_at: u64,
@@ -40,6 +43,10 @@ impl StreamTask for Counter {
     fn init(&mut self, context: &mut TaskContext) -> TaskResult {
         let config = |key: &str| context.config.get(key).cloned();
         self.counts = Some(context.store("counts", StringSerde, I64Serde)?);
+        if let Some(bytes) = config("pad") {
+            self.pad_bytes = bytes.parse()?;
+            self.pads = Some(context.store("pads", StringSerde, BytesSerde)?);
+        }
         self.output = config("output");
         self.fault_at = config("fault-at").map_or(Ok(1), |text| text.parse())?;
         self.fault = match config("fault").as_deref() {
@@ -84,12 +91,36 @@ impl StreamTask for Counter {
         let counts = self.counts.as_mut().ok_or("process before init")?;
         let count = counts.get(&key)?.unwrap_or(0) + 1;
         counts.put(&key, &count)?;
+        if let Some(pads) = &mut self.pads {
+            let pad = noise(&key, self.pad_bytes);
+            match pads.get(&key)? {
+                None if count == 1 => pads.put(&key, &pad)?,
+                Some(found) if found == pad => {}
+                found => return Err(format!("pad of {key} at {count}: {:?} bytes", found.map(|f| f.len())).into()),
+            }
+        }
         if let Some(stream) = &self.output {
             let (key, value) = (Some(key.as_bytes()), count.to_string());
             collector.send(OutgoingMessage::new(stream, key, Some(value.as_bytes())))?;
         }
         Ok(())
     }
+}
+
+/// Bytes that only the key tells.
+fn noise(key: &str, bytes: usize) -> Vec<u8> {
+    let mut state = key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let mut noise = Vec::with_capacity(bytes + 8);
+    while noise.len() < bytes {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        noise.extend_from_slice(&state.to_le_bytes());
+    }
+    noise.truncate(bytes);
+    noise
 }
 
 impl Counter {

@@ -24,6 +24,27 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
+    /// Settings of a consumer of one of `threads` task threads, unless the job has its own.
+    pub(crate) fn consumer(&self, threads: u32) -> Vec<(&'static str, String)> {
+        fetches(self.fetched / u64::from(threads.max(1)), PARTITIONS)
+    }
+
+    /// Settings of the consumers that restores read with, so many at once per thread: nothing else is fetched then.
+    pub(crate) fn reader(&self, threads: u32, at_once: u64) -> Vec<(&'static str, String)> {
+        fetches(self.fetched / u64::from(threads.max(1)) / at_once.max(1), 1)
+    }
+
+    /// Settings of a producer of one of `threads` task threads, unless the job has its own.
+    pub(crate) fn producer(&self, threads: u32) -> Vec<(&'static str, String)> {
+        let bytes = self.unsent / u64::from(threads.max(1));
+        let messages = bytes / 2 / PER_UNSENT_MESSAGE;
+        vec![
+            // Half of it, because what is on its way is there twice: as messages and as the request.
+            ("queue.buffering.max.kbytes", kib(bytes / 2)),
+            ("queue.buffering.max.messages", messages.clamp(1_000, 500_000).to_string()),
+        ]
+    }
+
     /// Shares out `limit` among `threads` task threads; `stateful` if there are stores.
     pub(crate) fn new(limit: u64, threads: u32, stateful: bool) -> Budget {
         // A quarter stays for code, threads, the task's own data and what allocators waste.
@@ -43,6 +64,29 @@ impl Budget {
             restore: parts(6 * state).max(MIB),
         }
     }
+}
+
+/// What librdkafka spends on a message that it holds, besides the message.
+const PER_FETCHED_MESSAGE: u64 = 400;
+const PER_UNSENT_MESSAGE: u64 = 256;
+/// Partitions that a consumer is supposed to read, for bounds that it only has per partition.
+const PARTITIONS: u64 = 4;
+
+/// Settings of a consumer that holds `bytes`. Its own bounds know neither what a message costs besides its bytes nor
+/// how large the answer is that comes when it was last below them.
+fn fetches(bytes: u64, partitions: u64) -> Vec<(&'static str, String)> {
+    let messages = bytes / 2 / PER_FETCHED_MESSAGE / partitions;
+    let answer = (bytes / 4).clamp(MIB, 50 * MIB);
+    vec![
+        ("queued.max.messages.kbytes", kib(bytes / 2)),
+        ("queued.min.messages", messages.clamp(1_000, 100_000).to_string()),
+        ("fetch.max.bytes", answer.to_string()),
+        ("max.partition.fetch.bytes", (answer / partitions).clamp(256 << 10, MIB).to_string()),
+    ]
+}
+
+fn kib(bytes: u64) -> String {
+    (bytes / 1024).clamp(1024, 2_000_000).to_string()
 }
 
 impl fmt::Display for Budget {

@@ -61,7 +61,8 @@ fn with_environment<T: StreamTask, F: Fn() -> T + Send + Sync>(
         "memory budget: {budget}"
     );
     let board = Arc::new(Board::default());
-    let session = master::start(environment.clone(), Arc::clone(&board))
+    let metrics = MetricsRegistry::default();
+    let session = master::start(environment.clone(), Arc::clone(&board), metrics.clone())
         .map_err(|e| End::Failed(format!("cannot start the session's thread: {e}")))?;
     // Connecting to the systems needs no model, so it is begun while the model is asked for.
     let systems = systems::open(job, &budget, &environment.rack)?;
@@ -81,7 +82,7 @@ fn with_environment<T: StreamTask, F: Fn() -> T + Send + Sync>(
         board: Arc::clone(&board),
         flush_ms: task_thread::FLUSH_MS,
         clock: Clock::start(),
-        metrics: MetricsRegistry::default(),
+        metrics,
     };
     let ended = run_threads(&shared, &model, factory);
     session.finish();

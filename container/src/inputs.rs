@@ -115,11 +115,6 @@ impl Inputs {
         self.readers.iter().flat_map(|reader| &reader.sources)
     }
 
-    /// Whether something that was fetched waits for its task.
-    pub(crate) fn has_held(&self) -> bool {
-        self.sources().any(|source| !source.held.is_empty())
-    }
-
     /// Takes note of sources that are over.
     pub(crate) fn look_for_ends(&mut self) {
         self.readers.iter_mut().for_each(Reader::look_for_ends);

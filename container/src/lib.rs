@@ -37,6 +37,7 @@ mod container;
 mod end;
 mod engine;
 mod environment;
+mod exposition;
 mod failures;
 mod held;
 mod inputs;

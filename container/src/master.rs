@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use daemon::Shutdown;
 use proto::{DialError, Token};
+use task_api::metrics::MetricsRegistry;
 use tracing::{debug, info, warn};
 use types::{ContainerHello, ContainerModel, FromContainer, ToContainer};
 
@@ -51,12 +52,18 @@ impl Session {
 }
 
 /// Starts the thread.
-pub(crate) fn start(environment: Environment, board: Arc<Board>) -> std::io::Result<Session> {
+pub(crate) fn start(
+    environment: Environment,
+    board: Arc<Board>,
+    metrics: MetricsRegistry,
+) -> std::io::Result<Session> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (tell, first) = mpsc::channel();
     let (end, ended) = tokio::sync::watch::channel(false);
     let thread = std::thread::Builder::new().name("session".into()).spawn(move || {
         runtime.block_on(async {
+            // It ends with the runtime.
+            tokio::spawn(crate::exposition::serve(metrics, Shutdown::new()));
             let dialler = Dialler { environment, board: Arc::clone(&board), tell, attempt: 0, model: None };
             tokio::join!(stop_on_signal(board, ended.clone()), dialler.run(ended));
         });
@@ -303,7 +310,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("am");
         let board = Arc::new(Board::default());
-        let session = start(environment(file.clone()), Arc::clone(&board)).expect("starts");
+        let session = start(environment(file.clone()), Arc::clone(&board), MetricsRegistry::default()).expect("starts");
         runtime.expect("a runtime").block_on(async {
             let mut first = Master::start(1, &file).await;
             let incoming = first.hello().await;

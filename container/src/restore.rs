@@ -1,5 +1,6 @@
 //! Brings a task's stores and input positions to where its last committed transaction left them.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,19 +11,25 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use task_api::system::{Isolation, Message, SystemAdmin, SystemError, TopicPartition};
 use task_core::record::{self, Checkpoint, Record, Restored};
-use task_core::restore::{Changelog, OffsetsRow, Plan, plan};
-use tracing::{debug, info};
-use types::{Incarnation, JobSpec, JobTopics, RestoreStatus, StoreSpec, TaskModel, TaskName};
+use task_core::restore::{Changelog, OffsetsRow, Plan, Why, plan};
+use tracing::{debug, info, warn};
+use types::{
+    Incarnation, JobSpec, JobTopics, RestoreStatus, StoreKind, StoreSpec, TaskModel, TaskName,
+};
 
 use crate::board::Board;
+use crate::clock::Clock;
 use crate::end::End;
 use crate::stores::disk::{DiskMemory, TaskDisk};
 use crate::stores::fill::Fill;
+use crate::stores::memory::MemoryRows;
 
 /// Kafka's default of `delete.retention.ms`.
 const KEEPS_TOMBSTONES_MS: u64 = 86_400_000;
 /// Tasks of a thread that restore at the same time.
-const SIDE_BY_SIDE: usize = 4;
+pub(crate) const SIDE_BY_SIDE: usize = 4;
+/// How often progress is told.
+const TELL_MS: u64 = 100;
 
 /// What a restore needs to know.
 pub(crate) struct Restore<'a> {
@@ -35,6 +42,8 @@ pub(crate) struct Restore<'a> {
     /// For the chunks of this thread's tasks.
     pub(crate) chunk_bytes: u64,
     pub(crate) board: &'a Board,
+    /// For rows that end.
+    pub(crate) clock: &'a Clock,
 }
 
 /// A task that is as it was.
@@ -47,6 +56,8 @@ pub(crate) struct RestoredTask {
     pub(crate) restored: Restored,
     /// By store with a changelog.
     pub(crate) changelogs: BTreeMap<String, Log>,
+    /// By store in memory.
+    pub(crate) memory: BTreeMap<String, MemoryRows>,
 }
 
 /// A store's changelog.
@@ -117,17 +128,20 @@ impl Restore<'_> {
         let mut restored = Restored { checkpoint: highs[0], changelogs: BTreeMap::new() };
         let mut changelogs = BTreeMap::new();
         if self.job.stores.is_empty() {
-            return Ok(RestoredTask { disk: None, checkpoint, restored, changelogs });
+            let memory = BTreeMap::new();
+            return Ok(RestoredTask { disk: None, checkpoint, restored, changelogs, memory });
         }
-        let names: Vec<&str> = self.job.stores.keys().map(String::as_str).collect();
+        let stores: Vec<_> = self.job.stores.iter().map(|(name, spec)| (name.as_str(), spec)).collect();
         let suffix = self.incarnation.to_string();
-        let disk = TaskDisk::open(&self.state, &task.state_entry(), &suffix, &names, self.memory)?;
+        let disk = TaskDisk::open(&self.state, &task.state_entry(), &suffix, &stores, self.memory)?;
         debug!(task = %task.name, took_ms = took_ms(), "database open");
         let mut logged = highs[1..].iter();
         let mut plans = Vec::new();
         for (name, store) in &self.job.stores {
             let Some(topic) = &store.changelog else {
-                self.keep_or_clear(&disk, name, &checkpoint)?;
+                if store.kind == StoreKind::RocksDb {
+                    self.keep_or_clear(&disk, name, &checkpoint)?;
+                }
                 continue;
             };
             let high = *logged.next().expect("the start order gave a watermark for each changelog");
@@ -142,13 +156,16 @@ impl Restore<'_> {
             plans.push(self.plan_store(&disk, name, store, &log, high)?);
             changelogs.insert(name.clone(), log);
         }
-        let chunk_bytes = usize::try_from(self.chunk_bytes / workers as u64 / 2).unwrap_or(usize::MAX);
+        let chunk_bytes = usize::try_from(self.chunk_bytes / workers as u64).unwrap_or(usize::MAX);
         let mut progress = Progress::new(self.board, &task.name, &plans, start);
+        let mut memory = BTreeMap::new();
         for plan in &plans {
-            self.fill(&disk, plan, &changelogs[plan.store], chunk_bytes, &mut progress)?;
+            if let Some(rows) = self.fill(&disk, plan, &changelogs[plan.store], chunk_bytes, &mut progress)? {
+                memory.insert(plan.store.to_owned(), rows);
+            }
         }
         progress.finish(&plans);
-        Ok(RestoredTask { disk: Some(Arc::new(disk)), checkpoint, restored, changelogs })
+        Ok(RestoredTask { disk: Some(Arc::new(disk)), checkpoint, restored, changelogs, memory })
     }
 
     /// The task's last committed checkpoint below `high`.
@@ -188,12 +205,15 @@ impl Restore<'_> {
         &self,
         disk: &TaskDisk,
         name: &'n str,
-        store: &StoreSpec,
+        store: &'n StoreSpec,
         log: &Log,
         high: u64,
     ) -> Result<StorePlan<'n>, End> {
         let ends = patiently(|| self.admin.watermarks(std::slice::from_ref(&log.at)))?;
         let low = ends.first().map_or(0, |w| w.low).min(high);
+        if store.kind == StoreKind::Memory {
+            return Ok(StorePlan { store: name, spec: store, plan: Plan::Full(Why::InMemory), from: low, high });
+        }
         let local = disk.offsets_row(name)?.and_then(|row| OffsetsRow::decode(&row));
         let changelog = Changelog {
             topic_id: log.topic_id.clone(),
@@ -201,17 +221,24 @@ impl Restore<'_> {
             high,
             keeps_tombstones_ms: keeps_tombstones_ms(store),
         };
-        let plan = plan(local.as_ref(), &changelog, unix_ms());
+        let plan = match plan(local.as_ref(), &changelog, unix_ms()) {
+            Plan::Full(Why::NoLocalState) if disk.was_set_aside() => Plan::Full(Why::Corrupt),
+            plan => plan,
+        };
         let from = match plan {
             Plan::FromLocal { from } => from,
-            Plan::Full(_) => {
+            Plan::Full(why) => {
+                if why != Why::NoLocalState {
+                    warn!(store = name, %why, "local state is of no use: restoring all of the changelog");
+                }
                 disk.clear(name)?;
                 low
             }
         };
-        Ok(StorePlan { store: name, plan, from, high })
+        Ok(StorePlan { store: name, spec: store, plan, from, high })
     }
 
+    /// Reads a store's changelog into it. Returns the rows of a store in memory.
     fn fill(
         &self,
         disk: &TaskDisk,
@@ -219,46 +246,66 @@ impl Restore<'_> {
         log: &Log,
         chunk_bytes: usize,
         progress: &mut Progress<'_>,
-    ) -> Result<(), End> {
+    ) -> Result<Option<MemoryRows>, End> {
         let read_at = unix_ms();
-        let mut fill = Fill::new(disk, of.store, matches!(of.plan, Plan::Full(_)), chunk_bytes);
+        let ttl = of.spec.ttl_ms.map(|ttl_ms| (ttl_ms, self.clock.unix_ms()));
+        let mut memory = (of.spec.kind == StoreKind::Memory).then(MemoryRows::default);
+        let is_empty = matches!(of.plan, Plan::Full(_));
+        let mut fill = Fill::new(disk, of.store, is_empty, ttl, chunk_bytes);
         let mut failed = None;
+        let next = Cell::new(of.from);
         let mut take = |messages: &[Message<'_>]| {
             for message in messages {
                 // A row without a key is not ours: compacted topics refuse them.
                 let Some(key) = message.key else { continue };
-                if let Err(error) = fill.take((key, message.value)) {
-                    failed = Some(error);
-                    return Err(SystemError::Fatal("restore".into()));
+                let row = (key, message.value);
+                match &mut memory {
+                    Some(rows) => rows.take(row, ttl),
+                    None => {
+                        if let Err(error) = fill.take(row) {
+                            failed = Some(error);
+                            return Err(SystemError::Fatal("restore".into()));
+                        }
+                    }
                 }
             }
             if self.board.is_stopping() {
                 return Err(SystemError::Fatal("told to stop".into()));
             }
             if let Some(last) = messages.last() {
-                progress.at(last.offset + 1 - of.from);
+                next.set(last.offset + 1);
+                progress.at(next.get() - of.from);
             }
             Ok(())
         };
-        if of.from < of.high {
-            // Read once only: what was taken before an error may be taken again, rows are set, not added.
-            let read = patiently(|| {
-                self.admin.read_range(&log.at, of.from, of.high, Isolation::ReadCommitted, &mut take)
-            });
-            if let Some(error) = failed {
-                return Err(error.into());
+        let read = patiently(|| {
+            // After an error it goes on where it was.
+            if next.get() >= of.high {
+                return Ok(());
             }
-            read?;
+            self.admin.read_range(&log.at, next.get(), of.high, Isolation::ReadCommitted, &mut take)
+        });
+        if let Some(error) = failed {
+            return Err(error.into());
         }
-        let row = OffsetsRow { topic_id: log.topic_id.clone(), offset: of.high, flushed_unix_ms: read_at };
-        let rows = fill.finish(&row.encode())?;
+        read?;
+        let rows = match &memory {
+            Some(rows) => rows.taken(),
+            None => {
+                let offset = of.high;
+                let row =
+                    OffsetsRow { topic_id: log.topic_id.clone(), offset, flushed_unix_ms: read_at };
+                fill.finish(&row.encode())?
+            }
+        };
         progress.store_done(of.high - of.from, rows);
-        Ok(())
+        Ok(memory)
     }
 }
 
 struct StorePlan<'n> {
     store: &'n str,
+    spec: &'n StoreSpec,
     plan: Plan,
     from: u64,
     high: u64,
@@ -271,16 +318,22 @@ struct Progress<'a> {
     start: Instant,
     before: u64,
     status: RestoreStatus,
+    next_tell_ms: u64,
 }
 
 impl<'a> Progress<'a> {
     fn new(board: &'a Board, task: &'a TaskName, plans: &[StorePlan<'_>], start: Instant) -> Progress<'a> {
+        let why = |p: &StorePlan<'_>| match p.plan {
+            Plan::FromLocal { .. } => None,
+            Plan::Full(why) => Some(format!("{}: {why}", p.store)),
+        };
         let status = RestoreStatus {
             total: plans.iter().map(|p| p.high - p.from).sum(),
             from_local: !plans.is_empty() && plans.iter().all(|p| matches!(p.plan, Plan::FromLocal { .. })),
+            reason: plans.iter().filter_map(why).collect::<Vec<_>>().join("; "),
             ..RestoreStatus::default()
         };
-        let progress = Progress { board, task, start, before: 0, status };
+        let progress = Progress { board, task, start, before: 0, status, next_tell_ms: 0 };
         progress.tell();
         progress
     }
@@ -289,18 +342,26 @@ impl<'a> Progress<'a> {
     }
     /// So many offsets of the store at hand are read.
     fn at(&mut self, offsets: u64) {
+        let took_ms = self.start.elapsed().as_millis() as u64;
+        if took_ms < self.next_tell_ms {
+            return;
+        }
+        self.next_tell_ms = took_ms + TELL_MS;
         self.status.done = self.before + offsets;
-        self.status.took_ms = self.start.elapsed().as_millis() as u64;
+        self.status.took_ms = took_ms;
+        self.status.eta_ms = eta_ms(self.status.done, self.status.total, took_ms);
         self.tell();
     }
     fn store_done(&mut self, offsets: u64, rows: u64) {
         self.before += offsets;
         self.status.rows += rows;
+        self.next_tell_ms = 0;
         self.at(0);
     }
     fn finish(mut self, plans: &[StorePlan<'_>]) {
         self.status.done = self.status.total;
         self.status.took_ms = self.start.elapsed().as_millis() as u64;
+        self.status.eta_ms = None;
         self.tell();
         let RestoreStatus { rows, total, from_local, took_ms, .. } = self.status;
         let why: Vec<String> = plans
@@ -314,6 +375,16 @@ impl<'a> Progress<'a> {
             .collect();
         info!(task = %self.task, rows, offsets = total, from_local, took_ms, "restored: {}", why.join("; "));
     }
+}
+
+/// How long the rest takes at the pace so far.
+fn eta_ms(done: u64, total: u64, took_ms: u64) -> Option<u64> {
+    let left = u128::from(total.saturating_sub(done));
+    if left == 0 {
+        return None;
+    }
+    let eta = (u128::from(took_ms) * left).checked_div(u128::from(done))?;
+    Some(u64::try_from(eta).unwrap_or(u64::MAX))
 }
 
 /// Tries again for a while what may go well later.
@@ -333,4 +404,16 @@ pub(crate) fn patiently<R>(mut ask: impl FnMut() -> Result<R, SystemError>) -> R
 pub(crate) fn unix_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::eta_ms;
+
+    #[test]
+    fn what_is_left_takes_as_long_as_what_is_done_did() {
+        assert_eq!(eta_ms(250, 1_000, 2_000), Some(6_000));
+        assert_eq!(eta_ms(0, 1_000, 2_000), None, "there is no pace yet");
+        assert_eq!(eta_ms(1_000, 1_000, 2_000), None, "nothing is left");
+    }
 }

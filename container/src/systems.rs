@@ -8,6 +8,7 @@ use task_api::system::{SystemAdmin, SystemConsumer, SystemError, SystemProducer,
 use types::{JobSpec, SystemKind, SystemSpec};
 
 use crate::budget::Budget;
+use crate::restore::SIDE_BY_SIDE;
 
 /// One system.
 pub(crate) trait System: Send + Sync {
@@ -43,8 +44,7 @@ pub(crate) fn home(job: &JobSpec) -> Option<&str> {
 /// # Errors
 /// A setting is wrong.
 pub(crate) fn open(job: &JobSpec, budget: &Budget, rack: &str) -> Result<Systems, SystemError> {
-    let threads = u64::from(job.containers.threads.max(1));
-    let per_thread_kib = |bytes: u64| (bytes / threads / 1024).clamp(1024, 2_000_000).to_string();
+    let threads = job.containers.threads;
     // Exactly-once outputs keep one open from commit to commit; brokers allow at most 15 minutes.
     let transaction_ms = job.task.commit_ms.saturating_mul(3).clamp(60_000, 900_000);
     let mut systems = Systems::new();
@@ -53,15 +53,20 @@ pub(crate) fn open(job: &JobSpec, budget: &Budget, rack: &str) -> Result<Systems
             continue;
         }
         let mut spec = spec.clone();
-        let unless_set = |of: &mut BTreeMap<String, String>, key: &str, value: String| {
-            of.entry(key.to_owned()).or_insert(value);
+        let unless_set = |of: &mut BTreeMap<String, String>, settings: Vec<(&str, String)>| {
+            for (key, value) in settings {
+                of.entry(key.to_owned()).or_insert(value);
+            }
         };
-        unless_set(&mut spec.consumer, "queued.max.messages.kbytes", per_thread_kib(budget.fetched));
-        unless_set(&mut spec.producer, "queue.buffering.max.kbytes", per_thread_kib(budget.unsent));
+        let mut reader = spec.consumer.clone();
+        unless_set(&mut reader, budget.reader(threads, SIDE_BY_SIDE as u64));
+        unless_set(&mut spec.consumer, budget.consumer(threads));
+        unless_set(&mut spec.producer, budget.producer(threads));
         if !rack.is_empty() {
-            unless_set(&mut spec.consumer, "client.rack", rack.to_owned());
+            unless_set(&mut reader, vec![("client.rack", rack.to_owned())]);
+            unless_set(&mut spec.consumer, vec![("client.rack", rack.to_owned())]);
         }
-        let admin = KafkaAdmin::new(&spec.bootstrap, &spec.consumer)?;
+        let admin = KafkaAdmin::new(&spec.bootstrap, &reader)?;
         systems.insert(name.clone(), Arc::new(Kafka { spec, admin: Arc::new(admin), transaction_ms }));
     }
     Ok(systems)

@@ -13,7 +13,7 @@ use task_core::ownership::OwnerRecord;
 use task_core::record::Checkpoint;
 use tracing::info;
 use types::{
-    ContainerPhase, Incarnation, JobSpec, JobTopics, StoreSpec, TIMERS_STORE, TaskModel, TaskName,
+    ContainerPhase, Incarnation, JobSpec, JobTopics, StoreKind, StoreSpec, TIMERS_STORE, TaskModel, TaskName,
 };
 
 use crate::board::Board;
@@ -26,7 +26,7 @@ use crate::failures::Failures;
 use crate::meters::{TaskMeters, ThreadMeters};
 use crate::restore::{Restore, RestoredTask, keeps_tombstones_ms};
 use crate::stores::disk::DiskMemory;
-use crate::stores::{Limits, Store};
+use crate::stores::{Below, Limits, Store};
 use crate::systems::{System, Systems, home};
 use crate::{claim, inputs, pause};
 
@@ -104,6 +104,7 @@ fn start<T: StreamTask>(
         memory: shared.memory.as_ref().unwrap_or(&no_memory),
         chunk_bytes: shared.budget.restore / u64::from(job.containers.threads.max(1)),
         board,
+        clock: &shared.clock,
     };
     let restored = restore.all(models, &highs)?;
 
@@ -192,15 +193,20 @@ impl Desk<'_> {
     fn task<T>(
         &self,
         model: &TaskModel,
-        restored: RestoredTask,
+        mut restored: RestoredTask,
         outputs: &mut Outputs,
         code: T,
     ) -> Result<Task<T>, End> {
         let mut stores = Vec::new();
         if let Some(disk) = &restored.disk {
-            for name in self.job.stores.keys() {
-                let store =
-                    Store::new(name.clone(), self.limits[name], Arc::clone(disk), Rc::clone(&self.full));
+            for (name, spec) in &self.job.stores {
+                let below = match spec.kind {
+                    StoreKind::RocksDb => Below::Disk(Arc::clone(disk)),
+                    StoreKind::Memory => Below::Memory(restored.memory.remove(name).unwrap_or_default()),
+                };
+                let metrics = self.metrics.with_labels(&[("task", &model.name.0), ("store", name)]);
+                let (full, clock) = (Rc::clone(&self.full), self.clock.clone());
+                let store = Store::new(name, spec, self.limits[name], below, full, clock, &metrics);
                 let changelog = match restored.changelogs.get(name) {
                     Some(log) => Some(ChangelogOut {
                         handle: outputs.state_topic(&log.at.topic)?,

@@ -13,7 +13,7 @@ use task_api::{
 };
 use task_core::record::{self, Record};
 use types::{
-    ContainerModel, Delivery, Epoch, Incarnation, JobSpec, JobTopics, SystemStream, SystemStreamPartition,
+    ContainerModel, Delivery, Epoch, Incarnation, JobSpec, JobTopics, StoreSpec, SystemStream, SystemStreamPartition,
     TaskModel,
 };
 
@@ -222,14 +222,15 @@ fn folded_changelog(broker: &Broker, partition: i32) -> Counts {
 
 fn on_disk(state: &Path, partition: i32) -> Counts {
     let memory = DiskMemory::new(1 << 20, 1 << 20);
-    let disk =
-        TaskDisk::open(state, &format!("Partition-{partition}"), "0-0", &["counts"], &memory).expect("opens");
+    let spec = StoreSpec::with_changelog(None, "kafka");
+    let entry = format!("Partition-{partition}");
+    let disk = TaskDisk::open(state, &entry, "0-0", &[("counts", &spec)], &memory).expect("opens");
+    let mut rows = disk.iterate("counts", None, None).expect("iterates");
     let mut counts = Counts::new();
-    let mut visit = |key: &[u8], value: &[u8]| {
+    while let Some((key, value)) = rows.item() {
         counts.insert(String::from_utf8(key.to_vec()).expect("text"), decode(value));
-        Ok(task_api::store::Visit::Continue)
-    };
-    disk.scan("counts", None, None, &mut visit).expect("scans");
+        rows.next();
+    }
     counts
 }
 

@@ -146,7 +146,7 @@ fn changelog_ends<T: StreamTask>(engine: &mut Engine<T>) -> Result<Option<(Vec<u
 /// The transaction is committed: what was dirty is clean.
 fn committed<T: StreamTask>(engine: &mut Engine<T>) {
     for store in engine.tasks.iter().flat_map(|task| &task.stores) {
-        store.store.borrow_mut().cache().committed();
+        store.store.borrow_mut().committed();
     }
     engine.full.set(false);
     engine.work.commit_requested = false;
@@ -171,7 +171,7 @@ fn flush_stores<T: StreamTask>(
             let end = *ends.next().expect("one end was read for each changelog");
             let mut of = store.store.borrow_mut();
             let name = of.name().to_owned();
-            disk.write_cache(&name, of.cache())?;
+            of.write_below()?;
             let row = OffsetsRow { topic_id: log.topic_id.clone(), offset: end, flushed_unix_ms: read_at };
             rows.push((name, row.encode()));
         }
@@ -196,10 +196,8 @@ fn flush_unlogged<T: StreamTask>(engine: &mut Engine<T>) -> Result<(), End> {
         let mut any = false;
         for store in task.stores.iter().filter(|store| store.changelog.is_none()) {
             let mut of = store.store.borrow_mut();
-            let name = of.name().to_owned();
-            let cache = of.cache();
-            if cache.rows_not_on_disk() > 0 {
-                disk.write_cache(&name, cache)?;
+            if of.cache().rows_not_on_disk() > 0 {
+                of.write_below()?;
                 any = true;
             }
         }

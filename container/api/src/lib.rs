@@ -6,6 +6,7 @@
 
 mod async_task;
 pub mod metrics;
+mod murmur2;
 pub mod serde;
 pub mod store;
 pub mod system;
@@ -15,6 +16,7 @@ pub mod timers;
 
 pub use async_task::{AsyncStreamTask, Reply};
 pub use metrics::TaskMetrics;
+pub use murmur2::murmur2_partition;
 pub use serde::{BytesSerde, DecodeError, F64Serde, I64Serde, JsonSerde, OrderedI64, Serde, StringSerde};
 pub use store::{KeyValueStore, Rows, StoreError};
 pub use system::{Offset, SystemError};

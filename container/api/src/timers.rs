@@ -33,7 +33,8 @@ impl Timers {
         let mut queue = Queue { rows: Rc::clone(&rows), by_key: BTreeMap::new(), by_time: BTreeSet::new() };
         let mut stored = rows.borrow_mut().rows(None, None)?;
         while let Some((key, time)) = stored.next()? {
-            let time = time.try_into().map_err(|_| StoreError::Decode("a row of timers is no timer".into()))?;
+            let time =
+                time.try_into().map_err(|_| StoreError::Decode("a row of timers is no timer".into()))?;
             let due = u64::from_be_bytes(time);
             queue.by_key.insert(key.to_vec(), due);
             queue.by_time.insert((due, key.to_vec()));

@@ -66,6 +66,10 @@ pub enum Why {
     AheadOfChangelog,
     /// So old that a tombstone after them may be compacted away.
     TooOld,
+    /// Their database is damaged.
+    Corrupt,
+    /// The store is one in memory.
+    InMemory,
 }
 
 impl fmt::Display for Why {
@@ -76,6 +80,8 @@ impl fmt::Display for Why {
             Why::Truncated => "the changelog starts after the local state",
             Why::AheadOfChangelog => "the changelog ends before the local state",
             Why::TooOld => "local state is older than the changelog keeps tombstones",
+            Why::Corrupt => "local state was damaged and is set aside",
+            Why::InMemory => "a store in memory",
         })
     }
 }

@@ -43,7 +43,7 @@ pub fn feed(file: &Path, bootstrap: &str, rate: Option<u32>) -> Result<(), Box<d
             sleep(due.saturating_sub(start.elapsed()));
         }
         let (handle, count) = sent.get_mut(topic_of(line)).expect("every input has its handle");
-        producer.send(*handle, None, None, Some(line.as_bytes()))?;
+        producer.send(*handle, None, None, Some(line.as_bytes()), &[])?;
         *count += 1;
     }
     producer.flush(Duration::from_secs(30))?;

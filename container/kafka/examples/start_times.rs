@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("fresh: {:?}", started.elapsed());
         producer.begin()?;
         let handle = producer.topic(&topic)?;
-        producer.send(handle, Some(0), None, Some(b"x"))?;
+        producer.send(handle, Some(0), None, Some(b"x"), &[])?;
         producer.flush(Duration::from_secs(30))?;
         let started = Instant::now();
         admin.fence(&id)?;

@@ -6,14 +6,13 @@
 
 mod admin;
 mod consumer;
-mod murmur2;
 mod native;
 mod producer;
 
 pub use admin::KafkaAdmin;
 pub use consumer::KafkaConsumer;
-pub use murmur2::murmur2_partition;
 pub use producer::KafkaProducer;
+pub use task_api::murmur2_partition;
 
 /// Settings in the order in which later ones win.
 pub(crate) fn settings<'a>(

@@ -38,7 +38,7 @@ fn transactional(id: &str) -> KafkaProducer {
 
 fn send(producer: &mut KafkaProducer, to: &TopicPartition, value: &str) {
     let topic = producer.topic(&to.topic).expect("topic");
-    producer.send(topic, Some(to.partition), Some(b"k"), Some(value.as_bytes())).expect("queued");
+    producer.send(topic, Some(to.partition), Some(b"k"), Some(value.as_bytes()), &[]).expect("queued");
 }
 
 fn read(admin: &KafkaAdmin, from: &TopicPartition, until: u64, isolation: Isolation) -> Vec<String> {
@@ -205,7 +205,7 @@ fn keys_choose_the_partition_that_java_clients_choose() {
         KafkaProducer::idempotent(&bootstrap(), "test", &BTreeMap::new()).expect("settings are right");
     let handle = producer.topic(&name).expect("topic");
     for n in 0..100 {
-        producer.send(handle, None, Some(format!("UA{n}").as_bytes()), Some(b"x")).expect("queued");
+        producer.send(handle, None, Some(format!("UA{n}").as_bytes()), Some(b"x"), &[]).expect("queued");
     }
     producer.flush(SOON).expect("flushed");
     for partition in 0..6 {

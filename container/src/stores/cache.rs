@@ -7,10 +7,12 @@
 //!
 //! A row that is dirty or unflushed is never evicted, so only committed rows ever reach the disk. A hit allocates
 //! nothing: slots keep their buffers. The index is a hash table of slot numbers, the order of keys is made when it
-//! is needed (at a commit, a flush or a scan).
+//! is needed (at a commit or a flush). A store whose ranges are read keeps the order of its rows that are not on disk
+//! as well; one whose ranges are not read does not pay for it.
 
+use std::collections::BTreeMap;
 use std::hash::BuildHasher;
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
@@ -146,6 +148,9 @@ pub(crate) struct Cache {
     hand: usize,
     /// Reused for sorting.
     order: Vec<(u64, u32)>,
+    /// Pinned rows by key: from the first range that is read until a flush finds that none was read since the last.
+    ordered: Option<BTreeMap<Box<[u8]>, u32>>,
+    range_read: bool,
 }
 
 /// A row's key and its value, none if it is deleted.
@@ -166,6 +171,8 @@ impl Cache {
             pinned_bytes: 0,
             hand: 0,
             order: Vec::new(),
+            ordered: None,
+            range_read: false,
         }
     }
 
@@ -216,6 +223,9 @@ impl Cache {
             self.dirty.push(at);
         }
         slot.flags |= DIRTY | USED;
+        if !was_pinned && let Some(ordered) = &mut self.ordered {
+            ordered.insert(slot.key().into(), at);
+        }
         let is = slot.bytes();
         self.bytes = self.bytes + is - was;
         self.pinned_bytes = self.pinned_bytes + is - if was_pinned { was } else { 0 };
@@ -227,6 +237,10 @@ impl Cache {
         let at = match self.free.pop() {
             Some(at) => at,
             None => {
+                if self.slots.len() == self.slots.capacity() {
+                    // Not doubled: the limits hold for what is allocated too, but for a quarter of the slots.
+                    self.slots.reserve_exact((self.slots.len() / 4).max(64));
+                }
                 self.slots.push(Slot::free());
                 u32::try_from(self.slots.len() - 1).expect("a cache holds fewer than 4 billion rows")
             }
@@ -295,7 +309,6 @@ impl Cache {
     }
 
     /// Rows of any condition.
-    #[cfg(test)]
     pub(crate) fn rows_known(&self) -> usize {
         self.table.len()
     }
@@ -358,32 +371,46 @@ impl Cache {
         });
     }
 
-    /// The unflushed rows are on disk.
-    pub(crate) fn flushed(&mut self) {
-        for at in self.unflushed.drain(..) {
+    /// The unflushed rows are on disk; they stay known if `keep`.
+    pub(crate) fn flushed(&mut self, keep: bool) {
+        for at in std::mem::take(&mut self.unflushed) {
             let slot = &mut self.slots[at as usize];
             slot.flags &= !UNFLUSHED;
             self.pinned_bytes -= slot.bytes();
+            if !keep {
+                self.remove(at as usize);
+            }
         }
         if self.order.capacity() > 4 * self.limits.rows.max(1024) {
             self.order = Vec::new();
         }
+        // All pinned rows were unflushed ones: there are no dirty rows at a flush.
+        self.ordered = if self.range_read { Some(BTreeMap::new()) } else { None };
+        self.range_read = false;
     }
 
     /// The rows with `from <= key < to` that the disk does not have as they are, in the order of keys.
-    pub(crate) fn range_not_on_disk(&self, from: Option<&[u8]>, to: Option<&[u8]>) -> Vec<Row<'_>> {
-        let within = |key: &[u8]| from.is_none_or(|from| key >= from) && to.is_none_or(|to| key < to);
-        let only_dirty = self.dirty.iter().filter(|at| self.slots[**at as usize].flags & UNFLUSHED == 0);
-        let mut rows: Vec<Row<'_>> = self
-            .unflushed
-            .iter()
-            .chain(only_dirty)
-            .map(|at| &self.slots[*at as usize])
-            .filter(|slot| within(slot.key()))
-            .map(|slot| (slot.key(), slot.value()))
-            .collect();
-        rows.sort_unstable_by_key(|row| row.0);
-        rows
+    pub(crate) fn range_not_on_disk(
+        &mut self,
+        from: Option<&[u8]>,
+        to: Option<&[u8]>,
+    ) -> impl Iterator<Item = Row<'_>> {
+        self.range_read = true;
+        let slots = &self.slots;
+        let ordered = self.ordered.get_or_insert_with(|| {
+            let pinned = self.unflushed.iter().chain(&self.dirty);
+            pinned.map(|at| (slots[*at as usize].key().into(), *at)).collect()
+        });
+        let is_empty = from.zip(to).is_some_and(|(from, to)| from >= to);
+        let from = from.map_or(Bound::Unbounded, Bound::Included);
+        let to = to.map_or(Bound::Unbounded, Bound::Excluded);
+        let within = (!is_empty).then(|| ordered.range::<[u8], _>((from, to)));
+        within.into_iter().flatten().map(|(key, at)| (&**key, slots[*at as usize].value()))
+    }
+
+    /// Bytes of all rows.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 }
 

@@ -1,13 +1,15 @@
 //! Fills a store from its changelog: rows come in log order, go to disk in chunks, sorted, the last of each key.
 //!
-//! Chunks are of bounded size. Within a chunk the last write wins; chunks reach the disk in log order. A large
-//! chunk becomes a file of its own that RocksDB takes as it is, a small one a batch. In the first chunk of an empty
-//! store tombstones delete nothing and are left out.
+//! Chunks are of bounded size, with all that is made on the way: they are sorted in place. Within a chunk the last
+//! write wins; chunks reach the disk in log order. A large chunk becomes a file of its own that RocksDB takes as it
+//! is, a small one a batch. In the first chunk of an empty store tombstones delete nothing and are left out. In a
+//! store with a ttl a row that is over is a tombstone.
 
 use task_api::store::StoreError;
 
 use super::cache::{Row, prefix};
 use super::disk::TaskDisk;
+use super::ttl;
 
 /// Chunks with fewer rows are written as a batch: a file of its own is not worth it.
 const ROWS_FOR_A_FILE: usize = if cfg!(test) { 8 } else { 4096 };
@@ -24,27 +26,37 @@ struct Place {
 pub(crate) struct Fill<'a> {
     disk: &'a TaskDisk,
     store: &'a str,
+    /// The store's ttl and the time.
+    ttl: Option<(u64, u64)>,
     chunk_bytes: usize,
     /// Keys and values of the chunk, end to end.
     bytes: Vec<u8>,
     places: Vec<Place>,
     /// Nothing has reached the disk yet, and it was empty.
     into_empty: bool,
-    chunks: u32,
+    /// Files taken by RocksDB.
+    files: u32,
     rows: u64,
 }
 
 impl<'a> Fill<'a> {
-    /// Fills `store`, `is_empty` if it has no rows, in chunks of about `chunk_bytes`.
-    pub(crate) fn new(disk: &'a TaskDisk, store: &'a str, is_empty: bool, chunk_bytes: usize) -> Fill<'a> {
+    /// Fills `store`, `is_empty` if it has no rows, in chunks of about `chunk_bytes`; `ttl` is its ttl and the time.
+    pub(crate) fn new(
+        disk: &'a TaskDisk,
+        store: &'a str,
+        is_empty: bool,
+        ttl: Option<(u64, u64)>,
+        chunk_bytes: usize,
+    ) -> Fill<'a> {
         Fill {
             disk,
             store,
+            ttl,
             chunk_bytes: chunk_bytes.clamp(1, 1 << 30),
             bytes: Vec::new(),
             places: Vec::new(),
             into_empty: is_empty,
-            chunks: 0,
+            files: 0,
             rows: 0,
         }
     }
@@ -54,8 +66,10 @@ impl<'a> Fill<'a> {
         let len = |bytes: &[u8]| {
             u32::try_from(bytes.len()).map_err(|_| StoreError::Engine("a row is larger than 4 GiB".into()))
         };
+        let value = value.filter(|stored| self.ttl.is_none_or(|(ttl, now)| !ttl::is_over(stored, ttl, now)));
         let at = len(&self.bytes)?;
         let value_len = value.map(len).transpose()?;
+        self.grow(key.len() + value.map_or(0, <[u8]>::len));
         self.places.push(Place { prefix: prefix(key), key: at, key_len: len(key)?, value_len });
         self.bytes.extend_from_slice(key);
         self.bytes.extend_from_slice(value.unwrap_or_default());
@@ -66,9 +80,22 @@ impl<'a> Fill<'a> {
         Ok(())
     }
 
+    /// Makes room for a row. Doubled as usual, the last step would go beyond the chunk's share.
+    fn grow(&mut self, row_bytes: usize) {
+        if self.places.len() == self.places.capacity() {
+            self.places.reserve_exact((self.places.len() / 4).max(256));
+        }
+        if self.bytes.len() + row_bytes > self.bytes.capacity() {
+            self.bytes.reserve_exact((self.bytes.len() / 4).max(row_bytes).max(16 << 10));
+        }
+    }
+
     /// Writes what is left, with the offsets row, and makes all of it durable. Returns how many rows were taken.
     pub(crate) fn finish(mut self, offsets_row: &[u8]) -> Result<u64, StoreError> {
         self.write()?;
+        if self.files > 1 {
+            self.disk.merge_later(self.store, false)?;
+        }
         let mut batch = self.disk.batch();
         batch.offsets_row(self.store, offsets_row)?;
         batch.write()?;
@@ -79,8 +106,10 @@ impl<'a> Fill<'a> {
     fn write(&mut self) -> Result<(), StoreError> {
         let bytes = &self.bytes;
         let key = |p: &Place| &bytes[p.key as usize..(p.key + p.key_len) as usize];
-        // Stable, so that of one key the last in the log stays the last.
-        self.places.sort_by(|a, b| a.prefix.cmp(&b.prefix).then_with(|| key(a).cmp(key(b))));
+        // The place breaks ties, so that of one key the last in the log is the last.
+        self.places.sort_unstable_by(|a, b| {
+            a.prefix.cmp(&b.prefix).then_with(|| key(a).cmp(key(b))).then_with(|| a.key.cmp(&b.key))
+        });
         let places = &self.places;
         let keep_tombstones = !self.into_empty;
         let rows = places.iter().enumerate().filter_map(|(i, place)| {
@@ -95,14 +124,17 @@ impl<'a> Fill<'a> {
         });
         let count = rows.clone().take(ROWS_FOR_A_FILE).count();
         if count >= ROWS_FOR_A_FILE {
-            self.disk.ingest(self.store, self.chunks, rows)?;
+            if self.files == 1 {
+                self.disk.merge_later(self.store, true)?;
+            }
+            self.disk.ingest(self.store, self.files, rows)?;
+            self.files += 1;
         } else if count > 0 {
             let mut batch = self.disk.batch();
             batch.rows(self.store, rows)?;
             batch.write()?;
         }
         self.into_empty &= count == 0;
-        self.chunks += 1;
         self.bytes.clear();
         self.places.clear();
         Ok(())

@@ -1,32 +1,80 @@
-//! Stores: a write-back cache ([`cache`]) over a task's RocksDB ([`disk`]), and what a restore writes ([`fill`]).
+//! Stores: a write-back cache ([`cache`]) over a task's RocksDB ([`disk`]) or over a map in memory ([`memory`]), and
+//! what a restore writes ([`fill`]).
+//!
+//! Both kinds go through the same steps: rows are dirty until a commit has sent them to the changelog, clean until a
+//! flush has moved them below the cache. What the cache, the disk and the changelog hold of a value is its *stored*
+//! form: the value itself, or, in a store with a ttl, the value led by the time of its write ([`ttl`]).
 
 pub(crate) mod cache;
+pub(crate) mod database;
 pub(crate) mod disk;
 pub(crate) mod fill;
+pub(crate) mod memory;
+pub(crate) mod rows;
+pub(crate) mod ttl;
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use task_api::store::{RawStore, StoreError, Visit, Visitor};
+use task_api::TaskClock;
+use task_api::metrics::{Counter, Gauge, TaskMetrics};
+use task_api::store::{RawRows, RawStore, StoreError};
+use types::{OnLargeValue, StoreSpec};
 
 pub(crate) use cache::{Cache, Limits};
 use disk::TaskDisk;
+use memory::MemoryRows;
+use rows::{BelowRows, Copied, Snapshot};
+
+/// Where rows are that the cache need not have.
+pub(crate) enum Below {
+    Disk(Arc<TaskDisk>),
+    Memory(MemoryRows),
+}
 
 /// One store of one task.
 pub(crate) struct Store {
     name: String,
     cache: Cache,
-    disk: Arc<TaskDisk>,
+    below: Below,
+    ttl_ms: Option<u64>,
+    max_bytes: usize,
+    on_large: OnLargeValue,
+    clock: TaskClock,
     /// Set when the cache is full of dirty rows: the task's thread commits before the next message.
     full: Rc<Cell<bool>>,
-    /// Reused for reads from disk.
-    found: Vec<u8>,
+    /// Reused for reads from disk, and for stored forms.
+    scratch: Vec<u8>,
+    metrics: StoreMetrics,
+    /// Since the last commit.
+    disk_reads: u64,
 }
 
 impl Store {
-    pub(crate) fn new(name: String, limits: Limits, disk: Arc<TaskDisk>, full: Rc<Cell<bool>>) -> Store {
-        Store { name, cache: Cache::new(limits), disk, full, found: Vec::new() }
+    /// A store of a task whose time is `clock`; `metrics` carry the labels of the store.
+    pub(crate) fn new(
+        name: &str,
+        spec: &StoreSpec,
+        limits: Limits,
+        below: Below,
+        full: Rc<Cell<bool>>,
+        clock: TaskClock,
+        metrics: &TaskMetrics,
+    ) -> Store {
+        Store {
+            name: name.to_owned(),
+            cache: Cache::new(limits),
+            below,
+            ttl_ms: spec.ttl_ms,
+            max_bytes: usize::try_from(spec.max_value_bytes).unwrap_or(usize::MAX),
+            on_large: spec.on_large_value,
+            clock,
+            full,
+            scratch: Vec::new(),
+            metrics: StoreMetrics::new(metrics),
+            disk_reads: 0,
+        }
     }
     pub(crate) fn name(&self) -> &str {
         &self.name
@@ -35,29 +83,92 @@ impl Store {
         &mut self.cache
     }
 
+    /// The dirty rows are committed: they are clean.
+    pub(crate) fn committed(&mut self) {
+        self.metrics.written.add(self.cache.dirty_rows() as u64);
+        self.cache.committed();
+        self.metrics.disk_reads.add(std::mem::take(&mut self.disk_reads));
+        self.metrics.of_cache(&self.cache);
+    }
+
+    /// Moves clean rows below the cache; there must be no dirty ones.
+    pub(crate) fn write_below(&mut self) -> Result<(), StoreError> {
+        let now = self.clock.now_unix_ms();
+        let (bytes, rows) = match &mut self.below {
+            Below::Disk(disk) => {
+                disk.set_now(now);
+                disk.write_cache(&self.name, &mut self.cache)?;
+                disk.size(&self.name)?
+            }
+            Below::Memory(rows) => {
+                self.cache.visit_unflushed(|row| rows.apply(row));
+                // The map has them as near as the cache had.
+                self.cache.flushed(false);
+                if let Some(ttl_ms) = self.ttl_ms {
+                    rows.sweep(ttl_ms, now);
+                }
+                (rows.bytes() as u64, rows.len() as u64)
+            }
+        };
+        self.metrics.of_below(bytes, rows);
+        Ok(())
+    }
+
     fn write(&mut self, key: &[u8], value: Option<&[u8]>) {
         self.cache.write(key, value);
         if self.cache.is_full() {
             self.full.set(true);
         }
     }
-}
 
-impl RawStore for Store {
-    fn get(&mut self, key: &[u8]) -> Result<Option<&[u8]>, StoreError> {
-        let at = match self.cache.lookup(key) {
-            Some(at) => at,
-            None => {
-                self.found.clear();
-                let there = self.disk.get(&self.name, key, &mut self.found)?;
-                self.cache.learn(key, there.then_some(self.found.as_slice()))
+    /// The stored value of `key`.
+    fn stored(&mut self, key: &[u8]) -> Result<Option<&[u8]>, StoreError> {
+        let at = match (self.cache.lookup(key), &self.below) {
+            (Some(at), _) => at,
+            (None, Below::Memory(rows)) => return Ok(rows.get(key)),
+            (None, Below::Disk(disk)) => {
+                self.scratch.clear();
+                self.disk_reads += 1;
+                let there = disk.get(&self.name, key, &mut self.scratch)?;
+                self.cache.learn(key, there.then_some(self.scratch.as_slice()))
             }
         };
         Ok(self.cache.value(at))
     }
+}
+
+impl RawStore for Store {
+    fn get(&mut self, key: &[u8]) -> Result<Option<&[u8]>, StoreError> {
+        let Some(ttl_ms) = self.ttl_ms else { return self.stored(key) };
+        let now = self.clock.now_unix_ms();
+        match self.stored(key)? {
+            Some(stored) => ttl::live(stored, ttl_ms, now),
+            None => Ok(None),
+        }
+    }
 
     fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-        self.write(key, Some(value));
+        let bytes = key.len() + value.len();
+        if bytes > self.max_bytes {
+            return match self.on_large {
+                OnLargeValue::Drop => {
+                    self.metrics.too_large.inc();
+                    Ok(())
+                }
+                OnLargeValue::Fail => {
+                    Err(StoreError::TooLarge { store: self.name.clone(), bytes, limit: self.max_bytes })
+                }
+            };
+        }
+        if self.ttl_ms.is_none() {
+            self.write(key, Some(value));
+            return Ok(());
+        }
+        let mut stored = std::mem::take(&mut self.scratch);
+        stored.clear();
+        ttl::stamp(value, self.clock.now_unix_ms(), &mut stored);
+        self.write(key, Some(&stored));
+        self.scratch = stored;
         Ok(())
     }
 
@@ -66,46 +177,58 @@ impl RawStore for Store {
         Ok(())
     }
 
-    fn scan(
-        &mut self,
-        from: Option<&[u8]>,
-        to: Option<&[u8]>,
-        visit: &mut Visitor<'_>,
-    ) -> Result<(), StoreError> {
-        let mut mine = self.cache.range_not_on_disk(from, to).into_iter().peekable();
-        let mut stopped = false;
-        self.disk.scan(&self.name, from, to, &mut |key, value| {
-            // What the cache has comes first, and stands for the disk's row of the same key.
-            while let Some((before, value)) = mine.next_if(|(mine, _)| *mine < key) {
-                stopped = visit_present(visit, before, value)? == Visit::Stop;
-                if stopped {
-                    return Ok(Visit::Stop);
-                }
-            }
-            let (key, value) = match mine.next_if(|(mine, _)| *mine == key) {
-                Some((key, value)) => (key, value),
-                None => (key, Some(value)),
-            };
-            let next = visit_present(visit, key, value)?;
-            stopped = next == Visit::Stop;
-            Ok(next)
-        })?;
-        for (key, value) in mine {
-            if stopped || visit_present(visit, key, value)? == Visit::Stop {
-                break;
-            }
+    fn rows(&mut self, from: Option<&[u8]>, to: Option<&[u8]>) -> Result<Box<dyn RawRows>, StoreError> {
+        let is_empty = from.zip(to).is_some_and(|(from, to)| from >= to);
+        let below = match &self.below {
+            _ if is_empty => BelowRows::Empty,
+            Below::Disk(disk) => BelowRows::Disk(disk.snapshot(&self.name, from, to)?),
+            Below::Memory(rows) => BelowRows::Memory(rows.snapshot(from, to)),
+        };
+        let mine = Copied::of(self.cache.range_not_on_disk(from, to));
+        let ttl = self.ttl_ms.map(|ttl_ms| (ttl_ms, self.clock.now_unix_ms()));
+        Ok(Box::new(Snapshot::new(mine, below, ttl)))
+    }
+}
+
+/// A store's metrics: written at commits and flushes, but for what hardly ever happens.
+struct StoreMetrics {
+    too_large: Counter,
+    written: Counter,
+    disk_reads: Counter,
+    cache_rows: Gauge,
+    cache_bytes: Gauge,
+    unflushed_rows: Gauge,
+    bytes: Gauge,
+    rows: Gauge,
+}
+
+#[allow(clippy::cast_precision_loss)] // gauges are of no use beyond 2^52
+impl StoreMetrics {
+    fn new(metrics: &TaskMetrics) -> StoreMetrics {
+        StoreMetrics {
+            too_large: metrics.counter("samza_store_large_values_dropped_total"),
+            written: metrics.counter("samza_store_rows_committed_total"),
+            disk_reads: metrics.counter("samza_store_disk_reads_total"),
+            cache_rows: metrics.gauge("samza_store_cache_rows"),
+            cache_bytes: metrics.gauge("samza_store_cache_bytes"),
+            unflushed_rows: metrics.gauge("samza_store_unflushed_rows"),
+            bytes: metrics.gauge("samza_store_bytes"),
+            rows: metrics.gauge("samza_store_rows"),
         }
-        Ok(())
+    }
+    fn of_cache(&self, cache: &Cache) {
+        self.cache_rows.set(cache.rows_known() as f64);
+        self.cache_bytes.set(cache.bytes() as f64);
+        self.unflushed_rows.set(cache.rows_not_on_disk() as f64);
+    }
+    fn of_below(&self, bytes: u64, rows: u64) {
+        self.bytes.set(bytes as f64);
+        self.rows.set(rows as f64);
+        self.unflushed_rows.set(0.0);
     }
 }
 
-/// Visits a row unless it is deleted.
-fn visit_present(visit: &mut Visitor<'_>, key: &[u8], value: Option<&[u8]>) -> Result<Visit, StoreError> {
-    match value {
-        Some(value) => visit(key, value),
-        None => Ok(Visit::Continue),
-    }
-}
-
+#[cfg(test)]
+mod measured;
 #[cfg(test)]
 mod tests;

@@ -544,4 +544,10 @@ pub struct RestoreStatus {
     pub from_local: bool,
     /// How long it took, or has taken, ms.
     pub took_ms: u64,
+    /// How long it will take yet, ms, at its pace so far; none before there is one, and when it is over.
+    #[serde(default)]
+    pub eta_ms: Option<u64>,
+    /// Why local state was not used, by store; empty if it was.
+    #[serde(default)]
+    pub reason: String,
 }

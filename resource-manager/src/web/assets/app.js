@@ -438,7 +438,9 @@ function restoreText(restore) {
   if (!restore) return "–";
   const from = restore.from_local ? "local state and the changelog's tail" : "changelog";
   const percent = restore.total ? Math.floor((restore.done / restore.total) * 100) : 100;
-  return percent < 100 ? `${percent} % from ${from}, ${plural(restore.rows, "row")} so far` : `${plural(restore.rows, "row")} from ${from} in ${span(restore.took_ms)}`;
+  const why = restore.reason ? ` (${restore.reason})` : "";
+  const left = restore.eta_ms ? `, ${span(restore.eta_ms)} left` : "";
+  return percent < 100 ? `${percent} % from ${from}${why}${left}` : `${plural(restore.rows, "row")} from ${from} in ${span(restore.took_ms)}${why}`;
 }
 
 function runRow(run) {

@@ -1,1 +1,0 @@
-//! Runs a task against streams and stores in memory, with virtual time.

@@ -1,0 +1,395 @@
+//! One life of a container: from its start to its end or its crash. What outlives it is the [`World`].
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use types::{SystemStreamPartition, TIMERS_STORE, TaskName};
+
+use super::store::KitStore;
+use super::streams::{Failed, Unread};
+use super::world::World;
+use crate::metrics::MetricsRegistry;
+use crate::serde::DecodeError;
+use crate::store::RawStore;
+use crate::system::Message;
+use crate::task::{
+    FailedMessage, MessageBatch, OwnedMessage, StreamTask, TaskContext, TaskCoordinator, TaskError,
+};
+use crate::timers::Timers;
+
+/// Why a container has ended.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {cause}")]
+pub struct Failure {
+    /// Where: the task, and what of it failed.
+    pub what: String,
+    /// Why.
+    pub cause: TaskError,
+}
+
+impl Failure {
+    fn of(task: &TaskName, what: &str, cause: TaskError) -> Failure {
+        Failure { what: format!("{what} of {task}"), cause }
+    }
+}
+
+struct Task<T> {
+    code: T,
+    timers: Option<Timers>,
+}
+
+/// One partition that a task reads.
+struct Source {
+    task: usize,
+    at: SystemStreamPartition,
+    stream: String,
+    priority: i32,
+    /// Of a bootstrap stream: where it ended when the container started.
+    bootstrap_until: u64,
+    /// The next offset.
+    next: u64,
+}
+
+/// A running container.
+pub(super) struct Life<T> {
+    tasks: Vec<Task<T>>,
+    sources: Vec<Source>,
+    coordinator: TaskCoordinator,
+    commit_requested: bool,
+    /// Messages processed since the last commit.
+    processed: u64,
+    last_commit: u64,
+    next_window: Option<u64>,
+    /// It has ended in order.
+    pub(super) stopped: bool,
+}
+
+impl<T: StreamTask> Life<T> {
+    pub(super) fn start(w: &mut World, factory: &dyn Fn() -> T) -> Result<Life<T>, Failure> {
+        let now = w.now();
+        let mut life = Life {
+            tasks: Vec::new(),
+            sources: sources(w),
+            coordinator: TaskCoordinator::default(),
+            commit_requested: false,
+            processed: 0,
+            last_commit: now,
+            next_window: w.task.window_ms.map(|every| now + every.max(1)),
+            stopped: false,
+        };
+        let registry = MetricsRegistry::default();
+        for place in &mut w.tasks {
+            place.metrics = registry.with_labels(&[("task", &place.name.0)]);
+            let raw = |store: &Rc<RefCell<KitStore>>| -> Rc<RefCell<dyn RawStore>> { store.clone() };
+            for (name, store) in &place.stores {
+                store.borrow_mut().dropped = place.metrics.counter(&format!("store_{name}_dropped"));
+            }
+            let timers = match place.stores.get(TIMERS_STORE).filter(|_| w.task.timers) {
+                Some(rows) => {
+                    Some(Timers::load(raw(rows)).map_err(|e| Failure::of(&place.name, "timers", e.into()))?)
+                }
+                None => None,
+            };
+            let mut context = TaskContext {
+                task: place.name.clone(),
+                job: w.job.clone(),
+                inputs: place.inputs.clone(),
+                config: w.task.config.clone(),
+                stores: place.stores.iter().map(|(name, store)| (name.clone(), raw(store))).collect(),
+                concurrency: w.task.concurrency,
+                clock: w.clock.clone(),
+                metrics: place.metrics.clone(),
+                timer_queue: timers.clone(),
+            };
+            let mut code = factory();
+            code.init(&mut context).map_err(|cause| Failure::of(&place.name, "init", cause))?;
+            life.tasks.push(Task { code, timers });
+        }
+        Ok(life)
+    }
+
+    /// Does the next thing: a timer that is due, or else up to `limit` messages. False if there was nothing to do.
+    pub(super) fn step(&mut self, w: &mut World, limit: usize) -> Result<bool, Failure> {
+        if self.stopped {
+            return Ok(false);
+        }
+        let did = self.timer(w)? || self.messages(w, limit)?;
+        self.complete(w, false)?;
+        self.settle(w)?;
+        Ok(did)
+    }
+
+    /// Works until nothing is left to do at this time.
+    pub(super) fn run(&mut self, w: &mut World) -> Result<(), Failure> {
+        loop {
+            while self.step(w, usize::MAX)? {}
+            if self.stopped || self.tasks.iter().all(|task| task.code.in_flight() == 0) {
+                return Ok(());
+            }
+            self.complete(w, true)?;
+            self.settle(w)?;
+        }
+    }
+
+    /// When the next window, timer or commit is due.
+    pub(super) fn next_event(&self, w: &World) -> Option<u64> {
+        let timers = self.tasks.iter().filter_map(|task| task.timers.as_ref()?.next_due()).min();
+        let commit = self.anything(w).then(|| self.last_commit.saturating_add(w.task.commit_ms));
+        [timers, commit, self.next_window].into_iter().flatten().min()
+    }
+
+    /// Has windows go off that are due.
+    pub(super) fn windows(&mut self, w: &mut World) -> Result<(), Failure> {
+        let (Some(every), Some(next)) = (w.task.window_ms, self.next_window) else { return Ok(()) };
+        if self.stopped || w.now() < next {
+            return Ok(());
+        }
+        self.next_window = Some(next + every.max(1));
+        for (task, place) in self.tasks.iter_mut().zip(&w.tasks) {
+            let done = task.code.window(&mut w.streams, &mut self.coordinator);
+            done.map_err(|cause| Failure::of(&place.name, "window", cause))?;
+        }
+        self.settle(w)
+    }
+
+    /// Every input has ended: tells the tasks, commits and closes.
+    pub(super) fn end(&mut self, w: &mut World) -> Result<(), Failure> {
+        self.run(w)?;
+        for n in 0..self.tasks.len() {
+            if self.stopped {
+                return Ok(());
+            }
+            let done = self.tasks[n].code.end_of_stream(&mut w.streams, &mut self.coordinator);
+            done.map_err(|cause| Failure::of(&w.tasks[n].name, "end of stream", cause))?;
+            self.settle(w)?;
+        }
+        self.stop(w)
+    }
+
+    /// Commits and closes.
+    pub(super) fn stop(&mut self, w: &mut World) -> Result<(), Failure> {
+        if self.stopped {
+            return Ok(());
+        }
+        self.commit(w)?;
+        self.stopped = true;
+        let mut ended = Ok(());
+        for (task, place) in self.tasks.iter_mut().zip(&w.tasks) {
+            if let Err(cause) = task.code.close() {
+                ended = Err(Failure::of(&place.name, "close", cause));
+            }
+        }
+        ended
+    }
+
+    fn timer(&mut self, w: &mut World) -> Result<bool, Failure> {
+        let now = w.now();
+        let due = |(n, task): (usize, &Task<T>)| Some((task.timers.as_ref()?.next_due()?, n));
+        let first = self.tasks.iter().enumerate().filter_map(due).min();
+        let Some((_, n)) = first.filter(|(due, _)| *due <= now) else { return Ok(false) };
+        let Task { code, timers } = &mut self.tasks[n];
+        let taken = timers.as_ref().map_or(Ok(None), |timers| timers.take_due(now));
+        let taken = taken.map_err(|error| Failure::of(&w.tasks[n].name, "timers", error.into()))?;
+        if let Some((key, due)) = taken
+            && let Err(cause) = code.timer(&key, due, &mut w.streams, &mut self.coordinator)
+        {
+            leave_out(w, n, &What::Timer(key), cause)?;
+        }
+        Ok(true)
+    }
+
+    fn messages(&mut self, w: &mut World, limit: usize) -> Result<bool, Failure> {
+        let Some((source, unread)) = self.choose(w, limit) else { return Ok(false) };
+        let Source { task: n, at, next, .. } = &mut self.sources[source];
+        let messages: Vec<Message<'_>> =
+            unread.iter().map(|(_, message)| as_message(source, message)).collect();
+        let full = Rc::clone(&w.full);
+        let mut batch = MessageBatch::new(at, &messages, &full);
+        let code = &mut self.tasks[*n].code;
+        let done = code.process_batch(&mut batch, &mut w.streams, &mut self.coordinator);
+        let taken = &messages[..batch.taken()];
+        if let Some(last) = taken.last() {
+            *next = last.offset + 1;
+        }
+        self.processed += taken.len() as u64;
+        match (done, taken.last()) {
+            (Ok(()), None) if code.in_flight() > 0 => self.complete(w, true)?,
+            (Ok(()), None) => {
+                return Err(Failure::of(&w.tasks[*n].name, "process_batch", "it took no message".into()));
+            }
+            (Ok(()), Some(_)) => {}
+            (Err(cause), Some(last)) => {
+                let (what, cause) = of_message(cause, || OwnedMessage::of(&batch.envelope(last)));
+                leave_out(w, *n, &what, cause)?;
+            }
+            (Err(cause), None) => return Err(Failure::of(&w.tasks[*n].name, "process_batch", cause)),
+        }
+        Ok(true)
+    }
+
+    /// The next messages, all of one source: those that were sent before any other's, or what the seed says.
+    fn choose(&self, w: &mut World, limit: usize) -> Option<(usize, Vec<Unread>)> {
+        let first = |source: &Source| {
+            w.streams.unread(&source.stream, source.at.partition, source.next).next().map(|(sent, _)| sent)
+        };
+        let is_behind = |source: &Source| source.next < source.bootstrap_until;
+        let mut ready: Vec<(u64, usize)> =
+            (0..self.sources.len()).filter_map(|n| first(&self.sources[n]).map(|sent| (sent, n))).collect();
+        if ready.iter().any(|(_, n)| is_behind(&self.sources[*n])) {
+            ready.retain(|(_, n)| is_behind(&self.sources[*n]));
+        }
+        let highest = ready.iter().map(|(_, n)| self.sources[*n].priority).max()?;
+        ready.retain(|(_, n)| self.sources[*n].priority == highest);
+        ready.sort_unstable();
+        let drawn = w.draw(ready.len());
+        let n = ready[drawn.unwrap_or(0)].1;
+        let other = ready.get(1).copied().filter(|_| drawn.is_none());
+        let limit = limit.min(w.draw(5).map_or(usize::MAX, |more| more + 1));
+        let source = &self.sources[n];
+        // A bootstrap stream that is read up to its end goes on as any other.
+        let until = if is_behind(source) { source.bootstrap_until } else { u64::MAX };
+        let mine = |(at, unread): &(usize, Unread)| {
+            *at == 0 || (unread.1.offset < until && other.is_none_or(|other| (unread.0, n) < other))
+        };
+        let unread = w.streams.unread(&source.stream, source.at.partition, source.next);
+        let unread =
+            unread.enumerate().take_while(mine).take(limit.max(1)).map(|(_, unread)| unread).collect();
+        Some((n, unread))
+    }
+
+    /// Finishes messages in flight.
+    fn complete(&mut self, w: &mut World, all: bool) -> Result<(), Failure> {
+        for n in 0..self.tasks.len() {
+            let code = &mut self.tasks[n].code;
+            while code.in_flight() > 0 {
+                let done = code.complete(all, &mut w.streams, &mut self.coordinator);
+                let Err(cause) = done else { break };
+                match cause.downcast::<FailedMessage>() {
+                    Ok(failed) => leave_out(w, n, &What::Message(failed.message), failed.cause)?,
+                    Err(cause) => return Err(Failure::of(&w.tasks[n].name, "completion", cause)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn anything(&self, w: &World) -> bool {
+        self.processed > 0 || w.streams.uncommitted > 0 || w.stores().any(|store| store.borrow().is_dirty())
+    }
+
+    /// Does what the tasks wish for, and commits when it is time.
+    fn settle(&mut self, w: &mut World) -> Result<(), Failure> {
+        loop {
+            let (commit, shutdown) = self.coordinator.take();
+            self.commit_requested |= commit;
+            if shutdown {
+                return self.stop(w);
+            }
+            let is_time = w.now().saturating_sub(self.last_commit) >= w.task.commit_ms;
+            if self.anything(w) && (is_time || self.commit_requested || w.full.get()) {
+                self.commit(w)?;
+            }
+            if !self.coordinator.is_set() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Commits, if anything has happened since the last commit.
+    pub(super) fn commit(&mut self, w: &mut World) -> Result<(), Failure> {
+        self.complete(w, true)?;
+        if let Some(error) = w.streams.failed.take() {
+            return Err(Failure { what: "commit: an earlier send".into(), cause: error.into() });
+        }
+        if !self.anything(w) {
+            return Ok(());
+        }
+        w.streams.decide(true);
+        w.stores().for_each(|store| store.borrow_mut().commit());
+        for source in &self.sources {
+            w.tasks[source.task].positions.insert(source.at.clone(), source.next);
+        }
+        w.full.set(false);
+        w.commits += 1;
+        self.processed = 0;
+        self.commit_requested = false;
+        self.last_commit = w.now();
+        Ok(())
+    }
+}
+
+fn as_message<'a>(source: usize, output: &'a super::Output) -> Message<'a> {
+    Message {
+        source,
+        offset: output.offset,
+        key: output.key.as_deref(),
+        value: output.value.as_deref(),
+        timestamp_ms: output.timestamp_ms,
+    }
+}
+
+fn sources(w: &World) -> Vec<Source> {
+    let mut sources = Vec::new();
+    for (task, place) in w.tasks.iter().enumerate() {
+        for at in &place.inputs {
+            let spec = w.spec_of(&at.stream);
+            let stream = at.stream.to_string();
+            let start = w.streams.start(&stream, at.partition, spec.offset_default);
+            let end = w.streams.end(&stream, at.partition);
+            sources.push(Source {
+                task,
+                at: at.clone(),
+                priority: spec.priority,
+                bootstrap_until: if spec.bootstrap { end } else { 0 },
+                next: place.positions.get(at).copied().unwrap_or(start),
+                stream,
+            });
+        }
+    }
+    sources
+}
+
+/// What failed.
+enum What {
+    Message(OwnedMessage),
+    Timer(Vec<u8>),
+}
+
+/// The message that an error is of: the one that it names, or else the one taken last.
+fn of_message(cause: TaskError, last: impl FnOnce() -> OwnedMessage) -> (What, TaskError) {
+    match cause.downcast::<FailedMessage>() {
+        Ok(failed) => (What::Message(failed.message), failed.cause),
+        Err(cause) => (What::Message(last()), cause),
+    }
+}
+
+/// Lets the job go on after an error if it says so.
+fn leave_out(w: &mut World, task: usize, what: &What, cause: TaskError) -> Result<(), Failure> {
+    let name = w.tasks[task].name.clone();
+    if let Some(error) = w.streams.failed.take() {
+        return Err(Failure::of(&name, "a send", error.into()));
+    }
+    let errors = &w.streams.errors.spec;
+    let is_decode = cause.is::<DecodeError>();
+    let (stage, policy) = if is_decode { ("decode", errors.decode) } else { ("process", errors.process) };
+    let mut headers = vec![
+        ("samza-stage", stage.to_owned()),
+        ("samza-error", cause.to_string()),
+        ("samza-task", name.0.clone()),
+    ];
+    let (key, value, text) = match what {
+        What::Message(OwnedMessage { source, offset, key, value, .. }) => {
+            headers.push(("samza-stream", source.stream.to_string()));
+            headers.push(("samza-partition", source.partition.to_string()));
+            headers.push(("samza-offset", offset.to_string()));
+            let text = format!("message {offset} of {}.{}", source.stream, source.partition);
+            (key.as_deref(), value.as_deref(), text)
+        }
+        What::Timer(key) => (Some(key.as_slice()), None, format!("timer {}", key.escape_ascii())),
+    };
+    match w.streams.leave_out(policy, &Failed { key, value, headers }) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Failure { what: format!("{name} failed: {text}"), cause }),
+        Err(error) => Err(Failure::of(&name, "the dead letter", error.into())),
+    }
+}
