@@ -19,6 +19,7 @@ use crate::board::Board;
 use crate::carry::Carry;
 use crate::collector::Outputs;
 use crate::end::End;
+use crate::points;
 use crate::stores::Store;
 use crate::stores::disk::TaskDisk;
 
@@ -317,6 +318,7 @@ fn process<T: StreamTask>(
     full: &Cell<bool>,
 ) -> Result<usize, SystemError> {
     let mut done = 0;
+    let watched = points::is_armed("process");
     for message in messages {
         let source = &mut sources[message.source];
         let task = &mut tasks[source.task];
@@ -338,6 +340,9 @@ fn process<T: StreamTask>(
         source.last = Some(message.offset);
         task.processed += 1;
         done += 1;
+        if watched {
+            points::at("process");
+        }
         if work.coordinator.is_set() || full.get() {
             break;
         }

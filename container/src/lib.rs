@@ -37,7 +37,7 @@ mod end;
 mod engine;
 mod environment;
 mod master;
-mod pause;
+mod points;
 mod restore;
 mod stores;
 mod systems;

@@ -22,7 +22,7 @@ use crate::claim;
 use crate::collector::Outputs;
 use crate::end::End;
 use crate::engine::{ChangelogOut, Clock, Engine, Reader, Source, Task, TaskStore, Work};
-use crate::pause;
+use crate::points;
 use crate::restore::{Restore, RestoredTask, keeps_tombstones_ms};
 use crate::stores::disk::DiskMemory;
 use crate::stores::{Limits, Store};
@@ -65,7 +65,7 @@ pub(crate) fn run<T: StreamTask>(
     if shared.board.phase(thread, ContainerPhase::Running) {
         info!("running");
     }
-    pause::at("run");
+    points::at("run");
     engine.run()
 }
 
@@ -89,7 +89,7 @@ fn start<T: StreamTask>(
         .map_err(|end| end.during("start order"))?;
 
     board.phase(thread, ContainerPhase::Restoring);
-    pause::at("restore");
+    points::at("restore");
     let no_memory = DiskMemory::new(1 << 20, 1 << 20);
     let restore = Restore {
         job,
