@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use rocksdb::{
     BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DBCompressionType, DBWithThreadMode,
-    FlushOptions, IngestExternalFileOptions, LogLevel, MultiThreaded, Options, ReadOptions, SstFileWriter,
-    WriteBatch, WriteBufferManager, WriteOptions,
+    ErrorKind, FlushOptions, IngestExternalFileOptions, LogLevel, MultiThreaded, Options, ReadOptions,
+    SstFileWriter, WriteBatch, WriteBufferManager, WriteOptions,
 };
 use rustix::fs::{FlockOperation, flock};
 use task_api::store::{StoreError, Visit};
@@ -18,6 +18,8 @@ use tracing::{info, warn};
 
 /// The column family of offsets rows.
 const OFFSETS: &str = "offsets";
+/// A file beside a database in which damage was found while it was in use: who opens it next makes it anew.
+const DAMAGED: &str = "DAMAGED";
 /// How long a state folder that another process holds is waited for.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
 
@@ -65,7 +67,7 @@ fn family(store: &str) -> String {
 
 impl TaskDisk {
     /// Opens `<state>/<entry>`, or, if another process has held that for two seconds, `<state>/<entry>@<suffix>`.
-    /// A database that does not open is removed and made anew: its changelog has everything.
+    /// A database that does not open, or was found damaged, is removed and made anew: its changelog has everything.
     ///
     /// # Errors
     /// The folder cannot be made, or not even an empty database opens there.
@@ -90,7 +92,12 @@ impl TaskDisk {
                 (spare, lock)
             }
         };
-        let db = match open_database(&folder, stores, memory) {
+        let opened = if folder.join(DAMAGED).exists() {
+            Err("damage was found in it".to_owned())
+        } else {
+            open_database(&folder, stores, memory).map_err(rocksdb::Error::into_string)
+        };
+        let db = match opened {
             Ok(db) => db,
             Err(error) => {
                 warn!(folder = %folder.display(), %error, "local state does not open: removing it");
@@ -107,6 +114,16 @@ impl TaskDisk {
         &self.folder
     }
 
+    /// An error of the open database. Of damage the next who opens it must know: opening does not look at rows.
+    fn failed(&self, error: rocksdb::Error) -> StoreError {
+        if error.kind() == ErrorKind::Corruption
+            && let Err(error) = File::create(self.folder.join(DAMAGED))
+        {
+            warn!(folder = %self.folder.display(), %error, "cannot mark the database as damaged");
+        }
+        engine(error)
+    }
+
     fn cf(&self, name: &str) -> Result<std::sync::Arc<BoundColumnFamily<'_>>, StoreError> {
         self.db.cf_handle(name).ok_or_else(|| StoreError::Engine(format!("no column family {name}")))
     }
@@ -114,7 +131,7 @@ impl TaskDisk {
     /// Appends the value of `key` to `value`; false if there is none.
     pub(crate) fn get(&self, store: &str, key: &[u8], value: &mut Vec<u8>) -> Result<bool, StoreError> {
         let cf = self.cf(&family(store))?;
-        match self.db.get_pinned_cf(&cf, key).map_err(engine)? {
+        match self.db.get_pinned_cf(&cf, key).map_err(|e| self.failed(e))? {
             Some(found) => {
                 value.extend_from_slice(&found);
                 Ok(true)
@@ -147,21 +164,21 @@ impl TaskDisk {
             }
             rows.next();
         }
-        rows.status().map_err(engine)
+        rows.status().map_err(|e| self.failed(e))
     }
 
     /// The offsets row of a store.
     pub(crate) fn offsets_row(&self, store: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        self.db.get_cf(&self.cf(OFFSETS)?, store).map_err(engine)
+        self.db.get_cf(&self.cf(OFFSETS)?, store).map_err(|e| self.failed(e))
     }
 
     /// Removes every row of a store and its offsets row, so that no crash can leave one without the other.
     pub(crate) fn clear(&self, store: &str) -> Result<(), StoreError> {
         let offsets = self.cf(OFFSETS)?;
-        if self.db.get_cf(&offsets, store).map_err(engine)?.is_some() {
+        if self.db.get_cf(&offsets, store).map_err(|e| self.failed(e))?.is_some() {
             let mut batch = WriteBatch::default();
             batch.delete_cf(&offsets, store);
-            self.db.write_without_wal(batch).map_err(engine)?;
+            self.db.write_without_wal(batch).map_err(|e| self.failed(e))?;
             // Dropping a column family is durable at once, so the deletion must be durable before.
             self.flush(true)?;
         }
@@ -170,13 +187,14 @@ impl TaskDisk {
             let cf = self.cf(&name)?;
             let mut rows = self.db.raw_iterator_cf(&cf);
             rows.seek_to_first();
-            !rows.valid()
+            // A damaged file has no valid first row either, and must go.
+            !rows.valid() && rows.status().is_ok()
         };
         if is_empty {
             return Ok(());
         }
-        self.db.drop_cf(&name).map_err(engine)?;
-        self.db.create_cf(&name, &family_options(&self.memory)).map_err(engine)
+        self.db.drop_cf(&name).map_err(|e| self.failed(e))?;
+        self.db.create_cf(&name, &family_options(&self.memory)).map_err(|e| self.failed(e))
     }
 
     /// A batch of writes.
@@ -215,7 +233,7 @@ impl TaskDisk {
         for store in &self.stores {
             families.push(self.cf(&family(store))?);
         }
-        self.db.flush_cfs_opt(&families.iter().collect::<Vec<_>>(), &options).map_err(engine)
+        self.db.flush_cfs_opt(&families.iter().collect::<Vec<_>>(), &options).map_err(|e| self.failed(e))
     }
 
     /// Adds rows, ascending and unique, as one file below the memtable: the cheapest way for many.
@@ -228,20 +246,20 @@ impl TaskDisk {
         let path = self.folder.join(format!("restore-{store}-{number}.sst"));
         let options = family_options(&self.memory);
         let mut writer = SstFileWriter::create(&options);
-        writer.open(&path).map_err(engine)?;
+        writer.open(&path).map_err(|e| self.failed(e))?;
         for (key, value) in rows {
             match value {
                 Some(value) => writer.put(key, value),
                 None => writer.delete(key),
             }
-            .map_err(engine)?;
+            .map_err(|e| self.failed(e))?;
         }
-        writer.finish().map_err(engine)?;
+        writer.finish().map_err(|e| self.failed(e))?;
         drop(writer);
         let mut how = IngestExternalFileOptions::default();
         how.set_move_files(true);
         let cf = self.cf(&family(store))?;
-        self.db.ingest_external_file_cf_opts(&cf, &how, vec![path]).map_err(engine)
+        self.db.ingest_external_file_cf_opts(&cf, &how, vec![path]).map_err(|e| self.failed(e))
     }
 }
 
@@ -279,7 +297,7 @@ impl Batch<'_> {
     pub(crate) fn write(self) -> Result<(), StoreError> {
         let mut options = WriteOptions::default();
         options.disable_wal(true);
-        self.disk.db.write_opt(self.batch, &options).map_err(engine)
+        self.disk.db.write_opt(self.batch, &options).map_err(|e| self.disk.failed(e))
     }
 }
 
