@@ -22,6 +22,7 @@ use crate::end::End;
 use crate::failures::{Failed, Failures};
 use crate::inputs::{Inputs, Reader, Source};
 use crate::meters::{TaskMeters, ThreadMeters};
+use crate::points;
 use crate::stores::Store;
 use crate::stores::disk::TaskDisk;
 
@@ -434,6 +435,7 @@ impl<T: StreamTask> Hands<'_, T> {
             task.processed += taken as u64;
             self.work.processed += taken as u64;
             self.work.unreported += taken as u64;
+            points::each("process", taken);
         }
         Ok(taken)
     }

@@ -44,7 +44,7 @@ mod inputs;
 mod local;
 mod master;
 mod meters;
-mod pause;
+mod points;
 mod restore;
 mod stores;
 mod systems;

@@ -12,7 +12,7 @@ use types::Timestamp;
 
 use crate::end::End;
 use crate::engine::{Engine, Task};
-use crate::pause;
+use crate::points;
 use crate::restore::unix_ms;
 
 /// Runs a commit.
@@ -32,6 +32,7 @@ pub(crate) fn commit<T: StreamTask>(
     let start = Instant::now();
     let mut ends = None;
     for step in steps(engine.delivery, flush) {
+        points::before(step);
         match step {
             CommitStep::FlushOutputs => engine.outputs.flush_plain()?,
             CommitStep::Begin => engine.outputs.begin()?,
@@ -39,10 +40,8 @@ pub(crate) fn commit<T: StreamTask>(
             CommitStep::Checkpoints => checkpoints(engine, due)?,
             CommitStep::ChangelogEnds => ends = changelog_ends(engine)?,
             CommitStep::Commit => {
-                pause::at("commit");
                 engine.outputs.commit()?;
                 committed(engine);
-                pause::at("committed");
             }
             CommitStep::FlushStores => {
                 if let Some((ends, read_at)) = &ends {
@@ -51,6 +50,7 @@ pub(crate) fn commit<T: StreamTask>(
                 }
             }
         }
+        points::after(step);
     }
     flush_unlogged(engine)?;
     // A flush that could not be is tried again when the next is due.
@@ -178,10 +178,12 @@ fn flush_stores<T: StreamTask>(
         if rows.is_empty() {
             continue;
         }
+        points::at("rows-written");
         // After the rows: rows without their offsets row are only read once more.
         let mut batch = disk.batch();
         rows.iter().try_for_each(|(name, row)| batch.offsets_row(name, row))?;
         batch.write()?;
+        points::at("offsets-written");
         if durable {
             disk.flush(wait)?;
         }
