@@ -28,6 +28,8 @@ pub struct KafkaAdmin {
 
 /// How long any question or order may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long new leaders are asked for.
+const LEARN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long writing and fencing may take: the coordinator may have to finish what it was committing.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// So many clients at most try to fence one id, each so long after the one before: what an abort takes on a
@@ -166,7 +168,13 @@ impl SystemAdmin for KafkaAdmin {
             return Ok(Vec::new());
         }
         let ends = |which, isolation| {
-            self.client.ends(partitions, which, isolation, TIMEOUT).map_err(|e| self.named(e))
+            let found = self.client.ends(partitions, which, isolation, TIMEOUT);
+            if matches!(found, Err(SystemError::Retriable(_))) {
+                // Where a leader has changed, librdkafka would go by what it knew until its next look around, up to
+                // five minutes later.
+                partitions.iter().try_for_each(|of| self.client.learn(&of.topic, LEARN_TIMEOUT))?;
+            }
+            found.map_err(|e| self.named(e))
         };
         // The stable offset is asked for after the high watermark: it may then be the higher one, never too low.
         let low = ends(Which::Earliest, Isolation::ReadUncommitted)?;
