@@ -117,7 +117,7 @@ impl Streams {
     /// Starts the JVM.
     pub fn start(brokers: &Brokers) -> Result<Streams> {
         let mut java = Command::new("java");
-        java.arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn").arg("-cp").arg(compile()?);
+        java.arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=error").arg("-cp").arg(compile()?);
         java.args(["Peer", &brokers.bootstrap]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = java.spawn().context("java")?;
         let orders = process.stdin.take();

@@ -180,16 +180,18 @@ public final class Peer implements StateRestoreListener {
         if (exactlyOnce) {
             settings.put(StreamsConfig.PROCESSING_GUARANTEE_CONFIG, StreamsConfig.EXACTLY_ONCE_V2);
         }
-        if (mode.equals("forward")) {
-            // Where latency is measured both sides wait as long for more to send.
-            settings.put(StreamsConfig.producerPrefix(ProducerConfig.LINGER_MS_CONFIG), 5);
-        }
         if (mode.equals("restore")) {
             // The application before, of the same name, is forgotten soon.
             settings.put(ConsumerConfig.SESSION_TIMEOUT_MS_CONFIG, 6000);
         }
+        if (mode.equals("forward")) {
+            // Where latency is measured both sides wait as long for more to send.
+            settings.put(StreamsConfig.producerPrefix(ProducerConfig.LINGER_MS_CONFIG), 5);
+        }
         KafkaStreams streams = new KafkaStreams(topology().build(), settings);
-        streams.setGlobalStateRestoreListener(this);
+        if (mode.equals("restore")) {
+            streams.setGlobalStateRestoreListener(this);
+        }
         streams.setUncaughtExceptionHandler(error -> {
             error.printStackTrace();
             Runtime.getRuntime().halt(1);
