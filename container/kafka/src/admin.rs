@@ -67,6 +67,23 @@ impl KafkaAdmin {
         }
     }
 
+    fn ends(
+        &self,
+        partitions: &[TopicPartition],
+        which: Which,
+        isolation: Isolation,
+        patience: Duration,
+    ) -> Result<Vec<u64>, SystemError> {
+        let found = self.client.ends(partitions, which, isolation, patience);
+        if matches!(found, Err(SystemError::Retriable(_))) {
+            // Where a leader has changed, librdkafka would go by what it knew until its next look around, up to
+            // five minutes later.
+            let patience = patience.min(LEARN_TIMEOUT);
+            partitions.iter().try_for_each(|of| self.client.learn(&of.topic, patience))?;
+        }
+        found.map_err(|e| self.named(e))
+    }
+
     fn reader(&self, isolation: Isolation) -> Result<Consumer, SystemError> {
         let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = readers.iter().position(|(of, _)| *of == isolation) {
@@ -167,15 +184,7 @@ impl SystemAdmin for KafkaAdmin {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
-        let ends = |which, isolation| {
-            let found = self.client.ends(partitions, which, isolation, TIMEOUT);
-            if matches!(found, Err(SystemError::Retriable(_))) {
-                // Where a leader has changed, librdkafka would go by what it knew until its next look around, up to
-                // five minutes later.
-                partitions.iter().try_for_each(|of| self.client.learn(&of.topic, LEARN_TIMEOUT))?;
-            }
-            found.map_err(|e| self.named(e))
-        };
+        let ends = |which, isolation| self.ends(partitions, which, isolation, TIMEOUT);
         // The stable offset is asked for after the high watermark: it may then be the higher one, never too low.
         let low = ends(Which::Earliest, Isolation::ReadUncommitted)?;
         let high = ends(Which::Latest, Isolation::ReadUncommitted)?;
@@ -186,6 +195,14 @@ impl SystemAdmin for KafkaAdmin {
             .zip(stable)
             .map(|((low, high), stable)| Watermarks { low, high, stable: stable.min(high) })
             .collect())
+    }
+
+    fn high_watermarks(
+        &self,
+        partitions: &[TopicPartition],
+        patience: Duration,
+    ) -> Result<Vec<u64>, SystemError> {
+        self.ends(partitions, Which::Latest, Isolation::ReadUncommitted, patience)
     }
 
     fn lost(&self, starts: &[(TopicPartition, Offset)]) -> Result<Vec<Option<Lost>>, SystemError> {
