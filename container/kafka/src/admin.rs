@@ -1,6 +1,6 @@
 //! [`KafkaAdmin`]: questions and orders about a Kafka cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -79,7 +79,8 @@ impl KafkaAdmin {
             // Where a leader has changed, librdkafka would go by what it knew until its next look around, up to
             // five minutes later.
             let patience = patience.min(LEARN_TIMEOUT);
-            partitions.iter().try_for_each(|of| self.client.learn(&of.topic, patience))?;
+            let topics: BTreeSet<&str> = partitions.iter().map(|of| of.topic.as_str()).collect();
+            topics.into_iter().try_for_each(|topic| self.client.learn(topic, patience))?;
         }
         found.map_err(|e| self.named(e))
     }
