@@ -149,3 +149,89 @@ fn keep_tombstones(job: &mut JobSpec) {
         retention.or_insert_with(|| YEAR_MS.to_string());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOB: &str = r#"
+[job]
+name = "j"
+[package]
+path = "j"
+[containers]
+count = 4
+[task]
+inputs = ["kafka.a", "kafka.b"]
+[systems.kafka]
+type = "kafka"
+bootstrap = "127.0.0.1:1"
+[systems.files]
+type = "jsonl"
+path = "there"
+[streams."kafka.a"]
+topic = "topic-a"
+[stores.s]
+changelog = true
+"#;
+
+    fn set_up(arguments: &[&str]) -> Result<Setup, String> {
+        let job = job_file::parse(JOB, "job.toml").expect("a job").spec;
+        let given = ["--local"].iter().chain(arguments);
+        let parsed = Arguments::try_parse_from(given).map_err(|e| e.to_string())?;
+        parsed.apply(job, Path::new("/job"), Path::new("/here"))
+    }
+
+    fn topic(setup: &Setup, stream: &str) -> String {
+        setup.job.stream(&SystemStream::parse(stream).expect("a stream")).topic
+    }
+
+    #[test]
+    fn without_arguments_systems_stay_what_they_are() {
+        let setup = set_up(&[]).expect("good");
+        assert_eq!(setup.job.systems["kafka"].kind, SystemKind::Kafka);
+        assert_eq!(setup.job.systems["files"].path.as_deref(), Some("/job/there"));
+        assert_eq!(setup.job.containers.count, 1);
+        assert!(setup.job.stores["s"].changelog_config.is_empty(), "its changelog is on Kafka");
+    }
+
+    #[test]
+    fn a_system_of_kafka_becomes_files_of_its_topics_names() {
+        let setup = set_up(&["--files", "kafka=data"]).expect("good");
+        assert_eq!(setup.job.systems["kafka"].kind, SystemKind::Jsonl);
+        assert_eq!(setup.job.systems["kafka"].path.as_deref(), Some("/here/data"));
+        assert_eq!(topic(&setup, "kafka.a"), "topic-a.jsonl");
+        assert_eq!(topic(&setup, "kafka.b"), "b.jsonl");
+        assert!(setup.only.is_empty());
+        assert!(setup.job.stores["s"].changelog_config.contains_key("delete.retention.ms"));
+        let one = set_up(&["--files", "kafka=data", "--input", "kafka.b=-"]).expect("good");
+        assert_eq!(
+            (topic(&one, "kafka.a").as_str(), topic(&one, "kafka.b").as_str()),
+            ("topic-a.jsonl", "-")
+        );
+        assert!(one.only.is_empty());
+    }
+
+    #[test]
+    fn single_streams_must_be_all_that_a_system_of_kafka_is_used_for() {
+        let both = ["--input", "kafka.a=x", "--input", "kafka.b=/y", "--output", "kafka.out=-"];
+        let setup = set_up(&both).expect("good");
+        let topics: BTreeSet<String> = ["/here/x", "/y", "-"].map(str::to_owned).into();
+        assert_eq!(setup.only["kafka"], topics);
+        let told = set_up(&both[..2]).expect_err("one is missing");
+        assert!(told.contains("--input kafka.b=FILE"), "{told}");
+        assert!(set_up(&["--input", "kafka.c=x"]).expect_err("no input").contains("kafka.a, kafka.b"));
+        assert!(set_up(&["--files", "kafak=x"]).expect_err("no system").contains("files, kafka"));
+        assert!(set_up(&["--output", "nothing"]).is_err());
+    }
+
+    #[test]
+    fn memory_is_given_as_in_the_job_file() {
+        assert_eq!(
+            Arguments::try_parse_from(["--local", "--memory", "64MiB"]).unwrap().memory,
+            Some(64 << 20)
+        );
+        assert!(set_up(&["--memory", "1MiB"]).expect_err("too little").contains("16MiB"));
+        assert!(set_up(&["--memory", "much"]).expect_err("no size").contains("a number and a unit"));
+    }
+}
