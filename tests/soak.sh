@@ -2,7 +2,8 @@
 # Repeats the tests that profit from it until SAMZA_SOAK_MINUTES have passed; ends at the first failure.
 #   usage: tests/soak.sh            (make soak starts the brokers around it)
 set -euo pipefail
-end=$((SECONDS + ${SAMZA_SOAK_MINUTES:-30} * 60))
+export SAMZA_SOAK_MINUTES=${SAMZA_SOAK_MINUTES:-30}
+end=$((SECONDS + SAMZA_SOAK_MINUTES * 60))
 # Once: the crate that `samza new` makes, built anew as a user would.
 cargo test --quiet -p client --test new_job -- --ignored --nocapture
 round=0
@@ -11,5 +12,7 @@ while [ $SECONDS -lt $end ]; do
   echo "soak: round $round, $(((end - SECONDS) / 60)) minutes left"
   SIM_SEEDS=${SIM_SEEDS:-20000} cargo test --quiet -p tests --test sim
   cargo test --quiet -p tests --test e2e_recovery --test e2e_fencing -- --test-threads 1
+  # Crashes at every named point, broken brokers and disks; it tells how often each point was hit.
+  cargo test --quiet -p samza --test real_broker -- --nocapture
 done
 echo "soak: $round rounds, no failure"

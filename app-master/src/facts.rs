@@ -25,8 +25,8 @@ pub enum Unread {
 /// An input does not exist, or a system did not answer.
 pub fn read_topology(spec: &JobSpec, systems: &mut dyn Systems) -> Result<Topology, Unread> {
     let mut topology = Topology::default();
-    let inputs = types::inputs(spec)
-        .map_err(|e| Unread::System(String::new(), SystemError::Fatal(e.to_string())))?;
+    let inputs =
+        types::inputs(spec).map_err(|e| Unread::System(String::new(), SystemError::Fatal(e.to_string())))?;
     let mut missing = Vec::new();
     for system in plan::systems(spec) {
         let of = |e: SystemError| Unread::System(system.clone(), e);

@@ -11,7 +11,7 @@ use types::{JobSpec, JobTopics, TaskModel};
 use crate::board::Board;
 use crate::collector::Outputs;
 use crate::end::End;
-use crate::pause;
+use crate::points;
 
 /// How long a start order may go without getting on.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -64,7 +64,7 @@ impl Claimant for Starting<'_> {
     fn entering(&mut self, phase: Phase) {
         debug!(phase = phase.name(), "start order");
         self.since = Instant::now();
-        pause::at(phase.name());
+        points::at(phase.name());
     }
 
     fn wait(&mut self, again: u32, error: Option<&SystemError>) -> Result<(), SystemError> {

@@ -51,7 +51,10 @@ fn with_environment<T: StreamTask, F: Fn() -> T + Send + Sync>(
 ) -> Result<(), End> {
     let job = &environment.job;
     if let Some((name, system)) = job.systems.iter().find(|(_, system)| system.kind != SystemKind::Kafka) {
-        return Err(End::Failed(format!("system `{name}` is of type {}: run the job with --local", system.kind)));
+        return Err(End::Failed(format!(
+            "system `{name}` is of type {}: run the job with --local",
+            system.kind
+        )));
     }
     let threads = job.containers.threads.max(1);
     let stateful = !job.stores.is_empty();

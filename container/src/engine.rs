@@ -22,6 +22,7 @@ use crate::end::End;
 use crate::failures::{Failed, Failures};
 use crate::inputs::{Inputs, Reader, Source};
 use crate::meters::{TaskMeters, ThreadMeters};
+use crate::points;
 use crate::stores::Store;
 use crate::stores::disk::TaskDisk;
 
@@ -137,11 +138,11 @@ impl<T: StreamTask> Engine<T> {
             self.timers()?;
             self.complete(false)?;
             let over = self.end_streams()?;
-            let stopping = over || self.board.is_stopping();
+            let pending = self.pending(over);
+            let stopping = pending.stopping;
             if stopping && !over {
                 self.board.phase(self.thread, types::ContainerPhase::Stopping);
             }
-            let pending = self.pending(stopping);
             if let Some(due) = self.schedule.due(now, pending) {
                 self.commit(due, pending, now)?;
             }
@@ -313,13 +314,15 @@ impl<T: StreamTask> Engine<T> {
         Ok(self.tasks.iter().all(|task| task.ended))
     }
 
-    /// What has happened since the last commit.
-    fn pending(&mut self, stopping: bool) -> Pending {
+    /// What has happened since the last commit; the thread stops if its inputs are `over`, if it was told to, or if a
+    /// task wished for it: then no further message is processed.
+    fn pending(&mut self, over: bool) -> Pending {
         let (commit, shutdown) = self.work.coordinator.take();
         self.work.commit_requested |= commit;
         if shutdown {
             self.board.stop();
         }
+        let stopping = over || self.board.is_stopping();
         let mut pending = Pending {
             anything: self.work.processed > 0 || self.outputs.sent > 0,
             cache_full: self.full.get(),
@@ -411,8 +414,7 @@ impl<T: StreamTask> Hands<'_, T> {
         let mut batch = MessageBatch::new(&source.partition, run, self.full);
         loop {
             let before = batch.taken();
-            let Err(error) =
-                task.code.process_batch(&mut batch, self.outputs, &mut self.work.coordinator)
+            let Err(error) = task.code.process_batch(&mut batch, self.outputs, &mut self.work.coordinator)
             else {
                 break;
             };
@@ -433,6 +435,7 @@ impl<T: StreamTask> Hands<'_, T> {
             task.processed += taken as u64;
             self.work.processed += taken as u64;
             self.work.unreported += taken as u64;
+            points::each("process", taken);
         }
         Ok(taken)
     }

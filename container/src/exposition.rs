@@ -1,7 +1,7 @@
 //! Serves the container's metrics as Prometheus' text at `/metrics`.
 //!
 //! The listener is `METRICS_LISTEN` of the container's environment (`[package] env`), by default a free port of
-//! 127.0.0.1; the address is logged and written to the file `metrics-address` in the work directory.
+//! 127.0.0.1; the address is logged and written to the file `metrics-address` in the container's work directory.
 
 use anyhow::{Context, Result, ensure};
 use daemon::Shutdown;
@@ -21,11 +21,16 @@ pub(crate) async fn serve(registry: MetricsRegistry, shutdown: Shutdown) {
 
 async fn try_serve(registry: MetricsRegistry, shutdown: Shutdown) -> Result<()> {
     let address = std::env::var("METRICS_LISTEN").unwrap_or_else(|_| "127.0.0.1:0".into());
-    let listener =
-        TcpListener::bind(&address).await.with_context(|| format!("METRICS_LISTEN {address}"))?;
+    let listener = TcpListener::bind(&address).await.with_context(|| format!("METRICS_LISTEN {address}"))?;
     let bound = listener.local_addr()?;
-    ensure!(bound.ip().is_loopback(), "METRICS_LISTEN {address} is not loopback: nothing here asks for a token");
-    std::fs::write(ADDRESS_FILE, format!("{bound}\n")).context(ADDRESS_FILE)?;
+    ensure!(
+        bound.ip().is_loopback(),
+        "METRICS_LISTEN {address} is not loopback: nothing here asks for a token"
+    );
+    if let Some(folder) = std::env::var_os("SAMZA_WORK_DIR") {
+        let file = std::path::Path::new(&folder).join(ADDRESS_FILE);
+        std::fs::write(&file, format!("{bound}\n")).with_context(|| file.display().to_string())?;
+    }
     info!("metrics at http://{bound}/metrics");
     let metrics = move || async move { registry.render() };
     let router = axum::Router::new().route("/metrics", axum::routing::get(metrics));

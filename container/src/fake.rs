@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use task_api::murmur2_partition;
 use task_api::system::{
-    BrokerMetadata, Header, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage, StartAt,
-    SystemAdmin, SystemConsumer, SystemError, SystemProducer, TopicHandle, TopicMetadata, TopicPartition,
-    TransactionalProducer, Watermarks,
+    BrokerMetadata, Header, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage,
+    StartAt, SystemAdmin, SystemConsumer, SystemError, SystemProducer, TopicHandle, TopicMetadata,
+    TopicPartition, TransactionalProducer, Watermarks,
 };
 
 use crate::board::Board;
@@ -114,6 +115,20 @@ fn at(topic: &str, partition: i32) -> TopicPartition {
 
 type OnCrash = Box<dyn Fn() + Send + Sync>;
 
+/// Told what to do next when everything is read.
+type OnIdle = Box<dyn Fn() -> Idle + Send + Sync>;
+
+/// What happens when everything is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Idle {
+    /// The process goes on, for there may be something new.
+    GoesOn,
+    /// It crashes.
+    Crashes,
+    /// Every stream ends here.
+    Ends,
+}
+
 /// One process's way to the brokers.
 #[derive(Clone)]
 pub(crate) struct FakeSystem {
@@ -128,6 +143,9 @@ struct Life {
     on_crash: Option<OnCrash>,
     /// Told to stop when all inputs are read.
     board: Option<Arc<Board>>,
+    on_idle: Option<OnIdle>,
+    /// Streams end where they are.
+    ended: AtomicBool,
     calls: AtomicI64,
     /// Every third call of the admin is answered with "later".
     flaky: AtomicBool,
@@ -143,11 +161,26 @@ impl FakeSystem {
         on_crash: Option<OnCrash>,
         board: Option<Arc<Board>>,
     ) -> FakeSystem {
+        FakeSystem::with(broker, crash_at, on_crash, board, None)
+    }
+    /// A process that asks what to do when it has read everything.
+    pub(crate) fn asking(broker: &Broker, on_idle: OnIdle) -> FakeSystem {
+        FakeSystem::with(broker, None, None, None, Some(on_idle))
+    }
+    fn with(
+        broker: &Broker,
+        crash_at: Option<u64>,
+        on_crash: Option<OnCrash>,
+        board: Option<Arc<Board>>,
+        on_idle: Option<OnIdle>,
+    ) -> FakeSystem {
         let life = Life {
             left: AtomicI64::new(crash_at.map_or(-1, |n| n as i64)),
             crashed: AtomicBool::new(false),
             on_crash,
             board,
+            on_idle,
+            ended: AtomicBool::new(false),
             calls: AtomicI64::new(0),
             flaky: AtomicBool::new(false),
             asked: AtomicI64::new(0),
@@ -207,7 +240,13 @@ impl System for FakeSystem {
     }
     fn consumer(&self, _: &str) -> Result<Box<dyn SystemConsumer>, SystemError> {
         let system = self.clone();
-        Ok(Box::new(FakeConsumer { system, assigned: Vec::new(), paused: Vec::new(), read: Vec::new(), turn: 0 }))
+        Ok(Box::new(FakeConsumer {
+            system,
+            assigned: Vec::new(),
+            paused: Vec::new(),
+            read: Vec::new(),
+            turn: 0,
+        }))
     }
     fn producer(&self, _: &str) -> Result<Box<dyn SystemProducer>, SystemError> {
         Ok(Box::new(FakeProducer::new(self, None)))
@@ -362,8 +401,17 @@ impl SystemConsumer for FakeConsumer {
         if self.paused.iter().any(|paused| *paused) {
             return Ok(0);
         }
-        if let Some(board) = &self.system.life.board {
+        let life = &self.system.life;
+        if let Some(board) = &life.board {
             board.stop();
+        }
+        match life.on_idle.as_ref().map(|on_idle| on_idle()) {
+            Some(Idle::Crashes) => {
+                life.crashed.store(true, Ordering::SeqCst);
+                return Err(SystemError::Fatal("crashed".into()));
+            }
+            Some(Idle::Ends) => life.ended.store(true, Ordering::SeqCst),
+            Some(Idle::GoesOn) | None => {}
         }
         Ok(0)
     }
@@ -384,6 +432,9 @@ impl SystemConsumer for FakeConsumer {
     }
     fn caught_up_at(&self, source: usize) -> Option<u64> {
         self.read[source]
+    }
+    fn has_ended(&self, source: usize) -> bool {
+        self.system.life.ended.load(Ordering::SeqCst) && self.read[source].is_some()
     }
 }
 
@@ -430,8 +481,8 @@ impl SystemProducer for FakeProducer {
         }
         let topic = &self.topics[topic.0 as usize];
         let push = |logs: &mut Logs, id: Option<&str>, fate| {
-            let sum = key.unwrap_or_default().iter().map(|b| i32::from(*b)).sum::<i32>();
-            let partition = partition.unwrap_or_else(|| sum % logs.partitions_of(topic).max(1));
+            let chosen = || murmur2_partition(key.unwrap_or_default(), logs.partitions_of(topic));
+            let partition = partition.unwrap_or_else(chosen);
             let entry = Entry {
                 key: key.map(<[u8]>::to_vec),
                 value: value.map(<[u8]>::to_vec),

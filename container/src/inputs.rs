@@ -228,7 +228,9 @@ fn look_at_topics(
             StartAt::Oldest | StartAt::Newest | StartAt::Timestamp(_) => None,
         })
         .collect();
-    for ((input, lost), (_, offset)) in resumed.iter_mut().zip(patiently(|| admin.lost(&starts))?).zip(&starts) {
+    for ((input, lost), (_, offset)) in
+        resumed.iter_mut().zip(patiently(|| admin.lost(&starts))?).zip(&starts)
+    {
         let known = checkpoints[input.task].topics.get(&input.partition.stream.to_string());
         let recreated = known.zip(ids.get(&input.at.topic)).is_some_and(|(known, is)| known != is);
         let what = match lost {
@@ -280,7 +282,8 @@ fn assign(
         let stream = input.partition.stream.to_string();
         info!(task = %models[input.task].name, input = %stream, partition = input.partition.partition, start = ?input.start, "reads");
         // Tasks that read one partition from one place share what is fetched.
-        let fits = |a: &Assigning| a.partitions.iter().all(|(at, start)| *at != input.at || *start == input.start);
+        let fits =
+            |a: &Assigning| a.partitions.iter().all(|(at, start)| *at != input.at || *start == input.start);
         let index = all.iter().position(fits).unwrap_or_else(|| {
             all.push(Assigning { partitions: Vec::new(), sources: Vec::new(), readers_of: Vec::new() });
             all.len() - 1

@@ -44,7 +44,7 @@ mod inputs;
 mod local;
 mod master;
 mod meters;
-mod pause;
+mod points;
 mod restore;
 mod stores;
 mod systems;
@@ -52,7 +52,11 @@ mod task_thread;
 mod transaction;
 
 #[cfg(test)]
+mod contract;
+#[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod scenarios;
 #[cfg(test)]
 mod tests;
 

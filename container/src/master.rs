@@ -310,7 +310,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("am");
         let board = Arc::new(Board::default());
-        let session = start(environment(file.clone()), Arc::clone(&board), MetricsRegistry::default()).expect("starts");
+        let session =
+            start(environment(file.clone()), Arc::clone(&board), MetricsRegistry::default()).expect("starts");
         runtime.expect("a runtime").block_on(async {
             let mut first = Master::start(1, &file).await;
             let incoming = first.hello().await;

@@ -410,13 +410,4 @@ pub(crate) fn unix_ms() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::eta_ms;
-
-    #[test]
-    fn what_is_left_takes_as_long_as_what_is_done_did() {
-        assert_eq!(eta_ms(250, 1_000, 2_000), Some(6_000));
-        assert_eq!(eta_ms(0, 1_000, 2_000), None, "there is no pace yet");
-        assert_eq!(eta_ms(1_000, 1_000, 2_000), None, "nothing is left");
-    }
-}
+mod tests;

@@ -28,7 +28,7 @@ use crate::restore::{Restore, RestoredTask, keeps_tombstones_ms};
 use crate::stores::disk::DiskMemory;
 use crate::stores::{Below, Limits, Store};
 use crate::systems::{System, Systems, home};
-use crate::{claim, inputs, pause};
+use crate::{claim, inputs, points};
 
 /// How often clean rows go to disk, ms; after a crash so much of the changelog is read again.
 pub(crate) const FLUSH_MS: u64 = 5_000;
@@ -69,7 +69,7 @@ pub(crate) fn run<T: StreamTask>(
     if shared.board.phase(thread, ContainerPhase::Running) {
         info!("running");
     }
-    pause::at("run");
+    points::at("run");
     engine.run()
 }
 
@@ -94,7 +94,7 @@ fn start<T: StreamTask>(
         .map_err(|end| end.during("start order"))?;
 
     board.phase(thread, ContainerPhase::Restoring);
-    pause::at("restore");
+    points::at("restore");
     let no_memory = DiskMemory::new(1 << 20, 1 << 20);
     let restore = Restore {
         job,

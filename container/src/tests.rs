@@ -28,7 +28,7 @@ use crate::systems::{System, Systems};
 use crate::task_thread::Shared;
 
 /// In memory where the system has such a place: RocksDB syncs each flush.
-fn folder() -> tempfile::TempDir {
+pub(crate) fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder")
 }
 
@@ -69,7 +69,7 @@ impl StreamTask for Count {
     }
 }
 
-const PARTITIONS: i32 = 2;
+pub(crate) const PARTITIONS: i32 = 2;
 
 pub(crate) fn job(delivery: Delivery, changelog: bool) -> JobSpec {
     let changelog = if changelog { "\"changelog\"" } else { "false" };
@@ -93,7 +93,7 @@ pub(crate) fn job(delivery: Delivery, changelog: bool) -> JobSpec {
     job
 }
 
-fn model() -> ContainerModel {
+pub(crate) fn model() -> ContainerModel {
     let task = |n| TaskModel {
         name: format!("Partition {n}").as_str().into(),
         inputs: vec![SystemStreamPartition {
@@ -143,7 +143,13 @@ fn live(broker: &Broker, job: &JobSpec, seq: u64, state: &Path, crash: Option<(u
     Life { ended, crashed: system.has_crashed(), calls: system.calls(), board }
 }
 
-fn shared(job: &JobSpec, seq: u64, state: &Path, system: &FakeSystem, board: &Arc<Board>) -> Shared {
+pub(crate) fn shared(
+    job: &JobSpec,
+    seq: u64,
+    state: &Path,
+    system: &FakeSystem,
+    board: &Arc<Board>,
+) -> Shared {
     let system: Arc<dyn System> = Arc::new(system.clone());
     Shared {
         job: Arc::new(job.clone()),

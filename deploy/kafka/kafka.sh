@@ -5,6 +5,7 @@
 #   deploy/kafka/kafka.sh start --data DIR [options]  start brokers and wait until all of them answer
 #     --brokers N        1 (default) or 3
 #     --hosts A,B,C      where broker i listens; default 127.0.0.1,127.0.0.2,127.0.0.3
+#     --advertise A,B,C  where clients and brokers are told to find broker i, if not where it listens; a proxy must be there
 #     --port P           the brokers' port, default 9092 (controllers: P+1); 0 picks a free pair
 #   deploy/kafka/kafka.sh stop --data DIR             stop them, by pid
 #   deploy/kafka/kafka.sh kill --data DIR --id I      SIGKILL broker I
@@ -99,7 +100,7 @@ PY
 }
 
 properties() { # broker id
-  local host=${hosts[$(($1 - 1))]} replication=1 min_isr=1 voters="" i
+  local host=${hosts[$(($1 - 1))]} found=${advertised[$(($1 - 1))]} replication=1 min_isr=1 voters="" i
   [ "$brokers" = 3 ] && { replication=3; min_isr=2; }
   for i in $(seq "$brokers"); do voters="$voters${voters:+,}$i@${hosts[$((i - 1))]}:$((port + 1))"; done
   cat <<PROPERTIES
@@ -109,7 +110,7 @@ broker.rack=r$1
 replica.selector.class=org.apache.kafka.common.replica.RackAwareReplicaSelector
 controller.quorum.voters=$voters
 listeners=PLAINTEXT://$host:$port,CONTROLLER://$host:$((port + 1))
-advertised.listeners=PLAINTEXT://$host:$port
+advertised.listeners=PLAINTEXT://$found:$port
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
 inter.broker.listener.name=PLAINTEXT
@@ -156,14 +157,17 @@ start() {
   fetch
   mkdir -p "$data"; data=$(cd "$data" && pwd)
   if [ -f "$data/settings" ]; then
-    read -r brokers host_list port < "$data/settings"
+    read -r brokers host_list port advertise < "$data/settings"
   fi
   case $brokers in 1|3) ;; *) die "--brokers is 1 or 3" ;; esac
   IFS=, read -r -a hosts <<< "$host_list"
   hosts=("${hosts[@]:0:$brokers}")
   [ "${#hosts[@]}" = "$brokers" ] || die "--hosts names fewer than $brokers hosts"
-  [ "$port" != 0 ] || port=$(free_port "${hosts[@]}")
-  echo "$brokers $host_list $port" > "$data/settings"
+  IFS=, read -r -a advertised <<< "${advertise:-$host_list}"
+  advertised=("${advertised[@]:0:$brokers}")
+  [ "${#advertised[@]}" = "$brokers" ] || die "--advertise names fewer than $brokers hosts"
+  [ "$port" != 0 ] || port=$(free_port $(printf '%s\n' "${hosts[@]}" "${advertised[@]}" | sort -u))
+  echo "$brokers $host_list $port $advertise" > "$data/settings"
 
   local id flags
   for id in $(seq "$brokers"); do properties "$id" > "$data/k$id.properties"; done
@@ -178,7 +182,7 @@ start() {
     disown   # its end is not this shell's to report
   done
   await_answers || { stop; exit 1; }
-  local bootstrap="${hosts[*]/%/:$port}"
+  local bootstrap="${advertised[*]/%/:$port}"
   echo "${bootstrap// /,}" | tee "$data/bootstrap.part"
   mv "$data/bootstrap.part" "$data/bootstrap"
 }
@@ -207,12 +211,13 @@ if [ "$command" = tool ]; then
   fetch
   exec java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -cp "$lib/*" "$@"
 fi
-data="" brokers=1 host_list=127.0.0.1,127.0.0.2,127.0.0.3 port=9092 broker=""
+data="" brokers=1 host_list=127.0.0.1,127.0.0.2,127.0.0.3 port=9092 broker="" advertise=""
 while [ $# -gt 0 ]; do
   case $1 in
     --data) data=${2:?--data needs a folder}; shift 2 ;;
     --brokers) brokers=${2:?}; shift 2 ;;
     --hosts) host_list=${2:?}; shift 2 ;;
+    --advertise) advertise=${2:?}; shift 2 ;;
     --port) port=${2:?}; shift 2 ;;
     --) shift; break ;;
     --id) broker=${2:?}; shift 2 ;;

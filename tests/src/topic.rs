@@ -87,7 +87,7 @@ impl Topics {
             KafkaProducer::idempotent(&self.bootstrap, "tests", &BTreeMap::new()).expect("a producer");
         let handle = producer.topic(topic).expect("a topic handle");
         for (key, value) in messages {
-            let sent = producer.send(handle, None, Some(key.as_ref()), Some(value.as_ref()));
+            let sent = producer.send(handle, None, Some(key.as_ref()), Some(value.as_ref()), &[]);
             sent.unwrap_or_else(|e| panic!("send to {topic}: {e}"));
         }
         producer.flush(Duration::from_secs(30)).unwrap_or_else(|e| panic!("flush {topic}: {e}"));

@@ -59,7 +59,7 @@ pub trait StreamTask: 'static {
         collector: &mut dyn MessageCollector,
         coordinator: &mut TaskCoordinator,
     ) -> TaskResult {
-        while let Some(envelope) = batch.next() {
+        for envelope in batch.by_ref() {
             self.process(&envelope, collector, coordinator)?;
             if coordinator.is_set() {
                 break;

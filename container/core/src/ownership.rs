@@ -107,7 +107,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// Its name in logs and in `SAMZA_TEST_PAUSE_AT`.
+    /// Its name in logs and in the tests' named points.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

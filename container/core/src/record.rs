@@ -204,6 +204,30 @@ mod tests {
         }
 
         #[test]
+        fn damaged_records_are_read_or_skipped_without_a_panic(
+            at in any::<prop::sample::Index>(), byte: u8, in_key: bool, is_owner: bool,
+        ) {
+            let owner = OwnerRecord {
+                incarnation: incarnation(17, 3), id: "count-1-0-0-17-3".into(), slot: Some(0), thread: Some(1),
+            };
+            let mut checkpoint = Checkpoint { incarnation: incarnation(17, 3), ..Checkpoint::default() };
+            checkpoint.set_offset("kafka.flights", 0, "123".into());
+            checkpoint.restored = Some(Restored { checkpoint: 5, changelogs: BTreeMap::new() });
+            let (mut key, mut value) = if is_owner {
+                (owner_key(&owner.id), owner_value(&owner))
+            } else {
+                (checkpoint_key(&"Partition 0".into()), checkpoint_value(&checkpoint))
+            };
+            let damaged = if in_key { &mut key } else { &mut value };
+            let at = at.index(damaged.len());
+            damaged[at] = byte;
+            if let Some(Record::Checkpoint(_, checkpoint)) = decode(Some(&key), Some(&value)) {
+                // An offset is text that only its system reads.
+                let _ = checkpoint.offset("kafka.flights", 0);
+            }
+        }
+
+        #[test]
         fn foreign_bytes_are_skipped_without_a_panic(
             key in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..64)),
             value in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..64)),

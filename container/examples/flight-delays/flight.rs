@@ -82,7 +82,8 @@ impl Totals {
         self.flights += 1;
         self.cancelled += i64::from(flight.dep_time.is_none());
         self.delayed += i64::from(flight.dep_delay.is_some_and(|minutes| minutes > LATE));
-        self.delay_minutes += flight.dep_delay.unwrap_or(0);
+        // Nonsense in one message must not stop the job.
+        self.delay_minutes = self.delay_minutes.saturating_add(flight.dep_delay.unwrap_or(0));
     }
 }
 
@@ -110,6 +111,8 @@ impl Serde<Totals> for TotalsSerde {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const LATE_FLIGHT: &str = r#"{"year":2013,"month":1,"day":2,"dep_time":517,"sched_dep_time":500,"dep_delay":17,
@@ -165,5 +168,35 @@ mod tests {
         TotalsSerde.encode(&totals, &mut bytes);
         assert_eq!(TotalsSerde.decode(&bytes).expect("its own bytes"), totals);
         assert!(TotalsSerde.decode(&bytes[1..]).is_err());
+    }
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_flight_or_refused(
+            bytes in prop::collection::vec(any::<u8>(), 0..80),
+            at in 0..LATE_FLIGHT.len(),
+            byte: u8,
+        ) {
+            let mut damaged = LATE_FLIGHT.as_bytes().to_vec();
+            damaged[at] = byte;
+            for message in [&bytes, &damaged] {
+                if let Ok(flight) = Flight::parse(message) {
+                    let mut out = Vec::new();
+                    flight.write_key(&mut out);
+                    flight.write_row(&mut out);
+                    Totals::default().add(&flight);
+                }
+            }
+            prop_assert_eq!(TotalsSerde.decode(&bytes).is_ok(), bytes.len() == 32);
+        }
+
+        #[test]
+        fn totals_take_any_delays(delays: Vec<i64>) {
+            let mut totals = Totals::default();
+            for delay in &delays {
+                let message = LATE_FLIGHT.replace("\"dep_delay\":17", &format!("\"dep_delay\":{delay}"));
+                totals.add(&Flight::parse(message.as_bytes()).expect("a flight"));
+            }
+            prop_assert_eq!(totals.flights, delays.len() as i64);
+        }
     }
 }

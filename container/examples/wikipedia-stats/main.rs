@@ -64,7 +64,8 @@ impl Sums {
             return;
         };
         self.edits += 1;
-        self.bytes_added += edit.bytes;
+        // Nonsense in one line must not stop the job.
+        self.bytes_added = self.bytes_added.saturating_add(edit.bytes);
         for (kind, is) in KINDS.iter().zip(edit.kinds) {
             *self.counts.entry((*kind).to_owned()).or_default() += i64::from(is);
         }

@@ -67,6 +67,8 @@ pub fn edit(raw: &str) -> Option<Edit<'_>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const URL: &str = "https://en.wikipedia.org/w/index.php?diff=2&oldid=1";
@@ -132,6 +134,25 @@ mod tests {
         );
         for message in ["", "{", "[]", "{}", r#"{"raw":7}"#] {
             assert_eq!(raw(message.as_bytes()), None, "{message}");
+        }
+    }
+    proptest! {
+        #[test]
+        fn any_bytes_and_any_text_are_an_edit_or_none(
+            bytes in prop::collection::vec(any::<u8>(), 0..80),
+            text in ".*",
+            parts in prop::collection::vec(
+                prop::sample::select(vec!["[[", "]] ", "A", " ", " * ", "(", ")", "+1", "-9", "://", "M!", "é"]), 0..14,
+            ),
+        ) {
+            let _ = raw(&bytes).as_deref().map(edit);
+            for line in [text, parts.concat()] {
+                let message = serde_json::json!({ "raw": &line }).to_string();
+                prop_assert_eq!(raw(message.as_bytes()).as_deref(), Some(line.as_str()));
+                if let Some(edit) = edit(&line) {
+                    prop_assert!(line.contains(edit.title) && line.contains(edit.user) && !edit.user.is_empty());
+                }
+            }
         }
     }
 }

@@ -233,3 +233,136 @@ fn an_unreachable_broker_is_retriable_and_named() {
         other => panic!("not retriable: {other:?}"),
     }
 }
+
+/// A consumer of `partitions` from `start` on.
+fn consumer(partitions: &[(&TopicPartition, StartAt)]) -> KafkaConsumer {
+    let mut consumer =
+        KafkaConsumer::new(&bootstrap(), "reader", &BTreeMap::new()).expect("settings are right");
+    let list: Vec<_> = partitions.iter().map(|(at, start)| ((*at).clone(), start.clone())).collect();
+    consumer.assign(&list).expect("assigned");
+    consumer
+}
+
+/// Polls until `count` messages came; their sources and values.
+fn take(consumer: &mut KafkaConsumer, count: usize) -> Vec<(usize, String)> {
+    let (mut seen, since) = (Vec::new(), Instant::now());
+    while seen.len() < count {
+        assert!(since.elapsed() < SOON, "only {seen:?}");
+        consumer
+            .poll(Duration::from_millis(100), &mut |messages| {
+                let text =
+                    |value: Option<&[u8]>| String::from_utf8_lossy(value.unwrap_or_default()).into_owned();
+                seen.extend(messages.iter().map(|m| (m.source, text(m.value))));
+                Ok(())
+            })
+            .expect("poll");
+    }
+    seen
+}
+
+#[test]
+fn a_paused_source_hands_over_nothing_and_then_goes_on_where_it_was() {
+    let admin = admin();
+    let (a, b) = (topic(&admin, "paused"), topic(&admin, "flowing"));
+    let mut producer = transactional(&format!("pauser-{}", a.topic));
+    producer.begin().expect("begin");
+    for n in 0..3_000 {
+        send(&mut producer, &a, &n.to_string());
+    }
+    producer.commit(SOON).expect("commit");
+    // Paused before its first message, and again in the middle of a batch that was fetched.
+    let mut reader = consumer(&[(&a, StartAt::Oldest), (&b, StartAt::Oldest)]);
+    reader.pause(&[0]).expect("paused");
+    producer.begin().expect("begin");
+    send(&mut producer, &b, "first");
+    producer.commit(SOON).expect("commit");
+    assert_eq!(take(&mut reader, 1), [(1, "first".to_owned())]);
+    reader.resume(&[0]).expect("resumed");
+    let mut seen = take(&mut reader, 1);
+    reader.pause(&[0]).expect("paused");
+    producer.begin().expect("begin");
+    send(&mut producer, &b, "second");
+    producer.commit(SOON).expect("commit");
+    assert_eq!(take(&mut reader, 1), [(1, "second".to_owned())]);
+    reader.resume(&[0]).expect("resumed");
+    seen.extend(take(&mut reader, 3_000 - seen.len()));
+    let expected: Vec<_> = (0..3_000).map(|n: i32| (0, n.to_string())).collect();
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn the_end_of_a_source_is_known_by_position_behind_what_cannot_be_seen() {
+    let admin = admin();
+    let at = topic(&admin, "end");
+    let mut producer = transactional(&format!("ender-{}", at.topic));
+    producer.begin().expect("begin");
+    send(&mut producer, &at, "seen");
+    producer.commit(SOON).expect("commit");
+    producer.begin().expect("begin");
+    send(&mut producer, &at, "aborted");
+    producer.flush(SOON).expect("flush");
+    producer.abort(SOON).expect("abort");
+    let mut reader = consumer(&[(&at, StartAt::Oldest)]);
+    assert_eq!(take(&mut reader, 1), [(0, "seen".to_owned())]);
+    let since = Instant::now();
+    while reader.caught_up_at(0) != Some(high(&admin, &at)) {
+        assert!(since.elapsed() < SOON, "caught up at {:?}", reader.caught_up_at(0));
+        reader.poll(Duration::from_millis(50), &mut |_| Ok(())).expect("poll");
+    }
+    assert_eq!(reader.lag(0, Some(0)), Some(0), "what cannot be seen is no lag");
+}
+
+#[test]
+fn reading_starts_at_a_time() {
+    let admin = admin();
+    let at = topic(&admin, "time");
+    let unix_ms =
+        || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("now").as_millis();
+    let append = |value: &str| {
+        let message = PlainMessage { to: at.clone(), key: b"k".to_vec(), value: Some(value.into()) };
+        admin.append(&[message]).expect("appended");
+    };
+    append("before");
+    let start = unix_ms() as u64 + 1;
+    while (unix_ms() as u64) < start {
+        std::thread::yield_now();
+    }
+    append("after");
+    assert_eq!(take(&mut consumer(&[(&at, StartAt::Timestamp(start))]), 1), [(0, "after".to_owned())]);
+    let mut late = consumer(&[(&at, StartAt::Timestamp(start + 3_600_000))]);
+    append("later");
+    assert_eq!(take(&mut late, 1), [(0, "later".to_owned())]);
+}
+
+#[test]
+fn headers_are_sent_and_a_message_that_is_too_large_is_refused_alone() {
+    let admin = admin();
+    let at = topic(&admin, "headers");
+    let mut producer =
+        KafkaProducer::idempotent(&bootstrap(), "headers", &BTreeMap::new()).expect("settings are right");
+    let handle = producer.topic(&at.topic).expect("topic");
+    let headers: [(&str, &[u8]); 2] = [("samza.stage", b"decode"), ("samza.error", b"no text")];
+    producer.send(handle, Some(0), Some(b"k"), Some(b"dead"), &headers).expect("queued");
+    let large = vec![0; 2_000_000];
+    for headers in [&headers[..], &[]] {
+        let refused = producer.send(handle, Some(0), None, Some(&large), headers);
+        assert!(matches!(refused, Err(SystemError::Refused(_))), "{refused:?}");
+    }
+    producer.send(handle, Some(0), None, None, &headers).expect("queued");
+    producer.flush(SOON).expect("the others are there");
+    assert_eq!(read(&admin, &at, high(&admin, &at), Isolation::ReadCommitted), ["dead", ""]);
+}
+
+#[test]
+fn messages_that_are_gone_are_told() {
+    let admin = admin();
+    let at = topic(&admin, "lost");
+    admin.append(&[PlainMessage { to: at.clone(), key: b"k".to_vec(), value: None }]).expect("appended");
+    let lost = |offset: &str| {
+        admin.lost(&[(at.clone(), task_api::Offset(offset.into()))]).map(|found| found[0].clone())
+    };
+    assert_eq!(lost("0"), Ok(None));
+    assert_eq!(lost("1"), Ok(None), "the next message to arrive is not lost");
+    assert_eq!(lost("2"), Ok(Some(task_api::system::Lost::Recreated { high: 1 })));
+    assert!(lost("soon").is_err());
+}

@@ -298,7 +298,7 @@ fn take_back(path: &Path, output: &Output) -> io::Result<()> {
 /// None if there is no such file.
 fn length(path: &Path) -> io::Result<Option<u64>> {
     match fs::metadata(path) {
-        Ok(metadata) => Ok(metadata.is_file().then(|| metadata.len())),
+        Ok(metadata) => Ok(metadata.is_file().then_some(metadata.len())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }

@@ -407,13 +407,12 @@ fn json(bytes: &[u8], form: Form, out: &mut Vec<u8>) -> bool {
 /// Whether `text` in a line is read as this very text.
 fn stands_for_itself(text: &str, form: Form) -> bool {
     let first = text.as_bytes().first().copied().unwrap_or(b'"');
-    let reads_as_is = match (form, first) {
-        (Form::Text, _) | (_, b'"' | b'n') => false,
-        (Form::I64 | Form::F64, b'-' | b'0'..=b'9') => false,
-        _ => true,
-    };
+    let read_otherwise = matches!(
+        (form, first),
+        (Form::Text, _) | (_, b'"' | b'n') | (Form::I64 | Form::F64, b'-' | b'0'..=b'9')
+    );
     let one_line = || trimmed(text) == (0..text.len()) && !text.contains(['\n', '\r']);
-    reads_as_is && one_line() && is_json(text).is_ok()
+    !read_otherwise && one_line() && is_json(text).is_ok()
 }
 
 fn string(text: &str, out: &mut Vec<u8>) {

@@ -2,6 +2,7 @@
 //! options.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::CStr;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -170,9 +171,9 @@ fn open(folder: &Path, layout: &Layout<'_>) -> Result<Db, rocksdb::Error> {
     let mut gone = Vec::new();
     if folder.join("CURRENT").exists() {
         for name in Db::list_cf(&options, folder)? {
-            if !names.contains_key(&name) {
-                gone.push(name.clone());
-                names.insert(name, None);
+            if let Entry::Vacant(vacant) = names.entry(name) {
+                gone.push(vacant.key().clone());
+                vacant.insert(None);
             }
         }
     }

@@ -10,6 +10,7 @@ use task_api::store::StoreError;
 use super::cache::{Row, prefix};
 use super::disk::TaskDisk;
 use super::ttl;
+use crate::points;
 
 /// Chunks with fewer rows are written as a batch: a file of its own is not worth it.
 const ROWS_FOR_A_FILE: usize = if cfg!(test) { 8 } else { 4096 };
@@ -133,6 +134,9 @@ impl<'a> Fill<'a> {
             let mut batch = self.disk.batch();
             batch.rows(self.store, rows)?;
             batch.write()?;
+        }
+        if count > 0 {
+            points::at("restore-chunk");
         }
         self.into_empty &= count == 0;
         self.bytes.clear();

@@ -4,12 +4,15 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::{Future, pending, ready};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use super::*;
-use crate::async_task::Reply;
-use crate::{DecodeError, MessageCollector, OwnedMessage, StringSerde, TaskCoordinator, TaskResult};
+use crate::{
+    AsyncStreamTask, DecodeError, MessageCollector, OwnedMessage, Reply, StringSerde, TaskCoordinator,
+    TaskResult,
+};
 
 /// Is ready when it has been polled so often.
 struct After(u32, String);

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    BytesSerde, I64Serde, IncomingMessageEnvelope, MessageCollector, StringSerde, TaskContext,
+    BytesSerde, I64Serde, IncomingMessageEnvelope, KeyValueStore, MessageCollector, StringSerde, TaskContext,
     TaskCoordinator, TaskResult, Timers,
 };
 

@@ -6,12 +6,12 @@ use std::rc::Rc;
 use types::{OnError, SystemStreamPartition, TIMERS_STORE, TaskName};
 
 use super::store::KitStore;
-use super::streams::Unread;
+use super::streams::{Streams, Unread};
 use super::world::{Place, World};
 use crate::dead_letter::{DeadLetter, Stage};
 use crate::metrics::MetricsRegistry;
 use crate::store::{RawStore, StoreError};
-use crate::system::Message;
+use crate::system::{Message, SystemError};
 use crate::task::{
     FailedMessage, MessageBatch, OwnedMessage, StreamTask, TaskContext, TaskCoordinator, TaskError,
 };
@@ -31,6 +31,9 @@ impl Failure {
     fn of(task: &TaskName, what: &str, cause: TaskError) -> Failure {
         Failure { what: format!("{what} of {task}"), cause }
     }
+    fn during(what: &str, error: SystemError) -> Failure {
+        Failure { what: what.to_owned(), cause: error.into() }
+    }
     fn failed(task: &TaskName, letter: &DeadLetter, cause: TaskError) -> Failure {
         Failure { what: format!("{task} failed: {}", letter.what), cause }
     }
@@ -49,6 +52,8 @@ struct Source {
     priority: i32,
     /// Of a bootstrap stream: where it ended when the container started.
     bootstrap_until: Option<u64>,
+    /// Where it begins without a checkpoint.
+    start: u64,
     /// The next offset.
     next: u64,
 }
@@ -77,17 +82,18 @@ impl<T: StreamTask> Life<T> {
             commit_requested: false,
             processed: 0,
             last_commit: now,
-            next_window: w.task.window_ms.map(|every| now + every.max(1)),
+            next_window: w.job.task.window_ms.map(|every| now + every.max(1)),
             stopped: false,
         };
-        let registry = MetricsRegistry::default();
+        w.metrics = MetricsRegistry::default();
         for place in &mut w.tasks {
-            place.metrics = registry.with_labels(&[("task", &place.name.0)]);
+            place.metrics = w.metrics.with_labels(&[("task", &place.name.0)]);
             let raw = |store: &Rc<RefCell<KitStore>>| -> Rc<RefCell<dyn RawStore>> { store.clone() };
             for (name, store) in &place.stores {
-                store.borrow_mut().dropped = place.metrics.counter(&format!("store_{name}_dropped"));
+                let metrics = w.metrics.with_labels(&[("task", &place.name.0), ("store", name)]);
+                store.borrow_mut().dropped = metrics.counter("samza_store_large_values_dropped_total");
             }
-            let timers = match place.stores.get(TIMERS_STORE).filter(|_| w.task.timers) {
+            let timers = match place.stores.get(TIMERS_STORE).filter(|_| w.job.task.timers) {
                 Some(rows) => {
                     Some(Timers::load(raw(rows)).map_err(|e| Failure::of(&place.name, "timers", e.into()))?)
                 }
@@ -95,11 +101,11 @@ impl<T: StreamTask> Life<T> {
             };
             let mut context = TaskContext {
                 task: place.name.clone(),
-                job: w.job.clone(),
+                job: w.job.job.clone(),
                 inputs: place.inputs.clone(),
-                config: w.task.config.clone(),
+                config: w.job.task.config.clone(),
                 stores: place.stores.iter().map(|(name, store)| (name.clone(), raw(store))).collect(),
-                concurrency: w.task.concurrency,
+                concurrency: w.job.task.concurrency,
                 clock: w.clock.clone(),
                 metrics: place.metrics.clone(),
                 timer_queue: timers.clone(),
@@ -146,20 +152,20 @@ impl<T: StreamTask> Life<T> {
     /// When the next window, timer or commit is due.
     pub(super) fn next_event(&self, w: &World) -> Option<u64> {
         let timers = self.tasks.iter().filter_map(|task| task.timers.as_ref()?.next_due()).min();
-        let commit = self.anything(w).then(|| self.last_commit.saturating_add(w.task.commit_ms));
+        let commit = self.anything(w).then(|| self.last_commit.saturating_add(w.job.task.commit_ms));
         [timers, commit, self.next_window].into_iter().flatten().min()
     }
 
     /// Has windows go off that are due.
     pub(super) fn windows(&mut self, w: &mut World) -> Result<(), Failure> {
-        let (Some(every), Some(next)) = (w.task.window_ms, self.next_window) else { return Ok(()) };
+        let (Some(every), Some(next)) = (w.job.task.window_ms, self.next_window) else { return Ok(()) };
         if self.stopped || w.now() < next {
             return Ok(());
         }
         self.next_window = Some(next + every.max(1));
         for (task, place) in self.tasks.iter_mut().zip(&w.tasks) {
             let done = task.code.window(&mut w.streams, &mut self.coordinator);
-            done.map_err(|cause| Failure::of(&place.name, "window", cause))?;
+            done.map_err(|cause| unforgiven(&mut w.streams, &place.name, "window", cause))?;
         }
         Ok(())
     }
@@ -172,7 +178,7 @@ impl<T: StreamTask> Life<T> {
         }
         for (task, place) in self.tasks.iter_mut().zip(&w.tasks) {
             let done = task.code.end_of_stream(&mut w.streams, &mut self.coordinator);
-            done.map_err(|cause| Failure::of(&place.name, "end of stream", cause))?;
+            done.map_err(|cause| unforgiven(&mut w.streams, &place.name, "end of stream", cause))?;
         }
         self.stop(w)
     }
@@ -219,23 +225,24 @@ impl<T: StreamTask> Life<T> {
         let full = Rc::clone(&w.full);
         let mut batch = MessageBatch::new(at, &messages, &full);
         let code = &mut self.tasks[*n].code;
-        let done = code.process_batch(&mut batch, &mut w.streams, &mut self.coordinator);
-        let taken = &messages[..batch.taken()];
-        if let Some(last) = taken.last() {
-            *next = last.offset + 1;
+        loop {
+            let before = batch.taken();
+            let done = code.process_batch(&mut batch, &mut w.streams, &mut self.coordinator);
+            let Err(cause) = done else { break };
+            let Some(last) = messages[..batch.taken()].last() else {
+                return Err(Failure::of(&w.tasks[*n].name, "process_batch", cause));
+            };
+            let (what, cause) = of_message(cause, || OwnedMessage::of(&batch.envelope(last)));
+            leave_out(w, *n, &what, cause)?;
+            if batch.taken() == before || full.get() || self.coordinator.is_set() {
+                break;
+            }
         }
-        self.processed += taken.len() as u64;
-        match (done, taken.last()) {
-            (Ok(()), None) if code.in_flight() > 0 => self.complete(w, true)?,
-            (Ok(()), None) => {
-                return Err(Failure::of(&w.tasks[*n].name, "process_batch", "it took no message".into()));
-            }
-            (Ok(()), Some(_)) => {}
-            (Err(cause), Some(last)) => {
-                let (what, cause) = of_message(cause, || OwnedMessage::of(&batch.envelope(last)));
-                leave_out(w, *n, &what, cause)?;
-            }
-            (Err(cause), None) => return Err(Failure::of(&w.tasks[*n].name, "process_batch", cause)),
+        self.processed += batch.taken() as u64;
+        match messages[..batch.taken()].last() {
+            Some(last) => *next = last.offset + 1,
+            None if code.in_flight() > 0 => self.complete(w, true)?,
+            None => return Err(Failure::of(&w.tasks[*n].name, "process_batch", "it took no message".into())),
         }
         Ok(true)
     }
@@ -298,7 +305,7 @@ impl<T: StreamTask> Life<T> {
             if shutdown {
                 return self.stop(w);
             }
-            let is_time = w.now().saturating_sub(self.last_commit) >= w.task.commit_ms;
+            let is_time = w.now().saturating_sub(self.last_commit) >= w.job.task.commit_ms;
             if self.anything(w) && (is_time || self.commit_requested || w.full.get()) {
                 self.commit(w)?;
             }
@@ -312,22 +319,34 @@ impl<T: StreamTask> Life<T> {
     pub(super) fn commit(&mut self, w: &mut World) -> Result<(), Failure> {
         self.complete(w, true)?;
         if let Some(error) = w.streams.failed.take() {
-            return Err(Failure { what: "commit: an earlier send".into(), cause: error.into() });
+            return Err(Failure::during("commit: an earlier send", error));
         }
         if !self.anything(w) {
             return Ok(());
         }
         w.streams.decide(true);
+        self.checkpoint(w);
         w.stores().for_each(|store| store.borrow_mut().commit());
-        for source in &self.sources {
-            w.tasks[source.task].positions.insert(source.at.clone(), source.next);
-        }
         w.full.set(false);
         w.commits += 1;
         self.processed = 0;
         self.commit_requested = false;
         self.last_commit = w.now();
         Ok(())
+    }
+}
+
+impl<T> Life<T> {
+    /// Keeps the positions of tasks that have moved or whose rows have changed.
+    fn checkpoint(&self, w: &mut World) {
+        for (n, place) in w.tasks.iter_mut().enumerate() {
+            let mine = || self.sources.iter().filter(|source| source.task == n);
+            let at = |source: &Source| place.positions.get(&source.at).copied().unwrap_or(source.start);
+            let has_moved = mine().any(|source| source.next != at(source));
+            if has_moved || place.stores.values().any(|store| store.borrow().is_dirty()) {
+                place.positions.extend(mine().map(|source| (source.at.clone(), source.next)));
+            }
+        }
     }
 }
 
@@ -345,7 +364,7 @@ fn sources(w: &World) -> Vec<Source> {
     let mut sources = Vec::new();
     for (task, place) in w.tasks.iter().enumerate() {
         for at in &place.inputs {
-            let spec = w.spec_of(&at.stream);
+            let spec = w.job.stream(&at.stream);
             let stream = at.stream.to_string();
             let start = w.streams.start(&stream, at.partition, spec.offset_default);
             let end = w.streams.end(&stream, at.partition);
@@ -354,12 +373,21 @@ fn sources(w: &World) -> Vec<Source> {
                 at: at.clone(),
                 priority: spec.priority,
                 bootstrap_until: spec.bootstrap.then_some(end),
+                start,
                 next: place.positions.get(at).copied().unwrap_or(start),
                 stream,
             });
         }
     }
     sources
+}
+
+/// Why a method failed whose errors no policy forgives.
+fn unforgiven(streams: &mut Streams, task: &TaskName, what: &str, cause: TaskError) -> Failure {
+    match streams.failed.take() {
+        Some(error) => Failure::during("sending", error),
+        None => Failure { what: format!("{task} failed: {what}"), cause },
+    }
 }
 
 /// What failed.
@@ -382,7 +410,7 @@ fn leave_out(w: &mut World, task: usize, what: &What, cause: TaskError) -> Resul
     let Place { name, metrics, .. } = &w.tasks[task];
     // An error that a system or a store caused is not the message's.
     if let Some(error) = w.streams.failed.take() {
-        return Err(Failure::of(name, "sending", error.into()));
+        return Err(Failure::during("sending", error));
     }
     let letter = match what {
         What::Message(message) => DeadLetter::of_message(name, message),
@@ -390,11 +418,11 @@ fn leave_out(w: &mut World, task: usize, what: &What, cause: TaskError) -> Resul
     };
     let stage = Stage::of(&cause);
     let policy = match stage {
-        Stage::Decode => w.errors.decode,
-        Stage::Process => w.errors.process,
+        Stage::Decode => w.job.errors.decode,
+        Stage::Process => w.job.errors.process,
     };
     let is_engine = cause.downcast_ref().is_some_and(|error| matches!(error, StoreError::Engine(_)));
-    match (policy, &w.errors.dead_letter) {
+    match (policy, &w.job.errors.dead_letter) {
         _ if is_engine => return Err(Failure::failed(name, &letter, cause)),
         (OnError::Fail, _) | (OnError::DeadLetter, None) => {
             return Err(Failure::failed(name, &letter, cause));
@@ -402,7 +430,10 @@ fn leave_out(w: &mut World, task: usize, what: &What, cause: TaskError) -> Resul
         (OnError::Skip, _) => {}
         (OnError::DeadLetter, Some(stream)) => {
             let sent = letter.send(stream, stage, &cause, &mut w.streams);
-            sent.map_err(|error| Failure::of(name, "dead letter", error))?;
+            sent.map_err(|cause| match w.streams.failed.take() {
+                Some(error) => Failure::during("dead letter", error),
+                None => Failure { what: "dead letter".into(), cause },
+            })?;
             metrics.counter(&format!("samza_task_{}_dead_letters_total", stage.name())).inc();
         }
     }

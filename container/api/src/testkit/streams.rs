@@ -113,7 +113,8 @@ pub(super) type Unread = (u64, Rc<Output>);
 /// Every stream; as a collector it takes what tasks send.
 pub(super) struct Streams {
     streams: BTreeMap<String, Stream>,
-    systems: BTreeSet<String>,
+    /// Those that messages can be sent to.
+    pub(super) systems: BTreeSet<String>,
     sent: u64,
     /// The system whose streams take part in transactions.
     pub(super) transactional: Option<String>,
@@ -177,11 +178,7 @@ impl Streams {
     ) -> Result<(), SystemError> {
         let bytes = message.key.map_or(0, <[u8]>::len) + message.value.map_or(0, <[u8]>::len);
         if bytes > self.max_message_bytes {
-            let limit = self.max_message_bytes;
-            return Err(SystemError::Refused(format!(
-                "a message of {bytes} bytes for {} is larger than {limit}",
-                message.stream
-            )));
+            return Err(SystemError::Refused(format!("more than {} bytes", self.max_message_bytes)));
         }
         self.sent += 1;
         let stream = self.streams.entry(message.stream.to_owned()).or_default();
@@ -215,7 +212,7 @@ impl Streams {
         if !self.systems.contains(&system) {
             let known: Vec<_> = self.systems.iter().map(String::as_str).collect();
             return Err(SystemError::Fatal(format!(
-                "no system `{system}` for stream `{name}`; there is: {}",
+                "no system `{system}` in job.toml for stream `{name}`; it has: {}",
                 known.join(", ")
             )));
         }

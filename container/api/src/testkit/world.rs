@@ -4,29 +4,24 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use types::{
-    ErrorsSpec, Grouper, JobId, OnError, StoreSpec, StreamSpec, SystemStream, SystemStreamPartition,
-    TaskName, TaskSpec,
-};
+use types::{JobSpec, StoreSpec, SystemStreamPartition, TaskName};
 
 use super::store::KitStore;
 use super::streams::Streams;
-use crate::metrics::TaskMetrics;
+use crate::metrics::{MetricsRegistry, TaskMetrics};
 use crate::task::TaskClock;
 
 /// Everything but a running container.
 pub(super) struct World {
-    pub(super) job: JobId,
-    pub(super) task: TaskSpec,
-    pub(super) stream_specs: BTreeMap<String, StreamSpec>,
-    pub(super) store_specs: BTreeMap<String, StoreSpec>,
-    pub(super) errors: ErrorsSpec,
+    pub(super) job: JobSpec,
     pub(super) streams: Streams,
     pub(super) clock: TaskClock,
     pub(super) tasks: Vec<Place>,
     pub(super) commits: u64,
     /// Messages and timers that `[errors]` left out.
     pub(super) left_out: u64,
+    /// Of the container that runs, or ran last.
+    pub(super) metrics: MetricsRegistry,
     /// The seed of the order of partitions; none: in the order of sending.
     pub(super) shuffle: Option<u64>,
     /// Set by a store that wants a commit before the next message.
@@ -44,23 +39,15 @@ pub(super) struct Place {
 }
 
 impl World {
-    pub(super) fn new(job: JobId, task: TaskSpec) -> World {
+    pub(super) fn new(job: JobSpec) -> World {
         World {
             job,
-            task,
-            stream_specs: BTreeMap::new(),
-            store_specs: BTreeMap::new(),
-            errors: ErrorsSpec {
-                decode: OnError::Fail,
-                process: OnError::Fail,
-                send: OnError::Fail,
-                dead_letter: None,
-            },
             streams: Streams::new(),
             clock: TaskClock::default(),
             tasks: Vec::new(),
             commits: 0,
             left_out: 0,
+            metrics: MetricsRegistry::default(),
             shuffle: None,
             full: Rc::default(),
         }
@@ -75,39 +62,22 @@ impl World {
         self.streams.now = unix_ms;
     }
 
-    pub(super) fn spec_of(&self, stream: &SystemStream) -> StreamSpec {
-        let found = self.stream_specs.get(&stream.to_string()).cloned();
-        found.unwrap_or_else(|| StreamSpec::default_for(&stream.stream))
-    }
-
-    /// Makes the tasks, once: task n gets partition n of every input, and all partitions of broadcast ones.
+    /// Makes the tasks, once, as an application master would.
+    ///
+    /// # Panics
+    /// The job has no inputs.
     pub(super) fn lay_out(&mut self) {
-        let mut by_partition: BTreeMap<i32, Vec<SystemStreamPartition>> = BTreeMap::new();
-        let mut broadcast = Vec::new();
-        for input in &self.task.inputs {
-            let stream = SystemStream::parse(input).expect("it was checked when it was declared");
-            let to_all = self.spec_of(&stream).broadcast;
-            for partition in 0..i32::try_from(self.streams.partitions(input)).unwrap_or(i32::MAX) {
-                let part = SystemStreamPartition { stream: stream.clone(), partition };
-                match (to_all, self.task.grouper) {
-                    (true, _) => broadcast.push(part),
-                    (false, Grouper::Partition) => by_partition.entry(partition).or_default().push(part),
-                    (false, Grouper::Single) => by_partition.entry(0).or_default().push(part),
-                }
-            }
-        }
-        if by_partition.is_empty() {
-            by_partition.insert(0, Vec::new());
-        }
-        for (n, mut inputs) in by_partition {
-            inputs.extend(broadcast.iter().cloned());
+        let partitions = |stream: &types::SystemStream| self.streams.partitions(&stream.to_string());
+        let tasks = types::tasks(&self.job, &partitions);
+        let tasks = tasks.unwrap_or_else(|error| panic!("{error}: declare an input with `input`"));
+        for (name, inputs) in tasks {
             let store = |(name, spec): (&String, &StoreSpec)| {
                 (name.clone(), Rc::new(RefCell::new(KitStore::new(name, spec, &self.clock, &self.full))))
             };
             self.tasks.push(Place {
-                name: TaskName(format!("Partition {n}")),
+                name,
                 inputs,
-                stores: self.store_specs.iter().map(store).collect(),
+                stores: self.job.stores.iter().map(store).collect(),
                 positions: BTreeMap::new(),
                 metrics: TaskMetrics::default(),
             });
