@@ -510,11 +510,12 @@ proptest! {
     ) {
         let mut steps = steps.concat();
         steps.extend([Crash, Over]);
+        let letters = if policy == "dead-letter" { ", dead-letter = \"kafka.failed\"" } else { "" };
         let job = job(
             &format!("commit = \"1s\", window = \"1500ms\", delivery = \"{delivery}\""),
             &format!(
                 "stores.counts = {{ cache-rows = 3 }}\nerrors = {{ decode = \"{policy}\", process = \"{policy}\", \
-                 send = \"{policy}\", dead-letter = \"kafka.failed\" }}"
+                 send = \"{policy}\"{letters} }}"
             ),
         );
         assert_same(&job, &steps);
