@@ -303,7 +303,7 @@ fn what_cannot_run_is_told_and_changes_nothing() {
 #[test]
 fn a_job_file_that_was_written_for_kafka_runs_on_files() {
     let job = Job::new("exactly-once", "");
-    let text = fs::read_to_string(job.path("job.toml")).expect("there").replace("files.", "kafka.");
+    let text = fs::read_to_string(job.path("job.toml")).expect("there").replace("files", "kafka");
     let text = text.replace(
         "[systems.kafka]\ntype = \"jsonl\"",
         "[systems.kafka]\ntype = \"kafka\"\nbootstrap = \"127.0.0.1:1\"",
