@@ -140,7 +140,7 @@ impl Coordinator {
         let topic = self.producer.topic(&self.topic)?;
         self.producer.begin()?;
         for (key, value) in records {
-            self.producer.send(topic, Some(0), Some(json(key).as_bytes()), Some(value.as_bytes()))?;
+            self.producer.send(topic, Some(0), Some(json(key).as_bytes()), Some(value.as_bytes()), &[])?;
         }
         self.producer.commit(COMMIT)
     }

@@ -1,8 +1,16 @@
-//! Passthrough and count as `make bench` runs them: a job that measures the CPU of its own container.
+//! The job of `make bench`: does one simple thing with each message and measures the CPU of its own container.
 //!
-//! `[task] config`: `mode` is `passthrough` (each message goes to stream `output`) or `count` (keys are counted in
-//! store `counts`, nothing is sent). After `warm-up` messages of all tasks of its one thread it measures the process
-//! over the next `window` and prints `{"name","messages","cpu_ns_per_message","msgs_per_s"}` to stdout.
+//! `[task] config`: `mode` is one of
+//! - `consume`: nothing is done,
+//! - `passthrough`: each message goes to stream `output`,
+//! - `filter`: those whose key ends with 0 do,
+//! - `count`: keys are counted in store `counts`, nothing is sent,
+//! - `forward`: both,
+//! - `restore`: none of these; what was used until the stores were restored is printed.
+//!
+//! After `warm-up` messages of all tasks of its one thread it measures the process over the next `window` and prints
+//! `{"name","messages","cpu_ns_per_message","msgs_per_s"}` to stdout; with a window of 0 it never does. `restore` prints
+//! `{"name","cpu_ms"}`.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -19,8 +27,10 @@ struct Measure {
     name: String,
     seen: u64,
     warm_up: u64,
+    /// 0 if nothing is measured.
     end: u64,
     start: Option<(Duration, Instant)>,
+    restored: bool,
 }
 
 thread_local! {
@@ -54,30 +64,77 @@ impl Measure {
             );
         }
     }
+
+    /// All tasks of a thread are restored before the first of them is told to begin.
+    fn restored(&mut self) {
+        if !std::mem::replace(&mut self.restored, true) {
+            println!("{{\"name\":{:?},\"cpu_ms\":{:.1}}}", self.name, cpu().as_secs_f64() * 1e3);
+        }
+    }
 }
 
 /// One task.
 #[derive(Default)]
 struct Measured {
+    /// If keys are counted.
     counts: Option<KeyValueStore<Vec<u8>, i64>>,
     key: Vec<u8>,
-    output: String,
+    /// If messages are sent on.
+    output: Option<String>,
+    /// Only some are.
+    filters: bool,
+}
+
+impl Measured {
+    fn count(&mut self, key: Option<&[u8]>) -> TaskResult {
+        let Some(counts) = &mut self.counts else { return Ok(()) };
+        self.key.clear();
+        self.key.extend_from_slice(key.ok_or("a message without a key")?);
+        let count = counts.get(&self.key)?.unwrap_or(0) + 1;
+        Ok(counts.put(&self.key, &count)?)
+    }
+
+    fn send(
+        &self,
+        message: &IncomingMessageEnvelope<'_>,
+        collector: &mut dyn MessageCollector,
+    ) -> TaskResult {
+        let Some(stream) = &self.output else { return Ok(()) };
+        if self.filters && message.key.is_none_or(|key| !key.ends_with(b"0")) {
+            return Ok(());
+        }
+        let IncomingMessageEnvelope { key, value, .. } = *message;
+        collector.send(OutgoingMessage::new(stream, key, value))
+    }
 }
 
 impl StreamTask for Measured {
     fn init(&mut self, context: &mut TaskContext) -> TaskResult {
-        let config = |key: &str| -> Result<String, TaskError> {
-            Ok(context.config.get(key).ok_or_else(|| format!("config lacks `{key}`"))?.clone())
+        let config = |key: &str| -> Result<&str, TaskError> {
+            Ok(context.config.get(key).ok_or_else(|| format!("config lacks `{key}`"))?)
         };
-        match config("mode")?.as_str() {
-            "passthrough" => self.output = config("output")?,
-            "count" => self.counts = Some(context.store("counts", BytesSerde, I64Serde)?),
+        let mode = config("mode")?;
+        let (counts, sends) = match mode {
+            "consume" | "restore" => (false, false),
+            "passthrough" | "filter" => (false, true),
+            "count" => (true, false),
+            "forward" => (true, true),
             other => return Err(format!("unknown mode `{other}`").into()),
+        };
+        self.filters = mode == "filter";
+        if counts {
+            self.counts = Some(context.store("counts", BytesSerde, I64Serde)?);
+        }
+        if sends {
+            self.output = Some(config("output")?.to_owned());
         }
         let (warm_up, window): (u64, u64) = (config("warm-up")?.parse()?, config("window")?.parse()?);
         MEASURE.with_borrow_mut(|measure| {
-            measure.name = context.job.name.clone();
-            (measure.warm_up, measure.end) = (warm_up, warm_up + window);
+            measure.name.clone_from(&context.job.name);
+            (measure.warm_up, measure.end) = (warm_up, if window == 0 { 0 } else { warm_up + window });
+            if mode == "restore" {
+                measure.restored();
+            }
         });
         Ok(())
     }
@@ -88,15 +145,8 @@ impl StreamTask for Measured {
         collector: &mut dyn MessageCollector,
         _coordinator: &mut TaskCoordinator,
     ) -> TaskResult {
-        match &mut self.counts {
-            Some(counts) => {
-                self.key.clear();
-                self.key.extend_from_slice(envelope.key.ok_or("a message without a key")?);
-                let count = counts.get(&self.key)?.unwrap_or(0) + 1;
-                counts.put(&self.key, &count)?;
-            }
-            None => collector.send(OutgoingMessage::new(&self.output, envelope.key, envelope.value))?,
-        }
+        self.count(envelope.key)?;
+        self.send(envelope, collector)?;
         MEASURE.with_borrow_mut(Measure::count);
         Ok(())
     }

@@ -21,8 +21,11 @@ impl StreamTask for Tally {
         self.output = context.config.get("output").cloned().ok_or("no output in [task] config")?;
         let counts = self.counts.insert(context.store("counts", StringSerde, I64Serde)?);
         if context.config.contains_key("dump") {
-            let lines: String =
-                counts.all()?.into_iter().map(|(key, count)| format!("{key} {count}\n")).collect();
+            let mut lines = String::new();
+            for row in counts.all()? {
+                let (key, count) = row?;
+                lines += &format!("{key} {count}\n");
+            }
             // A name that is there is a dump that is whole.
             let name = format!("{}.dump", context.task);
             std::fs::write("dump.part", lines)?;
@@ -48,13 +51,7 @@ impl StreamTask for Tally {
             count
         };
         let value = format!("{} {count}", envelope.offset);
-        collector.send(OutgoingMessage {
-            stream: &self.output,
-            partition: None,
-            key: Some(key.as_bytes()),
-            value: Some(value.as_bytes()),
-        })?;
-        Ok(())
+        collector.send(OutgoingMessage::new(&self.output, Some(key.as_bytes()), Some(value.as_bytes())))
     }
 }
 

@@ -150,8 +150,13 @@ impl<T: StreamTask> Engine<T> {
                 return Ok(());
             }
             self.report(now, false);
+            let took = self.take_held()?;
+            if self.full.get() || self.work.coordinator.is_set() {
+                continue;
+            }
+            // Only now: what a commit held up for a moment is no reason to throw away what is fetched.
             self.inputs.arrange().map_err(|error| End::from(error).during("reading"))?;
-            if !self.take_held()? {
+            if !took {
                 self.poll(now, pending)?;
             }
         }

@@ -303,7 +303,7 @@ fn on_runtime(job: &JobSpec, steps: &[Step]) -> (Vec<Seen>, Stores) {
     broker.topic("in", PARTITIONS);
     broker.topic(&checkpoints, PARTITIONS);
     OUTPUTS.iter().for_each(|(stream, partitions)| broker.topic(stream, *partitions));
-    let changelogs = job.stores.iter().filter_map(|(_, store)| store.changelog.as_deref());
+    let changelogs = job.stores.values().filter_map(|store| store.changelog.as_deref());
     changelogs.for_each(|topic| broker.topic(topic, PARTITIONS));
     let clock = Arc::new(AtomicU64::new(START_UNIX_MS));
     let script = Arc::new(Mutex::new(Script {
@@ -510,11 +510,12 @@ proptest! {
     ) {
         let mut steps = steps.concat();
         steps.extend([Crash, Over]);
+        let letters = if policy == "dead-letter" { ", dead-letter = \"kafka.failed\"" } else { "" };
         let job = job(
             &format!("commit = \"1s\", window = \"1500ms\", delivery = \"{delivery}\""),
             &format!(
                 "stores.counts = {{ cache-rows = 3 }}\nerrors = {{ decode = \"{policy}\", process = \"{policy}\", \
-                 send = \"{policy}\", dead-letter = \"kafka.failed\" }}"
+                 send = \"{policy}\"{letters} }}"
             ),
         );
         assert_same(&job, &steps);

@@ -1,6 +1,6 @@
 //! The commit of one task thread: rows, positions and (exactly-once) outputs in one transaction, then rows to disk.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use task_api::StreamTask;
 use task_api::system::{SystemError, TopicPartition};
@@ -14,6 +14,9 @@ use crate::end::End;
 use crate::engine::{Engine, Task};
 use crate::points;
 use crate::restore::unix_ms;
+
+/// How long a commit waits to hear where the changelogs end.
+const ENDS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Runs a commit.
 ///
@@ -44,10 +47,7 @@ pub(crate) fn commit<T: StreamTask>(
                 committed(engine);
             }
             CommitStep::FlushStores => {
-                if let Some((ends, read_at)) = &ends {
-                    let durable = flush == Flush::Durable;
-                    flush_stores(engine, ends, *read_at, durable, due == Due::Stopping)?;
-                }
+                flush_stores(engine, ends.as_ref(), flush == Flush::Durable, due == Due::Stopping)?
             }
         }
         points::after(step);
@@ -120,7 +120,7 @@ fn is_dirty<T>(task: &Task<T>) -> bool {
 }
 
 /// The high watermarks of all changelog partitions of the thread, in the order of tasks and stores, and when they
-/// were read, unix ms. None if nobody answers now: then nothing is flushed.
+/// were read, unix ms. None if nobody answers now: then rows go to disk without a position.
 fn changelog_ends<T: StreamTask>(engine: &mut Engine<T>) -> Result<Option<(Vec<u64>, u64)>, SystemError> {
     let logs: Vec<TopicPartition> = engine
         .tasks
@@ -133,10 +133,10 @@ fn changelog_ends<T: StreamTask>(engine: &mut Engine<T>) -> Result<Option<(Vec<u
     }
     engine.outputs.flush_transaction()?;
     let read_at = unix_ms();
-    match engine.admin.watermarks(&logs) {
-        Ok(ends) if ends.len() == logs.len() => Ok(Some((ends.iter().map(|w| w.high).collect(), read_at))),
+    match engine.admin.high_watermarks(&logs, ENDS_PATIENCE) {
+        Ok(ends) if ends.len() == logs.len() => Ok(Some((ends, read_at))),
         Ok(_) | Err(SystemError::Retriable(_)) => {
-            warn!("cannot read the ends of the changelogs: stores go to disk later");
+            warn!("cannot read the ends of the changelogs: a restart will read more of them");
             Ok(None)
         }
         Err(error) => Err(error),
@@ -154,29 +154,25 @@ fn committed<T: StreamTask>(engine: &mut Engine<T>) {
     engine.work.commits += 1;
 }
 
-/// Writes clean rows and offsets rows of stores with changelogs.
+/// Writes clean rows of stores with changelogs, and offsets rows if the ends are known.
 fn flush_stores<T: StreamTask>(
     engine: &mut Engine<T>,
-    ends: &[u64],
-    read_at: u64,
+    ends: Option<&(Vec<u64>, u64)>,
     durable: bool,
     wait: bool,
 ) -> Result<(), End> {
-    let mut ends = ends.iter();
+    let mut ends_of = ends.map(|(ends, read_at)| (ends.iter(), *read_at));
     for task in &engine.tasks {
         let Some(disk) = &task.disk else { continue };
         let mut rows = Vec::new();
         for store in &task.stores {
             let Some(log) = &store.changelog else { continue };
-            let end = *ends.next().expect("one end was read for each changelog");
             let mut of = store.store.borrow_mut();
-            let name = of.name().to_owned();
             of.write_below()?;
-            let row = OffsetsRow { topic_id: log.topic_id.clone(), offset: end, flushed_unix_ms: read_at };
-            rows.push((name, row.encode()));
-        }
-        if rows.is_empty() {
-            continue;
+            let Some((ends, read_at)) = &mut ends_of else { continue };
+            let offset = *ends.next().expect("one end was read for each changelog");
+            let row = OffsetsRow { topic_id: log.topic_id.clone(), offset, flushed_unix_ms: *read_at };
+            rows.push((of.name().to_owned(), row.encode()));
         }
         points::at("rows-written");
         // After the rows: rows without their offsets row are only read once more.

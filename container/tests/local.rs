@@ -212,8 +212,7 @@ fn a_job_that_is_killed_at_any_moment_is_exact_in_outputs_and_state() {
             (0..threads).for_each(|n| job.feed(&format!("in.jsonl/{n}.jsonl"), 0..per_file));
         }
         kill_until_done(&job, seed);
-        let mut found = job.outputs();
-        let mut expected: Vec<_> = (0..threads).flat_map(|_| counted(0..per_file)).collect();
+        let (mut found, mut expected) = (job.outputs(), vec![counted(0..per_file); threads].concat());
         if threads > 1 {
             // The lines of two tasks come in any order.
             found.sort();

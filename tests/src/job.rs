@@ -39,8 +39,10 @@ pub struct Job {
     pub command: Vec<String>,
     /// `package.env`.
     pub env: BTreeMap<String, String>,
-    /// The stores, each with a changelog.
+    /// The stores.
     pub stores: Vec<String>,
+    /// Whether each of them has a changelog.
+    pub changelogs: bool,
     /// `cache-rows` of each store: so many rows unflushed make it flush them to disk.
     pub cache_rows: Option<u32>,
     /// The lines of `[placement]`.
@@ -80,6 +82,7 @@ impl Job {
             command: Vec::new(),
             env: BTreeMap::new(),
             stores: vec!["counts".into()],
+            changelogs: true,
             cache_rows: None,
             placement: String::new(),
             restart: String::new(),
@@ -129,7 +132,7 @@ impl Job {
         }
         let _ = write!(text, "\n[systems.kafka]\ntype = \"kafka\"\nbootstrap = {:?}\n", self.bootstrap);
         for store in &self.stores {
-            let _ = write!(text, "\n[stores.{store}]\nchangelog = true\n");
+            let _ = write!(text, "\n[stores.{store}]\nchangelog = {}\n", self.changelogs);
             if let Some(rows) = self.cache_rows {
                 let _ = writeln!(text, "cache-rows = {rows}");
             }

@@ -274,6 +274,19 @@ pub trait SystemAdmin: Send + Sync {
     /// # Errors
     /// A partition is unknown or no broker answered.
     fn watermarks(&self, partitions: &[TopicPartition]) -> Result<Vec<Watermarks>, SystemError>;
+    /// One past the last offset of each partition, in the order given: the one end that is asked for while messages
+    /// wait, so for `patience` at most.
+    ///
+    /// # Errors
+    /// As [`Self::watermarks`].
+    fn high_watermarks(
+        &self,
+        partitions: &[TopicPartition],
+        patience: Duration,
+    ) -> Result<Vec<u64>, SystemError> {
+        let _ = patience;
+        Ok(self.watermarks(partitions)?.into_iter().map(|ends| ends.high).collect())
+    }
     /// Reads `partition` from offset `from` (or its low watermark, if that is higher) up to but without `until`,
     /// and hands over what `isolation` lets see, in order (`source` is 0). Ends by position, so control records
     /// and aborted ones at the end do not hold it back.

@@ -1,6 +1,6 @@
 //! [`KafkaAdmin`]: questions and orders about a Kafka cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,8 @@ pub struct KafkaAdmin {
 
 /// How long any question or order may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long new leaders are asked for.
+const LEARN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long writing and fencing may take: the coordinator may have to finish what it was committing.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// So many clients at most try to fence one id, each so long after the one before: what an abort takes on a
@@ -63,6 +65,24 @@ impl KafkaAdmin {
             SystemError::Fatal(why) => SystemError::Fatal(format!("brokers {}: {why}", self.bootstrap)),
             other @ (SystemError::Fenced(_) | SystemError::Refused(_)) => other,
         }
+    }
+
+    fn ends(
+        &self,
+        partitions: &[TopicPartition],
+        which: Which,
+        isolation: Isolation,
+        patience: Duration,
+    ) -> Result<Vec<u64>, SystemError> {
+        let found = self.client.ends(partitions, which, isolation, patience);
+        if matches!(found, Err(SystemError::Retriable(_))) {
+            // Where a leader has changed, librdkafka would go by what it knew until its next look around, up to
+            // five minutes later.
+            let patience = patience.min(LEARN_TIMEOUT);
+            let topics: BTreeSet<&str> = partitions.iter().map(|of| of.topic.as_str()).collect();
+            topics.into_iter().try_for_each(|topic| self.client.learn(topic, patience))?;
+        }
+        found.map_err(|e| self.named(e))
     }
 
     fn reader(&self, isolation: Isolation) -> Result<Consumer, SystemError> {
@@ -165,9 +185,7 @@ impl SystemAdmin for KafkaAdmin {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
-        let ends = |which, isolation| {
-            self.client.ends(partitions, which, isolation, TIMEOUT).map_err(|e| self.named(e))
-        };
+        let ends = |which, isolation| self.ends(partitions, which, isolation, TIMEOUT);
         // The stable offset is asked for after the high watermark: it may then be the higher one, never too low.
         let low = ends(Which::Earliest, Isolation::ReadUncommitted)?;
         let high = ends(Which::Latest, Isolation::ReadUncommitted)?;
@@ -178,6 +196,14 @@ impl SystemAdmin for KafkaAdmin {
             .zip(stable)
             .map(|((low, high), stable)| Watermarks { low, high, stable: stable.min(high) })
             .collect())
+    }
+
+    fn high_watermarks(
+        &self,
+        partitions: &[TopicPartition],
+        patience: Duration,
+    ) -> Result<Vec<u64>, SystemError> {
+        self.ends(partitions, Which::Latest, Isolation::ReadUncommitted, patience)
     }
 
     fn lost(&self, starts: &[(TopicPartition, Offset)]) -> Result<Vec<Option<Lost>>, SystemError> {

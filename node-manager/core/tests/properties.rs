@@ -347,8 +347,9 @@ const SPEC: &str = r#"{"job":{"name":"job","id":"1"},"queue":"default","priority
 "app_master":{"memory_bytes":1,"cpu_millis":1},
 "package":{"source":"x","artefact":null,"command":[],"env":{}},
 "containers":{"count":1,"resource":{"memory_bytes":1,"cpu_millis":1},"threads":1},
-"task":{"inputs":[],"window_ms":null,"commit_ms":1000,"delivery":"at-least-once","grouper":"partition","config":{}},
+"task":{"inputs":[],"window_ms":null,"commit_ms":1000,"delivery":"at-least-once","grouper":"partition","timers":false,"concurrency":1,"config":{}},
 "systems":{},"streams":{},"stores":{},
+"errors":{"decode":"fail","process":"fail","send":"fail","dead_letter":null},
 "placement":{"wait_ms":0,"rack_wait_ms":0,"host_affinity":true,"on_lease_loss":"keep","labels":{},"spread":"none"},
 "restart":{"retries":8,"window_ms":300000,"backoff_min_ms":1000,"backoff_max_ms":60000,"on_exhausted":"fail"}}"#;
 

@@ -1,10 +1,11 @@
-//! Passthrough and count as a plain loop on rust-rdkafka, measured over a window of messages: what a careful program
-//! without a framework costs. A peer of the benches.
+//! A plain loop on rust-rdkafka, measured over a window of messages: what a careful program without a framework costs.
+//! A peer of the benches.
 //!
-//! `peer_rdkafka BOOTSTRAP passthrough|count INPUT OUTPUT WARM-UP WINDOW` reads INPUT from its beginning, lets
-//! WARM-UP messages pass, measures the CPU of the whole process over the next WINDOW, prints
-//! `{"name","messages","cpu_ns_per_message","msgs_per_s"}` and ends. `passthrough` sends each message to OUTPUT;
-//! `count` counts keys in a hash map and sends the counts that changed to OUTPUT every second, as a changelog.
+//! `peer_rdkafka BOOTSTRAP MODE INPUT OUTPUT WARM-UP WINDOW CHANGELOG-MS` reads INPUT from its beginning, lets WARM-UP
+//! messages pass, measures the CPU of the whole process over the next WINDOW, prints
+//! `{"messages","cpu_ns_per_message","msgs_per_s"}` and ends. MODE is `consume`, `passthrough` (each message goes to
+//! OUTPUT), `filter` (those whose key ends with 0 do) or `count` (keys are counted in a hash map, and every
+//! CHANGELOG-MS, unless that is 0, the counts that changed are sent to OUTPUT, as a changelog).
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -18,8 +19,6 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rustix::time::{ClockId, clock_gettime};
 
-/// Between two writes of changed counts.
-const CHANGELOG_EVERY: Duration = Duration::from_secs(1);
 /// For the brokers to answer, or to take what is left.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -66,29 +65,51 @@ struct Count {
     dirty: bool,
 }
 
-fn count_one(key: &[u8], counts: &mut HashMap<Vec<u8>, Count>, dirty: &mut Vec<Vec<u8>>) {
-    if let Some(count) = counts.get_mut(key) {
-        count.count += 1;
-        if std::mem::replace(&mut count.dirty, true) {
-            return;
+/// Counts in memory, and which of them changed since they were last sent.
+#[derive(Default)]
+struct Counts {
+    counts: HashMap<Vec<u8>, Count>,
+    dirty: Vec<Vec<u8>>,
+}
+
+impl Counts {
+    fn count(&mut self, key: &[u8]) {
+        if let Some(count) = self.counts.get_mut(key) {
+            count.count += 1;
+            if std::mem::replace(&mut count.dirty, true) {
+                return;
+            }
+        } else {
+            self.counts.insert(key.to_vec(), Count { count: 1, dirty: true });
         }
-    } else {
-        counts.insert(key.to_vec(), Count { count: 1, dirty: true });
+        self.dirty.push(key.to_vec());
     }
-    dirty.push(key.to_vec());
+
+    fn send_changed(&mut self, producer: &BaseProducer, topic: &str) -> Result<()> {
+        for key in self.dirty.drain(..) {
+            let count = self.counts.get_mut(&key).expect("what is dirty is there");
+            count.dirty = false;
+            send(producer, topic, &key, &count.count.to_be_bytes())?;
+        }
+        Ok(producer.flush(PATIENCE)?)
+    }
 }
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [bootstrap, mode, input, output, warm_up, window] = arguments.as_slice() else {
-        bail!("usage: peer_rdkafka BOOTSTRAP passthrough|count INPUT OUTPUT WARM-UP WINDOW");
+    let [bootstrap, mode, input, output, warm_up, window, changelog_ms] = arguments.as_slice() else {
+        bail!("usage: peer_rdkafka BOOTSTRAP MODE INPUT OUTPUT WARM-UP WINDOW CHANGELOG-MS");
     };
     let (warm_up, window): (u64, u64) = (warm_up.parse()?, window.parse()?);
-    let counting = match mode.as_str() {
-        "passthrough" => false,
-        "count" => true,
+    let changelog_every = Duration::from_millis(changelog_ms.parse()?);
+    let (passes, filters, counting) = match mode.as_str() {
+        "consume" => (false, false, false),
+        "passthrough" => (true, false, false),
+        "filter" => (true, true, false),
+        "count" => (false, false, true),
         other => bail!("unknown mode {other}"),
     };
+    let changelogs = counting && !changelog_every.is_zero();
     let consumer = consumer(bootstrap, input)?;
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
@@ -96,8 +117,7 @@ fn main() -> Result<()> {
         .set("partitioner", "murmur2_random")
         .create()?;
 
-    let mut counts: HashMap<Vec<u8>, Count> = HashMap::new();
-    let mut dirty: Vec<Vec<u8>> = Vec::new();
+    let mut counts = Counts::default();
     let mut written = Instant::now();
     let mut at_start = (cpu(), Instant::now());
     let mut seen = 0;
@@ -108,20 +128,15 @@ fn main() -> Result<()> {
         };
         let (key, value) = (message.key().unwrap_or_default(), message.payload().unwrap_or_default());
         if counting {
-            count_one(key, &mut counts, &mut dirty);
-        } else {
+            counts.count(key);
+        } else if passes && (!filters || key.ends_with(b"0")) {
             send(&producer, output, key, value)?;
         }
         seen += 1;
         if seen % 256 == 0 {
             producer.poll(Duration::ZERO);
-            if counting && written.elapsed() >= CHANGELOG_EVERY {
-                for key in dirty.drain(..) {
-                    let count = counts.get_mut(&key).expect("what is dirty is there");
-                    count.dirty = false;
-                    send(&producer, output, &key, &count.count.to_be_bytes())?;
-                }
-                producer.flush(PATIENCE)?;
+            if changelogs && written.elapsed() >= changelog_every {
+                counts.send_changed(&producer, output)?;
                 written = Instant::now();
             }
         }
@@ -133,7 +148,7 @@ fn main() -> Result<()> {
     #[expect(clippy::cast_precision_loss)] // some millions
     let each = window as f64;
     println!(
-        "{{\"name\":\"rust-rdkafka-{mode}\",\"messages\":{window},\"cpu_ns_per_message\":{:.1},\"msgs_per_s\":{:.0}}}",
+        "{{\"messages\":{window},\"cpu_ns_per_message\":{:.1},\"msgs_per_s\":{:.0}}}",
         cpu.as_secs_f64() * 1e9 / each,
         each / time.as_secs_f64()
     );

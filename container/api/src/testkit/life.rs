@@ -52,6 +52,8 @@ struct Source {
     priority: i32,
     /// Of a bootstrap stream: where it ended when the container started.
     bootstrap_until: Option<u64>,
+    /// Where it begins without a checkpoint.
+    start: u64,
     /// The next offset.
     next: u64,
 }
@@ -223,23 +225,24 @@ impl<T: StreamTask> Life<T> {
         let full = Rc::clone(&w.full);
         let mut batch = MessageBatch::new(at, &messages, &full);
         let code = &mut self.tasks[*n].code;
-        let done = code.process_batch(&mut batch, &mut w.streams, &mut self.coordinator);
-        let taken = &messages[..batch.taken()];
-        if let Some(last) = taken.last() {
-            *next = last.offset + 1;
+        loop {
+            let before = batch.taken();
+            let done = code.process_batch(&mut batch, &mut w.streams, &mut self.coordinator);
+            let Err(cause) = done else { break };
+            let Some(last) = messages[..batch.taken()].last() else {
+                return Err(Failure::of(&w.tasks[*n].name, "process_batch", cause));
+            };
+            let (what, cause) = of_message(cause, || OwnedMessage::of(&batch.envelope(last)));
+            leave_out(w, *n, &what, cause)?;
+            if batch.taken() == before || full.get() || self.coordinator.is_set() {
+                break;
+            }
         }
-        self.processed += taken.len() as u64;
-        match (done, taken.last()) {
-            (Ok(()), None) if code.in_flight() > 0 => self.complete(w, true)?,
-            (Ok(()), None) => {
-                return Err(Failure::of(&w.tasks[*n].name, "process_batch", "it took no message".into()));
-            }
-            (Ok(()), Some(_)) => {}
-            (Err(cause), Some(last)) => {
-                let (what, cause) = of_message(cause, || OwnedMessage::of(&batch.envelope(last)));
-                leave_out(w, *n, &what, cause)?;
-            }
-            (Err(cause), None) => return Err(Failure::of(&w.tasks[*n].name, "process_batch", cause)),
+        self.processed += batch.taken() as u64;
+        match messages[..batch.taken()].last() {
+            Some(last) => *next = last.offset + 1,
+            None if code.in_flight() > 0 => self.complete(w, true)?,
+            None => return Err(Failure::of(&w.tasks[*n].name, "process_batch", "it took no message".into())),
         }
         Ok(true)
     }
@@ -322,16 +325,28 @@ impl<T: StreamTask> Life<T> {
             return Ok(());
         }
         w.streams.decide(true);
+        self.checkpoint(w);
         w.stores().for_each(|store| store.borrow_mut().commit());
-        for source in &self.sources {
-            w.tasks[source.task].positions.insert(source.at.clone(), source.next);
-        }
         w.full.set(false);
         w.commits += 1;
         self.processed = 0;
         self.commit_requested = false;
         self.last_commit = w.now();
         Ok(())
+    }
+}
+
+impl<T> Life<T> {
+    /// Keeps the positions of tasks that have moved or whose rows have changed.
+    fn checkpoint(&self, w: &mut World) {
+        for (n, place) in w.tasks.iter_mut().enumerate() {
+            let mine = || self.sources.iter().filter(|source| source.task == n);
+            let at = |source: &Source| place.positions.get(&source.at).copied().unwrap_or(source.start);
+            let has_moved = mine().any(|source| source.next != at(source));
+            if has_moved || place.stores.values().any(|store| store.borrow().is_dirty()) {
+                place.positions.extend(mine().map(|source| (source.at.clone(), source.next)));
+            }
+        }
     }
 }
 
@@ -358,6 +373,7 @@ fn sources(w: &World) -> Vec<Source> {
                 at: at.clone(),
                 priority: spec.priority,
                 bootstrap_until: spec.bootstrap.then_some(end),
+                start,
                 next: place.positions.get(at).copied().unwrap_or(start),
                 stream,
             });

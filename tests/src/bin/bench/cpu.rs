@@ -1,219 +1,228 @@
-//! CPU per message: ours, Kafka Streams, a plain rust-rdkafka loop, one process at a time, over the same input.
+//! CPU per message and messages per second: ours, a plain rust-rdkafka loop and Kafka Streams, one process at a time,
+//! over the same input.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::collections::btree_map::Entry;
 use std::time::{Duration, Instant};
 
-use ::tests::brokers::repository;
-use ::tests::cluster::program;
-use ::tests::wait::Pending;
-use ::tests::{Brokers, Cluster, Job, Settings, Topics};
-use anyhow::{Context, Result, ensure};
+use ::tests::{Brokers, Topics};
+use anyhow::Result;
 use kafka::KafkaProducer;
-use serde::Deserialize;
 use task_api::system::SystemProducer;
 
-use crate::figures::Figures;
+use crate::cases::{Case, Input, Work};
+use crate::figures::{Figure, Figures};
+use crate::ours::{Ours, PREFIX};
+use crate::peers::{self, Measured, RDKAFKA, STREAMS, Span, Streams, StreamsRun};
 
 /// Partitions of every topic here.
-const PARTITIONS: i32 = 4;
-const KEYS: u64 = 200_000;
-/// Bytes of a value.
-const VALUE: usize = 100;
-/// What programs without a JVM need to reach their pace; all keys are known by then. They are measured over all that
-/// is left of the input, which takes ours some seconds: long enough for flushes to disk to be among it.
+pub const PARTITIONS: i32 = 4;
+/// What programs without a JVM need to reach their pace, and a warm JVM with the next topology. What follows is
+/// measured; ours takes some seconds for it: long enough for flushes to disk to be among it.
 const WARM_UP: u64 = 2_000_000;
-/// What the JVM is measured over, after its own warm-up.
+/// What a JVM is measured over.
 const JVM_WINDOW: u64 = 2_000_000;
-/// For one program to come to its end.
-const LIMIT: Duration = Duration::from_secs(240);
+/// What inputs of large values and of few keys have.
+const LARGE_MESSAGES: u64 = 3_000_000;
+const FEW_KEYS_MESSAGES: u64 = 8_000_000;
 
-/// What each side prints.
-#[derive(Debug, Deserialize)]
-struct Measured {
-    messages: u64,
-    cpu_ns_per_message: f64,
-    msgs_per_s: f64,
+/// How much is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// Messages that a cold JVM works on before it is measured.
+    pub jvm_warm_up: u64,
+    /// Everything is divided by this.
+    pub divisor: u64,
 }
 
-struct Bench<'a> {
-    brokers: &'static Brokers,
-    topics: Topics,
-    input: String,
-    java: PathBuf,
-    /// In the input.
-    messages: u64,
-    figures: &'a mut Figures,
+impl Sizes {
+    /// Messages of an input.
+    fn messages(self, input: Input) -> u64 {
+        let messages = match input {
+            Input { value: 1_000.., .. } => LARGE_MESSAGES,
+            Input { keys: 1_000_000.., .. } => 8 * input.keys / 5,
+            Input { keys: ..100_000, .. } => FEW_KEYS_MESSAGES,
+            Input { .. } => self.jvm_warm_up.max(WARM_UP) + JVM_WINDOW,
+        };
+        messages / self.divisor
+    }
+
+    /// What comes before all keys are known and a warm program has its pace.
+    fn warm_up(self, input: Input) -> u64 {
+        let warm_up = if input.value >= 1_000 { LARGE_MESSAGES / 3 } else { WARM_UP };
+        warm_up.max(6 * input.keys / 5) / self.divisor
+    }
+
+    /// For programs without a JVM.
+    fn span(self, input: Input) -> Span {
+        let warm_up = self.warm_up(input);
+        Span { warm_up, window: self.messages(input) - warm_up }
+    }
+
+    /// For a JVM, warm by then or not.
+    fn jvm_span(self, input: Input, warm: bool) -> Span {
+        let window = JVM_WINDOW / self.divisor;
+        let warm_up = if warm { self.warm_up(input) } else { self.jvm_warm_up.max(WARM_UP) / self.divisor };
+        Span { warm_up: warm_up.min(self.messages(input) - window), window }
+    }
 }
 
-/// Measures both modes.
-pub fn measure(brokers: &'static Brokers, figures: &mut Figures, jvm_warm_up: u64) -> Result<()> {
-    let java = compile_java()?;
-    let topics = Topics::on(brokers);
-    let input = "bench-cpu".to_owned();
-    topics.create(&input, PARTITIONS);
-    let messages = jvm_warm_up.max(WARM_UP) + JVM_WINDOW;
-    println!("cpu: filling a topic with {messages} messages over {KEYS} keys, {VALUE}-byte values");
-    fill(brokers, &input, messages)?;
-    let mut bench = Bench { brokers, topics, input, java, messages, figures };
-    bench.mode("passthrough", "passthrough-cpu")?;
-    bench.mode("count", "count-200k-cpu")?;
-    bench.delete(&bench.input.clone())
-}
-
-/// Sends `count` messages whose keys are spread evenly and in no order.
-fn fill(brokers: &Brokers, topic: &str, count: u64) -> Result<()> {
-    let settings = BTreeMap::from([("linger.ms".to_owned(), "20".to_owned())]);
+/// Sends `count` messages whose keys are spread evenly and in no order. Half of a value is the same in all messages,
+/// the other half is not; they are not compressed.
+fn fill(brokers: &Brokers, topic: &str, input: Input, count: u64) -> Result<()> {
+    let settings = BTreeMap::from([
+        ("linger.ms".to_owned(), "20".to_owned()),
+        ("compression.type".to_owned(), "none".to_owned()),
+    ]);
     let mut producer = KafkaProducer::idempotent(&brokers.bootstrap, "bench", &settings)?;
     let handle = producer.topic(topic)?;
-    let value = [b'v'; VALUE];
     let mut state: u64 = 1;
-    for _ in 0..count {
+    let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let key = format!("k{:06}", (state >> 33) % KEYS);
-        producer.send(handle, None, Some(key.as_bytes()), Some(&value))?;
+        state >> 33
+    };
+    // Letters in no order, longer than what compressors remember.
+    let letters: Vec<u8> = (0..1 << 20).map(|_| b'0' + (next() % 64) as u8).collect();
+    let mut value = vec![b'v'; input.value];
+    let half = input.value / 2;
+    for _ in 0..count {
+        let key = format!("k{:07}", next() % input.keys);
+        let from = next() as usize % (letters.len() - half);
+        value[half..half + half].copy_from_slice(&letters[from..from + half]);
+        producer.send(handle, None, Some(key.as_bytes()), Some(&value), &[])?;
     }
     producer.flush(Duration::from_secs(60))?;
     Ok(())
 }
 
-/// Compiles the peer on the JVM with Maven; returns the folder of its classes.
-fn compile_java() -> Result<PathBuf> {
-    run(Command::new(repository().join("deploy/install-packages.sh")).arg("peers"))?;
-    let target = program("bench").with_file_name("peers").join("kafka-streams");
-    let pom = repository().join("tests/peers/kafka-streams/pom.xml");
-    let mut maven = Command::new("mvn");
-    maven.args(["-q", "-B", "-f"]).arg(pom);
-    maven.arg(format!("-Dpeer.target={}", target.display())).arg("compile");
-    run(&mut maven)?;
-    Ok(target.join("classes"))
-}
-
-fn run(command: &mut Command) -> Result<Output> {
-    let output = command.output().with_context(|| format!("{command:?}"))?;
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(output)
-}
-
-fn last_line(text: &str) -> Result<Measured> {
-    let line =
-        text.lines().rev().find(|line| line.contains("cpu_ns_per_message")).context("no measurement")?;
-    serde_json::from_str(line).with_context(|| line.to_owned())
-}
-
-impl Bench<'_> {
-    fn mode(&mut self, mode: &str, name: &str) -> Result<()> {
-        println!("cpu: {mode}");
-        let ours = self.ours(mode, "at-least-once")?;
-        let exactly_once = self.ours(mode, "exactly-once")?;
-        let rdkafka = self.rdkafka(mode)?;
-        let streams = self.streams(mode)?;
-        let value = ours.cpu_ns_per_message;
-        let peers = [("Kafka Streams 4.1.1", &streams), ("rust-rdkafka loop", &rdkafka)];
-        for (peer, theirs) in peers {
-            self.figures.add(name, value, "ns/message", Some((peer, theirs.cpu_ns_per_message)))?;
+/// Measures `cases`.
+pub fn measure(brokers: &'static Brokers, figures: &mut Figures, cases: &[Case], sizes: Sizes) -> Result<()> {
+    let topics = Topics::on(brokers);
+    let mut bench = Bench { brokers, topics, inputs: BTreeMap::new(), loops: BTreeMap::new(), sizes };
+    for case in cases {
+        bench.fill(case.input)?;
+    }
+    let streams = bench.streams(cases)?;
+    let ours = Ours::start(brokers);
+    for (case, streams) in cases.iter().zip(streams) {
+        println!("cpu: {}", case.name());
+        let output = bench.output(case.sends(), case, "ours");
+        let input = &bench.inputs[&case.input];
+        let mine = ours.measure(case, input, output.as_deref(), sizes.span(case.input));
+        let rdkafka = bench.rdkafka(case)?;
+        report(figures, case, &mine, &rdkafka, &streams)?;
+        if case.sends() || case.changelog {
+            peers::delete_topics(brokers, &format!("{PREFIX}{}-.*", case.name()))?;
         }
-        for (who, Measured { messages, cpu_ns_per_message, msgs_per_s }) in [
-            ("ours, at-least-once", &ours),
-            ("ours, exactly-once", &exactly_once),
-            ("rust-rdkafka loop", &rdkafka),
-            ("Kafka Streams", &streams),
-        ] {
-            self.figures.note(format!(
-                "{mode}, {who}: {cpu_ns_per_message:.0} ns, {msgs_per_s:.0} messages/s, over {messages}"
-            ));
+    }
+    drop(ours);
+    peers::delete_topics(brokers, &format!("{PREFIX}.*"))
+}
+
+fn report(
+    figures: &mut Figures,
+    case: &Case,
+    ours: &Measured,
+    rdkafka: &Measured,
+    streams: &Measured,
+) -> Result<()> {
+    let (cpu, rate) = (format!("{}-cpu", case.name()), format!("{}-rate", case.name()));
+    let peers = [(STREAMS, streams, case.share_of_streams()), (RDKAFKA, rdkafka, case.share_of_rdkafka())];
+    for (peer, theirs, share) in peers {
+        let figure = Figure::new(&cpu, ours.cpu_ns_per_message, "ns/message");
+        figures.add(figure.beside(peer, theirs.cpu_ns_per_message).at_most_share(share))?;
+        figures.add(Figure::new(&rate, ours.msgs_per_s, "messages/s").beside(peer, theirs.msgs_per_s))?;
+    }
+    println!(
+        "  measured over {} messages, {STREAMS} over {}, {RDKAFKA} over {}",
+        ours.messages, streams.messages, rdkafka.messages
+    );
+    Ok(())
+}
+
+struct Bench {
+    brokers: &'static Brokers,
+    topics: Topics,
+    /// Topics that are filled.
+    inputs: BTreeMap<Input, String>,
+    /// What the plain loop took, by the case that it stands for.
+    loops: BTreeMap<String, Measured>,
+    sizes: Sizes,
+}
+
+impl Bench {
+    /// Fills a topic, unless it is.
+    fn fill(&mut self, input: Input) -> Result<()> {
+        if let Entry::Vacant(place) = self.inputs.entry(input) {
+            let topic = place.insert(format!("{PREFIX}in-{}", input.name()));
+            let messages = self.sizes.messages(input);
+            println!("cpu: filling {topic} with {messages} messages");
+            self.topics.create(topic, PARTITIONS);
+            fill(self.brokers, topic, input, messages)?;
         }
         Ok(())
     }
 
-    fn output(&self, mode: &str, who: &str) -> String {
-        let topic = format!("bench-{mode}-{who}");
-        self.topics.create(&topic, PARTITIONS);
-        topic
-    }
-
-    fn delete(&self, topic: &str) -> Result<()> {
-        let mut tool = Command::new(repository().join("deploy/kafka/kafka.sh"));
-        tool.args(["tool", "org.apache.kafka.tools.TopicCommand", "--bootstrap-server"]);
-        run(tool.arg(&self.brokers.bootstrap).args(["--delete", "--topic", topic])).map(|_| ())
-    }
-
-    /// Our job in a container of a cluster of one node; the process measures itself.
-    fn ours(&self, mode: &str, delivery: &str) -> Result<Measured> {
-        let output = self.output(mode, delivery);
-        let mut settings = Settings::nodes(1);
-        settings.nodes[0].memory = "4GiB".into();
-        let cluster = Cluster::with(settings);
-        let mut job = Job::counter("measured", self.brokers);
-        job.binary = program("examples/measured");
-        job.inputs = vec![self.input.clone()];
-        job.config = BTreeMap::from([
-            ("mode".into(), mode.into()),
-            ("output".into(), format!("kafka.{output}")),
-            ("warm-up".into(), WARM_UP.to_string()),
-            ("window".into(), (self.messages - WARM_UP).to_string()),
-        ]);
-        (job.memory, job.cpu) = ("1GiB".into(), 1.0);
-        (job.delivery, job.commit) = (delivery.into(), "1s".into());
-        if mode == "passthrough" {
-            job.stores.clear();
+    /// Measures the plain loop, unless another case has done what is the same to it.
+    fn rdkafka(&mut self, case: &Case) -> Result<Measured> {
+        let same = case.without_mode().name();
+        if let Some(measured) = self.loops.get(&same) {
+            return Ok(measured.clone());
         }
-        cluster.submit(&job);
-        let text = cluster.wait("the measurement", LIMIT, |cluster| {
-            printed(cluster.node_root(0)).ok_or_else(|| Pending("nothing printed yet".into()))
-        });
-        cluster.stop(&job);
-        self.delete(&output)?;
-        last_line(&text)
+        let output = self.output(case.sends() || case.changelog, case, "rdkafka");
+        let (input, span) = (&self.inputs[&case.input], self.sizes.span(case.input));
+        let measured = peers::rdkafka(self.brokers, case, input, output.as_deref(), span)?;
+        self.loops.insert(same, measured.clone());
+        Ok(measured)
     }
 
-    fn rdkafka(&self, mode: &str) -> Result<Measured> {
-        let mut peer = Command::new(program("peer_rdkafka"));
-        self.peer(mode, "rdkafka", &mut peer, WARM_UP)
+    /// A new topic for what a program sends, if it sends.
+    fn output(&self, sends: bool, case: &Case, who: &str) -> Option<String> {
+        sends.then(|| {
+            let topic = format!("{PREFIX}{}-{who}", case.name());
+            self.topics.create(&topic, PARTITIONS);
+            topic
+        })
     }
 
-    fn streams(&self, mode: &str) -> Result<Measured> {
-        let jars =
-            run(Command::new("bash")
-                .args(["-c", "echo \"${SAMZA_CACHE:-$HOME/.cache/samza-rs}\"/kafka/*/lib"]))?;
-        let jars = String::from_utf8(jars.stdout)?;
-        let mut peer = Command::new("java");
-        peer.arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn").arg("-cp");
-        peer.arg(format!("{}:{}/*", self.java.display(), jars.trim())).arg("Peer");
-        self.peer(mode, "streams", &mut peer, self.messages - JVM_WINDOW)
+    /// Measures Kafka Streams, in the order of `cases`. One JVM counts, another does not: each has its code compiled
+    /// for what it does.
+    fn streams(&self, cases: &[Case]) -> Result<Vec<Measured>> {
+        let mut measured = BTreeMap::new();
+        for counts in [false, true] {
+            let mut jvm = None;
+            for (at, case) in cases.iter().enumerate().filter(|(_, c)| (c.work == Work::Count) == counts) {
+                let span = self.sizes.jvm_span(case.input, jvm.is_some());
+                let jvm = match &mut jvm {
+                    Some(jvm) => jvm,
+                    none => none.insert(Streams::start(self.brokers)?),
+                };
+                measured.insert(at, self.streams_case(jvm, case, span)?);
+            }
+        }
+        Ok(measured.into_values().collect())
     }
 
-    fn peer(&self, mode: &str, who: &str, command: &mut Command, warm_up: u64) -> Result<Measured> {
-        let output = self.output(mode, who);
+    fn streams_case(&self, jvm: &mut Streams, case: &Case, span: Span) -> Result<Measured> {
         let begun = Instant::now();
-        command.args([&self.brokers.bootstrap, mode, &self.input, &output]);
-        let printed = run(command.args([warm_up.to_string(), (self.messages - warm_up).to_string()]))?;
-        println!("  {who} took {:.0} s", begun.elapsed().as_secs_f32());
-        self.delete(&output)?;
-        last_line(&String::from_utf8(printed.stdout)?)
+        let output = self.output(case.sends(), case, "streams");
+        jvm.begin(&StreamsRun {
+            mode: case.work.mode(),
+            application: &format!("{PREFIX}streams-{}", case.name()),
+            input: &self.inputs[&case.input],
+            output: output.as_deref(),
+            exactly_once: case.exactly_once,
+            commit_ms: case.commit_ms,
+            changelog: case.changelog,
+            span,
+        })?;
+        let measured = jvm.measured()?;
+        println!(
+            "cpu: {STREAMS}, {}: {:.0} ns, took {:.0} s",
+            case.name(),
+            measured.cpu_ns_per_message,
+            begun.elapsed().as_secs_f32()
+        );
+        Ok(measured)
     }
-}
-
-/// What some container on the node printed, if it has measured.
-fn printed(folder: &Path) -> Option<String> {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let found = if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            printed(&entry.path())
-        } else if entry.file_name().to_string_lossy().starts_with("stdout") {
-            let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
-            text.contains("msgs_per_s").then_some(text)
-        } else {
-            None
-        };
-        if found.is_some() {
-            return found;
-        }
-    }
-    None
 }

@@ -1,5 +1,7 @@
-//! What was measured: kept, appended to `target/bench.jsonl`, printed as a table.
+//! What was measured: kept beside what it is compared with and what it should be, appended to `target/bench.jsonl`,
+//! printed as a table.
 
+use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 
@@ -10,18 +12,66 @@ use serde::Serialize;
 /// One figure, as a line of `bench.jsonl`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figure {
-    /// Which.
-    pub name: String,
+    name: String,
     /// Ours.
-    pub value: f64,
-    /// Of both values.
-    pub unit: String,
+    value: f64,
+    /// Of all values.
+    unit: String,
     /// Whom it is compared with.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub peer: Option<String>,
+    peer: Option<String>,
     /// The peer's.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub peer_value: Option<f64>,
+    peer_value: Option<f64>,
+    /// The most that ours should be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<f64>,
+}
+
+impl Figure {
+    /// `value` of ours.
+    pub fn new(name: impl Into<String>, value: f64, unit: &str) -> Figure {
+        Figure {
+            name: name.into(),
+            value: rounded(value),
+            unit: unit.to_owned(),
+            peer: None,
+            peer_value: None,
+            target: None,
+        }
+    }
+
+    /// Beside `value` of `peer`.
+    pub fn beside(mut self, peer: &str, value: f64) -> Figure {
+        (self.peer, self.peer_value) = (Some(peer.to_owned()), Some(rounded(value)));
+        self
+    }
+
+    /// Which should be at most `target`.
+    pub fn at_most(mut self, target: f64) -> Figure {
+        self.target = Some(rounded(target));
+        self
+    }
+
+    /// Which should be at most this share of the peer's, if there is such a target.
+    pub fn at_most_share(self, share: Option<f64>) -> Figure {
+        match (share, self.peer_value) {
+            (Some(share), Some(theirs)) => self.at_most(share * theirs),
+            _ => self,
+        }
+    }
+
+    fn comparison(&self) -> String {
+        let mut text = String::new();
+        if let (Some(peer), Some(theirs)) = (&self.peer, self.peer_value) {
+            let _ = write!(text, "{peer}: {theirs} (ours is {:.2} of it)  ", self.value / theirs);
+        }
+        if let Some(target) = self.target {
+            let met = if self.value <= target { "met" } else { "MISSED" };
+            let _ = write!(text, "target <= {target}: {met}");
+        }
+        text.trim_end().to_owned()
+    }
 }
 
 /// All figures of a run.
@@ -29,6 +79,8 @@ pub struct Figure {
 pub struct Figures {
     all: Vec<Figure>,
     notes: Vec<String>,
+    /// Nothing is appended to the file.
+    pub forgotten: bool,
 }
 
 fn rounded(value: f64) -> f64 {
@@ -37,20 +89,15 @@ fn rounded(value: f64) -> f64 {
 
 impl Figures {
     /// Keeps a figure and appends it to the file.
-    pub fn add(&mut self, name: &str, value: f64, unit: &str, peer: Option<(&str, f64)>) -> Result<()> {
-        let figure = Figure {
-            name: name.to_owned(),
-            value: rounded(value),
-            unit: unit.to_owned(),
-            peer: peer.map(|(name, _)| name.to_owned()),
-            peer_value: peer.map(|(_, value)| rounded(value)),
-        };
-        let folder = repository().join("target");
-        std::fs::create_dir_all(&folder).context("target")?;
-        let path = folder.join("bench.jsonl");
-        let mut file = OpenOptions::new().create(true).append(true).open(&path).context("bench.jsonl")?;
-        writeln!(file, "{}", serde_json::to_string(&figure)?).context("bench.jsonl")?;
-        println!("  {name}: {} {unit}{}", figure.value, beside(&figure));
+    pub fn add(&mut self, figure: Figure) -> Result<()> {
+        println!("  {}: {} {}  {}", figure.name, figure.value, figure.unit, figure.comparison());
+        if !self.forgotten {
+            let folder = repository().join("target");
+            std::fs::create_dir_all(&folder).context("target")?;
+            let path = folder.join("bench.jsonl");
+            let mut file = OpenOptions::new().create(true).append(true).open(&path).context("bench.jsonl")?;
+            writeln!(file, "{}", serde_json::to_string(&figure)?).context("bench.jsonl")?;
+        }
         self.all.push(figure);
         Ok(())
     }
@@ -63,10 +110,10 @@ impl Figures {
 
     /// Prints everything.
     pub fn print(&self) {
-        println!("\n{:30}{:>12}  {:18}beside", "figure", "ours", "unit");
+        println!("\n{:34}{:>12}  {:12}beside", "figure", "ours", "unit");
         for figure in &self.all {
             let Figure { name, value, unit, .. } = figure;
-            println!("{name:30}{value:>12}  {unit:18}{}", beside(figure).trim_start_matches(", "));
+            println!("{name:34}{value:>12}  {unit:12}{}", figure.comparison());
         }
         for note in &self.notes {
             println!("  {note}");
@@ -74,26 +121,17 @@ impl Figures {
     }
 }
 
-fn beside(figure: &Figure) -> String {
-    match (&figure.peer, figure.peer_value) {
-        (Some(peer), Some(value)) => {
-            format!(", {peer}: {value} (ours is {:.2} of it)", figure.value / value)
-        }
-        _ => String::new(),
-    }
-}
-
 /// The value below which a share `p` of `values` lies; 0 of none.
 pub fn percentile(values: &mut [f64], p: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let place = ((values.len() as f64 * p).ceil() as usize).clamp(1, values.len().max(1)) - 1; // some hundreds
+    let place = ((values.len() as f64 * p).ceil() as usize).clamp(1, values.len().max(1)) - 1; // some millions
     values.get(place).copied().unwrap_or(0.0)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::percentile;
+    use super::{Figure, percentile};
 
     #[test]
     fn percentiles_are_values_that_were_measured() {
@@ -102,5 +140,16 @@ mod tests {
         assert_eq!(percentile(&mut values, 0.99), 99.0);
         assert_eq!(percentile(&mut [7.0, 3.0, 5.0], 0.5), 5.0);
         assert_eq!(percentile(&mut [], 0.5), 0.0);
+    }
+
+    #[test]
+    fn a_figure_tells_the_peer_the_ratio_and_whether_it_is_good_enough() {
+        let figure = Figure::new("x", 300.0, "ns").beside("other", 1_000.0);
+        assert_eq!(figure.comparison(), "other: 1000 (ours is 0.30 of it)");
+        let good = figure.clone().at_most_share(Some(0.5));
+        assert_eq!(good.comparison(), "other: 1000 (ours is 0.30 of it)  target <= 500: met");
+        let bad = figure.at_most_share(Some(0.25));
+        assert_eq!(bad.comparison(), "other: 1000 (ours is 0.30 of it)  target <= 250: MISSED");
+        assert_eq!(Figure::new("x", 3.0, "ms").at_most(5.0).comparison(), "target <= 5: met");
     }
 }

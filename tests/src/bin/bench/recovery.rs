@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use task_api::system::{StartAt, SystemConsumer, TopicPartition};
 use types::{AppReport, RestoreStatus};
 
-use crate::figures::{Figures, percentile};
+use crate::figures::{Figure, Figures, percentile};
 
 const KEYS: usize = 100_000;
 /// How often each kill is repeated, on the same host and on others; figures are medians.
@@ -166,7 +166,7 @@ fn on_the_same_host(
         ));
         same.push(seen.silent);
     }
-    figures.add("kill-to-output-same-host", percentile(&mut same, 0.5), "ms", None)
+    figures.add(Figure::new("kill-to-output-same-host", percentile(&mut same, 0.5), "ms").at_most(1_500.0))
 }
 
 /// The whole node vanishes; the state comes from the changelog.
@@ -201,6 +201,7 @@ fn on_another_host(
             restored.push(took as f64);
         }
     }
-    figures.add("kill-to-output-other-host", percentile(&mut other, 0.5), "ms", None)?;
-    figures.add("restore-100k", percentile(&mut restored, 0.5), "ms", None)
+    figures
+        .add(Figure::new("kill-to-output-other-host", percentile(&mut other, 0.5), "ms").at_most(7_000.0))?;
+    figures.add(Figure::new("restore-100k", percentile(&mut restored, 0.5), "ms"))
 }

@@ -9,7 +9,7 @@ use ::tests::wait::check;
 use ::tests::{Brokers, Cluster, Job, Topics};
 use anyhow::{Context, Result, ensure};
 
-use crate::figures::{Figures, percentile};
+use crate::figures::{Figure, Figures, percentile};
 use crate::recovery::Arrivals;
 
 const SUBMITS: usize = 5;
@@ -39,7 +39,7 @@ pub fn submit(brokers: &'static Brokers, figures: &mut Figures) -> Result<()> {
     }
     let cold = times.remove(0);
     figures.note(format!("the first submit, which uploads the artefact: {cold:.0} ms"));
-    figures.add("submit-to-first-message", percentile(&mut times, 0.5), "ms", None)
+    figures.add(Figure::new("submit-to-first-message", percentile(&mut times, 0.5), "ms").at_most(2_000.0))
 }
 
 /// From the application master's ask to its hearing that the process runs. The job's process ends at once, so that it
@@ -65,8 +65,8 @@ pub fn asks(brokers: &'static Brokers, figures: &mut Figures) -> Result<()> {
     times.remove(0); // the artefact was not there yet
     ensure!(!times.is_empty(), "no asks");
     figures.note(format!("{} asks, one at a time", times.len()));
-    figures.add("ask-to-running-p50", percentile(&mut times, 0.5), "ms", None)?;
-    figures.add("ask-to-running-p99", percentile(&mut times, 0.99), "ms", None)
+    figures.add(Figure::new("ask-to-running-p50", percentile(&mut times, 0.5), "ms").at_most(5.0))?;
+    figures.add(Figure::new("ask-to-running-p99", percentile(&mut times, 0.99), "ms").at_most(25.0))
 }
 
 /// What the logs below `folder` say of asks: ms from each ask to its process running, in order.

@@ -33,7 +33,7 @@ impl Feeder {
                 sleep(due.saturating_sub(start.elapsed()));
                 for flight in flights {
                     let (key, value) = (Some(flight.key.as_bytes()), Some(flight.value.as_bytes()));
-                    producer.send(topic, None, key, value).expect("brokers that take messages");
+                    producer.send(topic, None, key, value, &[]).expect("brokers that take messages");
                 }
                 count.fetch_add(flights.len() as u64, Ordering::Relaxed);
             }
