@@ -174,7 +174,13 @@ impl Local {
                             counts.insert(stream.clone(), found.partitions.len());
                             break;
                         }
-                        None => format!("input {stream} is not there: {topic}"),
+                        None => {
+                            let folder = self.job.systems[&stream.system].path.as_deref().unwrap_or_default();
+                            format!(
+                                "input {stream} is not there: {}",
+                                Path::new(folder).join(&topic).display()
+                            )
+                        }
                     },
                     Err(SystemError::Retriable(why)) => why,
                     Err(error) => return Err(error.into()),
