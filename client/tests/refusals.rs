@@ -127,7 +127,7 @@ fn a_local_run_is_the_package_with_its_arguments_environment_and_job_file() {
         &samza(&folder, &["run", "other.toml", "--local"]),
         65,
         "",
-        "other.toml:6: `package.command`: it does not start `./flight-delays`, the package; *\n",
+        "other.toml:7: `package.command`: it does not start `./flight-delays`, the package; *\n",
     );
 }
 
@@ -158,7 +158,7 @@ fn a_start_point_that_is_none_is_a_wrong_command_line() {
         &samza(&folder, &["checkpoint", "job.toml"]),
         5,
         "",
-        "samza: job.toml:12: `systems.kafka.bootstrap`: no broker *\n",
+        "samza: job.toml:13: `systems.kafka.bootstrap`: no broker *\n",
     );
     is(
         &samza(&folder, &["checkpoint", "job.toml", "--set", "kafka.flights=oldest", "--rm", &no_rm]),
