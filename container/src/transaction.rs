@@ -176,10 +176,12 @@ fn flush_stores<T: StreamTask>(
         }
         points::at("rows-written");
         // After the rows: rows without their offsets row are only read once more.
-        let mut batch = disk.batch();
-        rows.iter().try_for_each(|(name, row)| batch.offsets_row(name, row))?;
-        batch.write()?;
-        points::at("offsets-written");
+        if !rows.is_empty() {
+            let mut batch = disk.batch();
+            rows.iter().try_for_each(|(name, row)| batch.offsets_row(name, row))?;
+            batch.write()?;
+            points::at("offsets-written");
+        }
         if durable {
             disk.flush(wait)?;
         }

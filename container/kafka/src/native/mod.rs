@@ -214,6 +214,8 @@ fn classify(code: Code, text: &str) -> SystemError {
         // A broker may not have heard yet of a topic that was just created, or of its new leader.
         | C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
         | C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID
+        // So librdkafka says that it found no leaders of partitions yet.
+        | C::RD_KAFKA_RESP_ERR__NOENT
         | C::RD_KAFKA_RESP_ERR_UNKNOWN_LEADER_EPOCH
         | C::RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH
         | C::RD_KAFKA_RESP_ERR_REPLICA_NOT_AVAILABLE
