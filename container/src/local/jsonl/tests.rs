@@ -1,3 +1,5 @@
+//! A system of files as a container uses it: read to the end, committed, killed and started again.
+
 use std::fs;
 use std::io::Write;
 use std::path::Path;

@@ -1,3 +1,5 @@
+//! The log under torn, damaged and growing files, and against a map.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
