@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use task_api::metrics::MetricsRegistry;
 use task_api::store::RawStore;
+use task_api::system::SystemAdmin;
 use task_api::{StreamTask, TaskClock, TaskContext, TaskMetrics, Timers};
 use task_core::commit::Schedule;
 use task_core::ownership::OwnerRecord;
@@ -95,18 +96,7 @@ fn start<T: StreamTask>(
 
     board.phase(thread, ContainerPhase::Restoring);
     points::at("restore");
-    let no_memory = DiskMemory::new(1 << 20, 1 << 20);
-    let restore = Restore {
-        job,
-        incarnation: shared.incarnation,
-        admin: &*admin,
-        state: shared.state.clone(),
-        memory: shared.memory.as_ref().unwrap_or(&no_memory),
-        chunk_bytes: shared.budget.restore / u64::from(job.containers.threads.max(1)),
-        board,
-        clock: &shared.clock,
-    };
-    let restored = restore.all(models, &highs)?;
+    let restored = restore(shared, &*admin, models, &highs)?;
 
     let desk = Desk {
         job,
@@ -150,6 +140,27 @@ fn start<T: StreamTask>(
         desk.init(task, model)?;
     }
     Ok(engine)
+}
+
+/// Brings the stores and positions of `models` to the watermarks `highs`.
+fn restore(
+    shared: &Shared,
+    admin: &dyn SystemAdmin,
+    models: &[TaskModel],
+    highs: &[Vec<u64>],
+) -> Result<Vec<RestoredTask>, End> {
+    let no_memory = DiskMemory::new(1 << 20, 1 << 20);
+    let restore = Restore {
+        job: &shared.job,
+        incarnation: shared.incarnation,
+        admin,
+        state: shared.state.clone(),
+        memory: shared.memory.as_ref().unwrap_or(&no_memory),
+        chunk_bytes: shared.budget.restore / u64::from(shared.job.containers.threads.max(1)),
+        board: &shared.board,
+        clock: &shared.clock,
+    };
+    restore.all(models, highs)
 }
 
 /// The system of checkpoints; changelogs must be there too, for one transaction to hold both.
