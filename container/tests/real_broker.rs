@@ -199,15 +199,20 @@ fn sleepers_wake_up_fenced(name: &str, new_slot: &str) {
         job.feed(fed, 1_000);
         fed += 1_000;
         let pause = [("SAMZA_TEST_PAUSE_AT", phase)];
-        let old = Container::start(&job, &master, seq + 2, &format!("old-{phase}"), &pause);
+        let mut old = Container::start(&job, &master, seq + 2, &format!("old-{phase}"), &pause);
         old.wait_until_stopped();
         let new = Container::start(&job, &master, seq + 3, "state", &[("SAMZA_SLOT", new_slot)]);
         master.wait(&new, "running", is_running);
         job.wait_for_outputs(fed);
         old.signal(Signal::CONT);
-        // Past its start order it learns of its fate when it has something to commit.
-        job.feed(fed, 20);
-        fed += 20;
+        // Past its start order it learns of its fate when it has something to commit: what comes after it has read
+        // where the new one is.
+        let woken = Instant::now();
+        while !old.is_over() && woken.elapsed() < PATIENCE {
+            job.feed(fed, 20);
+            fed += 20;
+            std::thread::sleep(Duration::from_millis(100));
+        }
         let log = old.log.clone();
         let code = old.exit_code();
         let log = std::fs::read_to_string(log).unwrap_or_default();
