@@ -148,7 +148,8 @@ mod tests {
             let _ = raw(&bytes).as_deref().map(edit);
             for line in [text, parts.concat()] {
                 let message = serde_json::json!({ "raw": &line }).to_string();
-                prop_assert_eq!(raw(message.as_bytes()).as_deref(), Some(line.as_str()));
+                let read = raw(message.as_bytes());
+                prop_assert_eq!(read.as_deref(), Some(line.as_str()));
                 if let Some(edit) = edit(&line) {
                     prop_assert!(line.contains(edit.title) && line.contains(edit.user) && !edit.user.is_empty());
                 }
