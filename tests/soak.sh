@@ -4,6 +4,8 @@
 set -euo pipefail
 export SAMZA_SOAK_MINUTES=${SAMZA_SOAK_MINUTES:-30}
 end=$((SECONDS + SAMZA_SOAK_MINUTES * 60))
+# Once: a gigabyte of state under a tenth of that in memory.
+cargo test --quiet -p tests --test e2e_memory -- --ignored --nocapture
 # Once: the crate that `samza new` makes, built anew as a user would.
 cargo test --quiet -p client --test new_job -- --ignored --nocapture
 round=0

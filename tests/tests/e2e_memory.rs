@@ -12,6 +12,7 @@ const LIMIT: usize = 96 * MIB;
 const PAD: usize = 4096;
 
 #[test]
+#[ignore = "a gigabyte of state takes minutes; make soak runs it"]
 fn a_job_whose_state_is_ten_times_its_memory_is_slow_but_exact_and_is_not_killed() {
     let brokers = Brokers::shared();
     let topics = Topics::on(brokers);
@@ -33,7 +34,7 @@ fn a_job_whose_state_is_ten_times_its_memory_is_slow_but_exact_and_is_not_killed
     }
     cluster.submit(&job);
     let before = cluster.wait_running(&job);
-    let all = Duration::from_secs(120);
+    let all = Duration::from_secs(600);
     let messages = u64::try_from(sent.values().sum::<i64>()).expect("counts are positive");
     cluster.wait("all of it processed", all, |cluster| {
         let processed = slot_of(&cluster.all_running(&job)?, 0).status.processed;
