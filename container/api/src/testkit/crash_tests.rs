@@ -68,7 +68,7 @@ impl StreamTask for Tally {
 #[derive(Debug, Clone)]
 enum Step {
     Send { key: u8, value: &'static str },
-    Step,
+    Once,
     Run,
     Advance(u64),
     Commit,
@@ -79,7 +79,7 @@ fn step() -> impl Strategy<Value = Step> {
     let value = prop_oneof![6 => Just("x"), 1 => Just("delete"), 2 => Just("timer"), 1 => Just("commit")];
     prop_oneof![
         8 => (0..6u8, value).prop_map(|(key, value)| Step::Send { key, value }),
-        6 => Just(Step::Step),
+        6 => Just(Step::Once),
         2 => Just(Step::Run),
         2 => (0..2_500u64).prop_map(Step::Advance),
         2 => Just(Step::Commit),
@@ -103,7 +103,7 @@ fn outcome(steps: &[Step], delivery: Delivery, shuffle: Option<u64>, crashes: bo
     for step in steps {
         match step {
             Step::Send { key, value } => kit.send("kafka.in", Some(&format!("k{key}")), value),
-            Step::Step => {
+            Step::Once => {
                 kit.step();
             }
             Step::Run => kit.run(),
