@@ -9,4 +9,6 @@ if ! command -v cargo-deny > /dev/null; then
   echo "cargo-deny: building $version once into $tools" >&2
   env -u CARGO_TARGET_DIR cargo install cargo-deny --version "$version" --locked --quiet --no-default-features --root "$tools" >&2
 fi
+# It looks at every crate of Cargo.lock, those of other platforms too, and with --offline it fetches none.
+cargo fetch --locked --quiet
 exec cargo-deny "$@"
