@@ -31,6 +31,8 @@ pub(crate) struct Consumer {
     sources: Vec<TopicPartition>,
     /// The place of each partition in `sources`, by librdkafka's topic handle.
     places: HashMap<(usize, i32), usize>,
+    /// The partition of the last message and its place: most come from where the one before came from.
+    last: Option<((usize, i32), usize)>,
     pointers: Vec<*mut rd::rd_kafka_message_t>,
 }
 
@@ -55,7 +57,8 @@ impl Consumer {
         if queue.is_null() {
             return Err(SystemError::Fatal("a consumer needs a group.id".into()));
         }
-        Ok(Consumer { queue, client, sources: Vec::new(), places: HashMap::new(), pointers: Vec::new() })
+        let (sources, places, pointers) = (Vec::new(), HashMap::new(), Vec::new());
+        Ok(Consumer { queue, client, sources, places, last: None, pointers })
     }
 
     /// A list of `partitions` with their offsets, for one call; librdkafka copies what it keeps.
@@ -130,6 +133,7 @@ impl Consumer {
     /// Reads these partitions from these offsets (as librdkafka numbers them) and no others.
     pub(crate) fn assign(&mut self, partitions: &[(TopicPartition, i64)]) -> Result<(), SystemError> {
         self.places.clear();
+        self.last = None;
         self.sources = partitions.iter().map(|(partition, _)| partition.clone()).collect();
         let mut list = partitions.iter().map(|(partition, offset)| (partition, *offset));
         // SAFETY: the handle and the list are alive; librdkafka copies it.
@@ -229,13 +233,21 @@ impl Consumer {
     /// The message's place in the assignment.
     fn place_of(&mut self, raw: &rd::rd_kafka_message_t) -> Option<usize> {
         let key = (raw.rkt as usize, raw.partition);
-        if let Some(place) = self.places.get(&key) {
-            return Some(*place);
+        if let Some((_, place)) = self.last.filter(|(last, _)| *last == key) {
+            return Some(place);
         }
-        // SAFETY: a message of a partition has a topic handle.
-        let topic = rust_text(unsafe { rd::rd_kafka_topic_name(raw.rkt) });
-        let place = self.sources.iter().position(|of| of.partition == raw.partition && of.topic == topic)?;
-        self.places.insert(key, place);
+        let place = match self.places.get(&key) {
+            Some(place) => *place,
+            None => {
+                // SAFETY: a message of a partition has a topic handle.
+                let topic = rust_text(unsafe { rd::rd_kafka_topic_name(raw.rkt) });
+                let is = |of: &TopicPartition| of.partition == raw.partition && of.topic == topic;
+                let place = self.sources.iter().position(is)?;
+                self.places.insert(key, place);
+                place
+            }
+        };
+        self.last = Some((key, place));
         Some(place)
     }
 

@@ -21,10 +21,14 @@ use crate::peers::{self, STREAMS, Span, Streams, StreamsRun};
 
 const KEYS: u64 = 10_000;
 const VALUE: usize = 100;
-/// Messages that may be under way while the highest rate is looked for.
+/// Messages that may be under way while the highest rate is looked for: at most so many, and at first, when it is not
+/// known how slow the job is, few.
 const UNDER_WAY: u64 = 100_000;
+const UNDER_WAY_AT_FIRST: u64 = 1_000;
 /// How long the highest rate is looked for; the first half is for warming up.
 const SEARCH: Duration = Duration::from_secs(8);
+/// Fewer outputs tell no rate.
+const FEW: u64 = 1_000;
 /// How long latency is measured, after a while at the same rate.
 const MEASURE: Duration = Duration::from_secs(8);
 const SETTLE: Duration = Duration::from_secs(2);
@@ -65,7 +69,7 @@ pub fn measure(
             topics.create(&output, PARTITIONS);
             Line { brokers, input, output, divisor }
         };
-        let theirs = streams(&mut jvm, &line("streams"), commit_ms, exactly_once)?;
+        let theirs = streams(&mut jvm, &line("streams"), commit_ms, exactly_once);
         let mine = our_job(&ours, &line("ours"), commit_ms, exactly_once)?;
         report(figures, name, mine, theirs)?;
         peers::delete_topics(brokers, &format!("{PREFIX}.*"))?;
@@ -99,18 +103,24 @@ fn streams(jvm: &mut Streams, line: &Line, commit_ms: u64, exactly_once: bool) -
     measured
 }
 
-fn report(figures: &mut Figures, name: &str, mut mine: Latencies, mut theirs: Latencies) -> Result<()> {
+/// The peer may not hold any rate with commits so close to each other: it is left out then.
+fn report(
+    figures: &mut Figures,
+    name: &str,
+    mut mine: Latencies,
+    mut theirs: Result<Latencies>,
+) -> Result<()> {
     for (suffix, p) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999)] {
-        let [mine, theirs] = [&mut mine, &mut theirs].map(|side| percentile(&mut side.ms, p));
-        figures.add(Figure::new(format!("{name}-{suffix}"), mine, "ms").beside(STREAMS, theirs))?;
+        let mut figure = Figure::new(format!("{name}-{suffix}"), percentile(&mut mine.ms, p), "ms");
+        if let Ok(theirs) = &mut theirs {
+            figure = figure.beside(STREAMS, percentile(&mut theirs.ms, p));
+        }
+        figures.add(figure)?;
     }
-    figures.note(format!(
-        "{name}: at {:.0} messages/s of at most {:.0}; {STREAMS} at {:.0} of {:.0}",
-        mine.highest / 2.0,
-        mine.highest,
-        theirs.highest / 2.0,
-        theirs.highest
-    ));
+    let rates =
+        |of: &Latencies| format!("at {:.0} messages/s of at most {:.0}", of.highest / 2.0, of.highest);
+    let theirs = theirs.as_ref().map_or_else(|error| format!("failed: {error}"), rates);
+    figures.note(format!("{name}: {}; {STREAMS} {theirs}", rates(&mine)));
     Ok(())
 }
 
@@ -142,10 +152,11 @@ impl Line {
         let search = SEARCH / self.divisor;
         let begun = Instant::now();
         let (mut half_way, mut received) = (None, 0);
-        while begun.elapsed() < search {
+        while begun.elapsed() < search || half_way.is_none_or(|(_, before)| received < before + FEW) {
+            ensure!(begun.elapsed() < LIMIT, "{received} outputs came while the highest rate was looked for");
             received = reader.shared.received.load(Ordering::Relaxed);
-            if sender.sent - received < UNDER_WAY {
-                sender.send(sender.now(), 500)?;
+            if sender.sent - received < UNDER_WAY.min(UNDER_WAY_AT_FIRST + received) {
+                sender.send(sender.now(), 100)?;
             } else {
                 sleep(TICK);
             }
@@ -160,9 +171,8 @@ impl Line {
 
         let (settle, measure) = (SETTLE / self.divisor, MEASURE / self.divisor);
         sender.pace(highest / 2.0, settle)?;
-        reader.shared.measures.store(true, Ordering::Relaxed);
+        reader.shared.measured_from.store(nanos(sender.now()), Ordering::Relaxed);
         sender.pace(highest / 2.0, measure)?;
-        reader.shared.measures.store(false, Ordering::Relaxed);
         reader.shared.wait_for(sender.sent)?;
         let ms = reader.finish()?;
         ensure!(!ms.is_empty(), "nothing was measured");
@@ -229,11 +239,10 @@ fn nanos(time: Duration) -> u64 {
 }
 
 /// What the reader tells.
-#[derive(Default)]
 struct Shared {
     received: AtomicU64,
-    /// Latencies are kept.
-    measures: AtomicBool,
+    /// The latencies of what should be sent from then on are kept.
+    measured_from: AtomicU64,
     over: AtomicBool,
 }
 
@@ -258,7 +267,11 @@ struct Reader {
 
 impl Reader {
     fn start(line: &Line, epoch: Instant) -> Result<Reader> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            received: AtomicU64::new(0),
+            measured_from: AtomicU64::new(u64::MAX),
+            over: AtomicBool::new(false),
+        });
         let mut consumer = KafkaConsumer::new(&line.brokers.bootstrap, "bench", &BTreeMap::new())?;
         let partition = |partition| TopicPartition { topic: line.output.clone(), partition };
         consumer.assign(&(0..PARTITIONS).map(|n| (partition(n), StartAt::Oldest)).collect::<Vec<_>>())?;
@@ -268,14 +281,12 @@ impl Reader {
             while !told.over.load(Ordering::Relaxed) {
                 consumer.poll(Duration::from_millis(50), &mut |messages| {
                     let now = nanos(epoch.elapsed());
-                    if told.measures.load(Ordering::Relaxed) {
-                        ms.extend(messages.iter().filter_map(|message| {
-                            let sent: [u8; 8] = message.value?.get(..8)?.try_into().ok()?;
-                            #[expect(clippy::cast_precision_loss)] // some seconds
-                            let waited = now.saturating_sub(u64::from_be_bytes(sent)) as f64;
-                            Some(waited / 1e6)
-                        }));
-                    }
+                    let from = told.measured_from.load(Ordering::Relaxed);
+                    ms.extend(messages.iter().filter_map(|message| {
+                        let sent = u64::from_be_bytes(message.value?.get(..8)?.try_into().ok()?);
+                        #[expect(clippy::cast_precision_loss)] // some seconds
+                        (sent >= from).then(|| now.saturating_sub(sent) as f64 / 1e6)
+                    }));
                     told.received.fetch_add(messages.len() as u64, Ordering::Relaxed);
                     Ok(())
                 })?;

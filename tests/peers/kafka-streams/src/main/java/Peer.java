@@ -15,6 +15,7 @@
 import com.sun.management.OperatingSystemMXBean;
 import java.io.BufferedReader;
 import java.io.File;
+import java.io.IOException;
 import java.io.InputStreamReader;
 import java.lang.management.ManagementFactory;
 import java.nio.file.Files;
@@ -22,7 +23,9 @@ import java.nio.file.Path;
 import java.time.Duration;
 import java.util.Comparator;
 import java.util.Properties;
+import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.LinkedBlockingQueue;
 import java.util.stream.Stream;
 import org.apache.kafka.clients.consumer.ConsumerConfig;
 import org.apache.kafka.clients.producer.ProducerConfig;
@@ -46,6 +49,7 @@ import org.apache.kafka.streams.state.KeyValueStore;
 import org.apache.kafka.streams.state.Stores;
 
 public final class Peer implements StateRestoreListener {
+    private static final String NO_MORE = "";
     private static final OperatingSystemMXBean SYSTEM =
         (OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean();
 
@@ -169,7 +173,7 @@ public final class Peer implements StateRestoreListener {
         return builder;
     }
 
-    private void run(String bootstrap, BufferedReader orders) throws Exception {
+    private void run(String bootstrap, BlockingQueue<String> orders) throws Exception {
         Path state = Files.createTempDirectory("kafka-streams-peer");
         Properties settings = new Properties();
         settings.put(StreamsConfig.APPLICATION_ID_CONFIG, application);
@@ -199,7 +203,7 @@ public final class Peer implements StateRestoreListener {
         });
         streams.start();
         if (mode.equals("forward")) {
-            orders.readLine();
+            orders.take();
         } else {
             over.await();
         }
@@ -214,9 +218,26 @@ public final class Peer implements StateRestoreListener {
             System.err.println("usage: Peer BOOTSTRAP, with runs on stdin");
             System.exit(2);
         }
-        BufferedReader orders = new BufferedReader(new InputStreamReader(System.in));
-        for (String line = orders.readLine(); line != null; line = orders.readLine()) {
+        BlockingQueue<String> orders = new LinkedBlockingQueue<>();
+        Thread reader = new Thread(() -> read(orders));
+        reader.setDaemon(true);
+        reader.start();
+        for (String line = orders.take(); !line.equals(NO_MORE); line = orders.take()) {
             new Peer(line.split(" ")).run(args[0], orders);
         }
+    }
+
+    // Who gives orders may die in the middle of a run, and the brokers with it.
+    private static void read(BlockingQueue<String> orders) {
+        try (BufferedReader lines = new BufferedReader(new InputStreamReader(System.in))) {
+            for (String line = lines.readLine(); line != null; line = lines.readLine()) {
+                orders.add(line);
+            }
+            orders.add(NO_MORE);
+            Thread.sleep(30_000);
+        } catch (IOException | InterruptedException error) {
+            error.printStackTrace();
+        }
+        Runtime.getRuntime().halt(1);
     }
 }
