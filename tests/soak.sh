@@ -15,6 +15,6 @@ while [ $SECONDS -lt $end ]; do
   SIM_SEEDS=${SIM_SEEDS:-20000} cargo test --quiet -p tests --test sim
   cargo test --quiet -p tests --test e2e_recovery --test e2e_fencing -- --test-threads 1
   # Crashes at every named point, broken brokers and disks; it tells how often each point was hit.
-  cargo test --quiet -p samza --test real_broker -- --nocapture
+  cargo test --quiet -p samza --test real_broker -- --nocapture --include-ignored
 done
 echo "soak: $round rounds, no failure"
