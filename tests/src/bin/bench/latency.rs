@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ::tests::{Brokers, Topics};
 use anyhow::{Context, Result, anyhow, ensure};
 use kafka::{KafkaConsumer, KafkaProducer};
-use task_api::system::{StartAt, SystemConsumer, SystemProducer, TopicPartition};
+use task_api::system::{Offset, StartAt, SystemConsumer, SystemProducer, TopicPartition};
 
 use crate::cases::Selection;
 use crate::cpu::PARTITIONS;
@@ -274,7 +274,9 @@ impl Reader {
         });
         let mut consumer = KafkaConsumer::new(&line.brokers.bootstrap, "bench", &BTreeMap::new())?;
         let partition = |partition| TopicPartition { topic: line.output.clone(), partition };
-        consumer.assign(&(0..PARTITIONS).map(|n| (partition(n), StartAt::Oldest)).collect::<Vec<_>>())?;
+        // Asks nothing of a leader that may not know yet that it is one.
+        let beginning = || StartAt::At(Offset("0".into()));
+        consumer.assign(&(0..PARTITIONS).map(|n| (partition(n), beginning())).collect::<Vec<_>>())?;
         let told = Arc::clone(&shared);
         let thread = std::thread::Builder::new().spawn(move || {
             let mut ms = Vec::new();
