@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use task_api::dead_letter::after_refusal;
 use task_api::metrics::{Counter, MetricsRegistry};
 use task_api::system::{SystemError, SystemProducer, TopicHandle, TransactionalProducer};
 use task_api::{MessageCollector, OutgoingMessage, TaskResult};
 use tracing::warn;
-use types::{Delivery, JobSpec, OnError, SystemStream};
+use types::{Delivery, JobSpec, SystemStream};
 
 use crate::systems::{Systems, home};
 
@@ -183,34 +184,13 @@ impl Outputs {
         }
     }
 
-    /// A system refused this one message: what follows is up to `[errors] send`.
+    /// A system refused this one message.
     fn refused(&mut self, message: &OutgoingMessage<'_>, why: &str) -> Result<(), SystemError> {
-        let errors = &self.job.errors;
-        let letter = match (errors.send, &errors.dead_letter) {
-            (OnError::Fail, _) | (OnError::DeadLetter, None) => {
-                return Err(SystemError::Refused(why.to_owned()));
-            }
-            (OnError::Skip, _) => None,
-            // A dead letter that is refused as well is only counted.
-            (OnError::DeadLetter, Some(stream)) => (stream != message.stream).then(|| stream.clone()),
-        };
+        let job = Arc::clone(&self.job);
+        let (policy, dead_letters) = (job.errors.send, job.errors.dead_letter.as_deref());
+        after_refusal(message, why, policy, dead_letters, &mut |letter| self.send_output(letter))?;
         warn!("an output to {} is left out, as [errors] send says: {why}", message.stream);
         self.refused.inc();
-        let Some(stream) = letter else { return Ok(()) };
-        let headers = [
-            ("samza.stage", b"send".as_slice()),
-            ("samza.error", why.as_bytes()),
-            ("samza.stream", message.stream.as_bytes()),
-        ];
-        // Most are refused for their size: without the value they fit.
-        for value in [message.value, None] {
-            let letter =
-                OutgoingMessage { headers: &headers, ..OutgoingMessage::new(&stream, message.key, value) };
-            match self.send_output(&letter) {
-                Err(SystemError::Refused(_)) => {}
-                sent => return sent,
-            }
-        }
         Ok(())
     }
 }

@@ -151,7 +151,7 @@ impl<T: StreamTask> Engine<T> {
             }
             self.report(now, false);
             let took = self.take_held()?;
-            if self.full.get() || self.work.coordinator.is_set() {
+            if self.hands().must_commit() {
                 continue;
             }
             // Only now: what a commit held up for a moment is no reason to throw away what is fetched.
@@ -430,7 +430,7 @@ impl<T: StreamTask> Hands<'_, T> {
                 self.work.failed = Some(end);
                 return Err(SystemError::Fatal("the task failed".into()));
             }
-            if taken == before || self.full.get() || self.work.coordinator.is_set() {
+            if taken == before || self.must_commit() {
                 break;
             }
         }

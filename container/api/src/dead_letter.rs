@@ -1,9 +1,9 @@
 //! What failed, as the dead-letter stream gets it: key and value as they were, where and why in headers.
 
-use types::TaskName;
+use types::{OnError, TaskName};
 
 use crate::serde::DecodeError;
-use crate::system::Header;
+use crate::system::{Header, SystemError};
 use crate::task::{MessageCollector, OutgoingMessage, OwnedMessage, TaskError, TaskResult};
 
 /// The stages of job.toml's `[errors]` at which a task fails.
@@ -94,4 +94,43 @@ impl DeadLetter {
             ..OutgoingMessage::new(stream, self.key.as_deref(), self.value.as_deref())
         })
     }
+}
+
+/// An output of a task was refused by its system, for `why`: what follows is up to `[errors] send` and its dead-letter
+/// stream, if there is one. A letter goes out through `send`; one that is refused as well is left out.
+///
+/// # Errors
+/// The policy forgives no refusal, or `send` met an error that is none.
+pub fn after_refusal(
+    message: &OutgoingMessage<'_>,
+    why: &str,
+    policy: OnError,
+    dead_letters: Option<&str>,
+    send: &mut dyn FnMut(&OutgoingMessage<'_>) -> Result<(), SystemError>,
+) -> Result<(), SystemError> {
+    let stream = match (policy, dead_letters) {
+        (OnError::Fail, _) | (OnError::DeadLetter, None) => {
+            return Err(SystemError::Refused(why.to_owned()));
+        }
+        (OnError::Skip, _) => return Ok(()),
+        (OnError::DeadLetter, Some(stream)) => stream,
+    };
+    if stream == message.stream {
+        return Ok(());
+    }
+    let headers = [
+        ("samza.stage", b"send".as_slice()),
+        ("samza.error", why.as_bytes()),
+        ("samza.stream", message.stream.as_bytes()),
+    ];
+    // Most are refused for their size: without the value they fit.
+    for value in [message.value, None] {
+        let letter =
+            OutgoingMessage { headers: &headers, ..OutgoingMessage::new(stream, message.key, value) };
+        match send(&letter) {
+            Err(SystemError::Refused(_)) => {}
+            sent => return sent,
+        }
+    }
+    Ok(())
 }

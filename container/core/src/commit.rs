@@ -20,14 +20,14 @@ pub enum Due {
 /// The steps of a commit. Their order is what makes state exact: see [`steps`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CommitStep {
-    /// Wait until every output is acknowledged.
-    FlushOutputs,
     /// Open the transaction, unless outputs have.
     Begin,
     /// Send dirty rows to the changelogs, sorted by key.
     DrainCaches,
     /// Send the checkpoints.
     Checkpoints,
+    /// Wait until every output is acknowledged.
+    FlushOutputs,
     /// Wait for the acknowledgements, then read the changelogs' high watermarks: everything of this transaction is
     /// below them, and nobody else's can be unless this commit fails.
     ChangelogEnds,
@@ -42,12 +42,12 @@ pub enum CommitStep {
 pub fn steps(delivery: Delivery, flush: Flush) -> Vec<CommitStep> {
     use CommitStep::{Begin, ChangelogEnds, Checkpoints, Commit, DrainCaches, FlushOutputs, FlushStores};
     let mut steps = Vec::with_capacity(7);
+    steps.extend([Begin, DrainCaches, Checkpoints]);
     match delivery {
-        // An output must be safe before the position that caused it is.
+        // An output must be safe before the position that caused it is. The rows are on their way meanwhile.
         Delivery::AtLeastOnce => steps.push(FlushOutputs),
         Delivery::ExactlyOnce => {}
     }
-    steps.extend([Begin, DrainCaches, Checkpoints]);
     // Rows that need not be durable yet need no position: until then they are read again after a crash.
     if flush == Flush::Durable {
         steps.push(ChangelogEnds);
@@ -222,7 +222,7 @@ mod tests {
                 let steps = steps(delivery, how);
                 let at = |step| steps.iter().position(|s| *s == step);
                 assert_eq!(at(CommitStep::FlushOutputs).is_some(), delivery == Delivery::AtLeastOnce);
-                assert!(at(CommitStep::FlushOutputs) < at(CommitStep::Begin));
+                assert!(at(CommitStep::FlushOutputs) < at(CommitStep::Commit));
                 assert!(at(CommitStep::Begin) < at(CommitStep::DrainCaches));
                 assert!(at(CommitStep::DrainCaches) < at(CommitStep::Checkpoints));
                 assert!(at(CommitStep::Checkpoints) < at(CommitStep::Commit));

@@ -107,6 +107,8 @@ impl Tally {
     /// a restore into an empty one brings.
     pub fn finish(&mut self, state: &str) {
         let mut last = self.start(state, &[]);
+        // All may be committed already: before it runs, a signal would end it as it ends any program.
+        self.master.wait(&last, "running", is_running);
         self.await_checkpoints(&mut last);
         last.signal(Signal::TERM);
         assert_eq!(last.exit_code(), 0);

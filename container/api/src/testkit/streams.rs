@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use types::{OffsetDefault, OnError, SystemStream};
 
+use crate::dead_letter::after_refusal;
 use crate::murmur2_partition;
 use crate::serde::{DecodeError, Serde};
 use crate::system::SystemError;
@@ -329,30 +330,12 @@ impl Stream {
 }
 
 impl Streams {
-    /// A stream refused this one message: what follows is up to `[errors] send`.
-    fn refuse(&mut self, message: &OutgoingMessage<'_>, why: String) -> Result<(), SystemError> {
-        let letter = match (self.on_refused, &self.dead_letters) {
-            (OnError::Fail, _) | (OnError::DeadLetter, None) => return Err(SystemError::Refused(why)),
-            (OnError::Skip, _) => None,
-            // A dead letter that is refused as well is only counted.
-            (OnError::DeadLetter, Some(stream)) => (stream != message.stream).then(|| stream.clone()),
-        };
+    /// A stream refused this one message.
+    fn refused(&mut self, message: &OutgoingMessage<'_>, why: &str) -> Result<(), SystemError> {
+        let (policy, dead_letters) = (self.on_refused, self.dead_letters.clone());
+        let mut send = |letter: &OutgoingMessage<'_>| self.send_output(letter);
+        after_refusal(message, why, policy, dead_letters.as_deref(), &mut send)?;
         self.refused += 1;
-        let Some(stream) = letter else { return Ok(()) };
-        let headers = [
-            ("samza.stage", b"send".as_slice()),
-            ("samza.error", why.as_bytes()),
-            ("samza.stream", message.stream.as_bytes()),
-        ];
-        // Most are refused for their size: without the value they fit.
-        for value in [message.value, None] {
-            let letter =
-                OutgoingMessage { headers: &headers, ..OutgoingMessage::new(&stream, message.key, value) };
-            match self.send_output(&letter) {
-                Err(SystemError::Refused(_)) => {}
-                sent => return sent,
-            }
-        }
         Ok(())
     }
 }
@@ -360,7 +343,7 @@ impl Streams {
 impl MessageCollector for Streams {
     fn send(&mut self, message: OutgoingMessage<'_>) -> TaskResult {
         let sent = match self.send_output(&message) {
-            Err(SystemError::Refused(why)) => self.refuse(&message, why),
+            Err(SystemError::Refused(why)) => self.refused(&message, &why),
             sent => sent,
         };
         sent.map_err(|error| {
