@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex};
 
 use task_api::metrics::MetricsRegistry;
 use task_api::{
-    AsyncStreamTask, DecodeError, IncomingMessageEnvelope, MessageBatch, MessageCollector, OutgoingMessage,
+    AsyncStreamTask, DecodeError, InOrder, IncomingMessageEnvelope, MessageBatch, MessageCollector, OutgoingMessage,
     OwnedMessage, Reply, StreamTask, TaskContext, TaskCoordinator, TaskResult, Timers,
 };
 use types::{ContainerModel, JobSpec, JobTopics, SystemStream, SystemStreamPartition, TaskModel};
 
-use crate::asynchronous::Waiting;
+use crate::asynchronous::OnRuntime;
 use crate::board::Board;
 use crate::clock::Clock;
 use crate::container::run_threads;
@@ -437,7 +437,7 @@ fn calls_wait_side_by_side_and_their_replies_are_taken_in_order() {
     let now = Arc::new(AtomicU64::new(0));
     let factory = move || {
         let task = Slow { teller: teller(), most: Arc::clone(&seen), now: Arc::clone(&now) };
-        Waiting::new(task, handle.clone())
+        InOrder::new(task, OnRuntime::new(handle.clone()))
     };
     Life::new(&broker, &job, model(1, &["in"], &[]), state.path()).live(factory).expect("it ends in order");
     assert_eq!(told(&story), ["0", "1", "3", "4", "5", "6", "7"]);

@@ -32,6 +32,8 @@ const LONGEST_POLL_MS: u64 = 100;
 const IN_FLIGHT_POLL_MS: u64 = 2;
 /// How often the board is written.
 const REPORT_MS: u64 = 200;
+/// How often systems are told what is committed.
+const TELL_MS: u64 = 1_000;
 
 /// One store of a task.
 pub(crate) struct TaskStore {
@@ -84,8 +86,6 @@ pub(crate) struct Engine<T> {
     pub(crate) schedule: Schedule,
     /// `task.window`.
     pub(crate) window_ms: Option<u64>,
-    /// Set by a store whose cache is full: a commit must come before the next message.
-    pub(crate) full: Rc<Cell<bool>>,
     pub(crate) failures: Failures,
     pub(crate) meters: ThreadMeters,
     pub(crate) work: Work,
@@ -94,6 +94,8 @@ pub(crate) struct Engine<T> {
 /// What a thread has at hand.
 #[derive(Default)]
 pub(crate) struct Work {
+    /// Set by a store whose cache is full: a commit must come before the next message.
+    pub(crate) full: Rc<Cell<bool>>,
     coordinator: TaskCoordinator,
     pub(crate) commit_requested: bool,
     /// Why a task's method made the thread end; told to systems as an error of theirs.
@@ -105,7 +107,21 @@ pub(crate) struct Work {
     pub(crate) commits: u64,
     next_window: Timestamp,
     next_report: Timestamp,
+    /// Something was committed since systems were told.
+    pub(crate) untold: bool,
+    next_tell: Timestamp,
     next_warning: Timestamp,
+}
+
+impl Work {
+    pub(crate) fn new(full: Rc<Cell<bool>>) -> Work {
+        Work { full, ..Work::default() }
+    }
+
+    /// Whether a commit must come before the next message.
+    fn must_commit(&self) -> bool {
+        self.full.get() || self.coordinator.is_set()
+    }
 }
 
 impl<T: StreamTask> Engine<T> {
@@ -151,7 +167,7 @@ impl<T: StreamTask> Engine<T> {
             }
             self.report(now, false);
             let took = self.take_held()?;
-            if self.hands().must_commit() {
+            if self.work.must_commit() {
                 continue;
             }
             // Only now: what a commit held up for a moment is no reason to throw away what is fetched.
@@ -201,7 +217,6 @@ impl<T: StreamTask> Engine<T> {
                 outputs: &mut self.outputs,
                 work: &mut self.work,
                 failures: &self.failures,
-                full: &self.full,
             };
             match consumer.poll(timeout, &mut |messages| hands.take(messages, sources, readers_of)) {
                 Ok(_) => {}
@@ -229,16 +244,15 @@ impl<T: StreamTask> Engine<T> {
         let mut any = false;
         for reader in &mut self.inputs.readers {
             for source in reader.sources.iter_mut().filter(|source| !source.held.is_empty()) {
+                if self.work.must_commit() {
+                    return Ok(true);
+                }
                 let mut hands = Hands {
                     tasks: &mut self.tasks,
                     outputs: &mut self.outputs,
                     work: &mut self.work,
                     failures: &self.failures,
-                    full: &self.full,
                 };
-                if hands.must_commit() {
-                    return Ok(true);
-                }
                 let held = std::mem::take(&mut source.held);
                 let taken = hands.give(source, &held.messages());
                 source.held = held;
@@ -278,7 +292,7 @@ impl<T: StreamTask> Engine<T> {
                 if let Err(error) = done {
                     self.failures.judge(&task.name, &Failed::Timer(&key, due), error, &mut self.outputs)?;
                 }
-                if self.full.get() {
+                if self.work.full.get() {
                     return Ok(());
                 }
             }
@@ -330,7 +344,7 @@ impl<T: StreamTask> Engine<T> {
         let stopping = over || self.board.is_stopping();
         let mut pending = Pending {
             anything: self.work.processed > 0 || self.outputs.sent > 0,
-            cache_full: self.full.get(),
+            cache_full: self.work.full.get(),
             requested: self.work.commit_requested,
             stopping,
             ..Pending::default()
@@ -351,6 +365,10 @@ impl<T: StreamTask> Engine<T> {
             return;
         }
         self.work.next_report = now.plus(REPORT_MS);
+        if self.work.untold && (at_once || now >= self.work.next_tell) {
+            (self.work.untold, self.work.next_tell) = (false, now.plus(TELL_MS));
+            self.inputs.tell_committed();
+        }
         self.board.add(std::mem::take(&mut self.work.unreported), std::mem::take(&mut self.work.commits));
         for (at, task) in self.tasks.iter().enumerate() {
             let lag = self.inputs.lag(at);
@@ -385,15 +403,9 @@ struct Hands<'e, T> {
     outputs: &'e mut Outputs,
     work: &'e mut Work,
     failures: &'e Failures,
-    full: &'e Cell<bool>,
 }
 
 impl<T: StreamTask> Hands<'_, T> {
-    /// Whether a commit must come before the next message.
-    fn must_commit(&self) -> bool {
-        self.full.get() || self.work.coordinator.is_set()
-    }
-
     /// Gives every run of one partition to its tasks; what they do not take, or may not yet, is held.
     fn take(
         &mut self,
@@ -405,7 +417,7 @@ impl<T: StreamTask> Hands<'_, T> {
             for at in &readers_of[run[0].source] {
                 let source = &mut sources[*at];
                 let run = &run[..source.before_end(run)];
-                let may = source.held.is_empty() && !self.must_commit();
+                let may = source.held.is_empty() && !self.work.must_commit();
                 let taken = if may { self.give(source, run)? } else { 0 };
                 source.held.add(&run[taken..]);
             }
@@ -416,7 +428,11 @@ impl<T: StreamTask> Hands<'_, T> {
     /// Gives a run to its task; returns how much it took.
     fn give(&mut self, source: &mut Source, run: &[Message<'_>]) -> Result<usize, SystemError> {
         let task = &mut self.tasks[source.task];
-        let mut batch = MessageBatch::new(&source.partition, run, self.full);
+        for store in &task.stores {
+            store.store.borrow_mut().look_ahead(run.iter().filter_map(|message| message.key));
+        }
+        let full = Rc::clone(&self.work.full);
+        let mut batch = MessageBatch::new(&source.partition, run, &full);
         loop {
             let before = batch.taken();
             let Err(error) = task.code.process_batch(&mut batch, self.outputs, &mut self.work.coordinator)
@@ -430,7 +446,7 @@ impl<T: StreamTask> Hands<'_, T> {
                 self.work.failed = Some(end);
                 return Err(SystemError::Fatal("the task failed".into()));
             }
-            if taken == before || self.must_commit() {
+            if taken == before || self.work.must_commit() {
                 break;
             }
         }

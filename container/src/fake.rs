@@ -238,7 +238,7 @@ impl System for FakeSystem {
     fn admin(&self) -> Arc<dyn SystemAdmin> {
         Arc::new(self.clone())
     }
-    fn consumer(&self, _: &str) -> Result<Box<dyn SystemConsumer>, SystemError> {
+    fn consumer(&self, _: &str, _: &str) -> Result<Box<dyn SystemConsumer>, SystemError> {
         let system = self.clone();
         Ok(Box::new(FakeConsumer {
             system,

@@ -144,6 +144,22 @@ impl Inputs {
         Ok(())
     }
 
+    /// Tells systems what is committed.
+    pub(crate) fn tell_committed(&mut self) {
+        for Reader { consumer, sources, readers_of, .. } in &mut self.readers {
+            // Of the tasks that read a broadcast partition the one furthest behind counts.
+            let committed = |of: &Vec<usize>| of.iter().map(|at| sources[*at].committed).min().flatten();
+            let positions: Vec<(usize, u64)> = readers_of
+                .iter()
+                .enumerate()
+                .filter_map(|(place, of)| Some((place, committed(of)? + 1)))
+                .collect();
+            if !positions.is_empty() {
+                consumer.tell_positions(&positions);
+            }
+        }
+    }
+
     /// Messages between a task and the ends of its inputs; none if not all are known.
     pub(crate) fn lag(&self, task: usize) -> Option<u64> {
         let of_reader = |reader: &Reader| -> Option<u64> {
@@ -196,7 +212,7 @@ pub(crate) fn open(
         let system =
             systems.get(name).ok_or_else(|| End::Failed(format!("no system `{name}` in job.toml")))?;
         look_at_topics(&*system.admin(), &mut inputs, models, checkpoints)?;
-        readers.extend(assign(&**system, client_id, inputs, models)?);
+        readers.extend(assign(&**system, (client_id, &job.job.to_string()), inputs, models)?);
     }
     Ok(Inputs::new(readers))
 }
@@ -268,7 +284,7 @@ fn after_loss(task: &TaskName, input: &Opening<'_>, offset: &Offset, what: &str)
 
 fn assign(
     system: &dyn System,
-    client_id: &str,
+    (client_id, group): (&str, &str),
     inputs: Vec<Opening<'_>>,
     models: &[TaskModel],
 ) -> Result<Vec<Reader>, End> {
@@ -311,7 +327,7 @@ fn assign(
     }
     all.into_iter()
         .map(|Assigning { partitions, sources, readers_of }| {
-            let mut consumer = system.consumer(client_id)?;
+            let mut consumer = system.consumer(client_id, group)?;
             consumer.assign(&partitions)?;
             let paused = vec![false; partitions.len()];
             Ok(Reader { consumer, sources, readers_of, paused })

@@ -79,5 +79,5 @@ pub fn run_async<A: AsyncStreamTask, F: Fn() -> A + Send + Sync + 'static>(facto
     // A machine that cannot start two threads runs nothing.
     let runtime = threads.expect("tokio starts");
     let handle = runtime.handle().clone();
-    run(move || asynchronous::Waiting::new(factory(), handle.clone()))
+    run(move || InOrder::new(factory(), asynchronous::OnRuntime::new(handle.clone())))
 }

@@ -14,11 +14,11 @@ use crate::restore::SIDE_BY_SIDE;
 pub(crate) trait System: Send + Sync {
     /// Questions and orders, shared by all threads.
     fn admin(&self) -> Arc<dyn SystemAdmin>;
-    /// A reader named `client_id`.
+    /// A reader named `client_id` whose positions are shown as those of `group`.
     ///
     /// # Errors
     /// A setting in job.toml is wrong.
-    fn consumer(&self, client_id: &str) -> Result<Box<dyn SystemConsumer>, SystemError>;
+    fn consumer(&self, client_id: &str, group: &str) -> Result<Box<dyn SystemConsumer>, SystemError>;
     /// A writer outside transactions.
     ///
     /// # Errors
@@ -83,8 +83,8 @@ impl System for Kafka {
     fn admin(&self) -> Arc<dyn SystemAdmin> {
         Arc::clone(&self.admin) as Arc<dyn SystemAdmin>
     }
-    fn consumer(&self, client_id: &str) -> Result<Box<dyn SystemConsumer>, SystemError> {
-        Ok(Box::new(KafkaConsumer::new(&self.spec.bootstrap, client_id, &self.spec.consumer)?))
+    fn consumer(&self, client_id: &str, group: &str) -> Result<Box<dyn SystemConsumer>, SystemError> {
+        Ok(Box::new(KafkaConsumer::new(&self.spec.bootstrap, client_id, group, &self.spec.consumer)?))
     }
     fn producer(&self, client_id: &str) -> Result<Box<dyn SystemProducer>, SystemError> {
         Ok(Box::new(KafkaProducer::idempotent(&self.spec.bootstrap, client_id, &self.spec.producer)?))

@@ -131,10 +131,9 @@ fn start<T: StreamTask>(
         task_clock: desk.clock.clone(),
         schedule,
         window_ms: job.task.window_ms,
-        full: Rc::clone(&desk.full),
         failures: Failures::new(job.errors.clone(), &metrics_of),
         meters: ThreadMeters::new(&shared.metrics, thread),
-        work: Work::default(),
+        work: Work::new(Rc::clone(&desk.full)),
     };
     for (task, model) in engine.tasks.iter_mut().zip(models) {
         desk.init(task, model)?;

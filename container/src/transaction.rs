@@ -148,10 +148,11 @@ fn committed<T: StreamTask>(engine: &mut Engine<T>) {
     for store in engine.tasks.iter().flat_map(|task| &task.stores) {
         store.store.borrow_mut().committed();
     }
-    engine.full.set(false);
+    engine.work.full.set(false);
     engine.work.commit_requested = false;
     engine.work.processed = 0;
     engine.work.commits += 1;
+    engine.work.untold = true;
 }
 
 /// Writes clean rows of stores with changelogs, and offsets rows if the ends are known.

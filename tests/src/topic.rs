@@ -6,6 +6,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use kafka::{KafkaAdmin, KafkaProducer};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::topic_partition_list::TopicPartitionListElem;
+use rdkafka::{ClientConfig, TopicPartitionList};
 use task_api::system::{Isolation, NewTopic, SystemAdmin, SystemProducer, TopicPartition};
 
 use crate::brokers::{Brokers, repository};
@@ -99,6 +102,21 @@ impl Topics {
         let all: Vec<_> = self.partition_list(topic);
         let watermarks = self.admin.watermarks(&all).unwrap_or_else(|e| panic!("watermarks of {topic}: {e}"));
         watermarks.iter().map(|w| w.high).collect()
+    }
+
+    /// The offsets that the consumer group `group` has committed, by partition of `topic`, as tools that show lag read
+    /// them; 0 where there is none.
+    #[must_use]
+    pub fn committed(&self, group: &str, topic: &str) -> Vec<u64> {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.bootstrap).set("group.id", group);
+        let consumer: BaseConsumer = config.create().expect("a consumer");
+        let mut asked = TopicPartitionList::new();
+        asked.add_partition_range(topic, 0, self.partitions(topic) - 1);
+        let found = consumer.committed_offsets(asked, Duration::from_secs(30));
+        let found = found.unwrap_or_else(|e| panic!("committed offsets of {group}: {e}"));
+        let offset = |of: &TopicPartitionListElem<'_>| of.offset().to_raw().and_then(|raw| raw.try_into().ok());
+        found.elements().iter().map(|of| offset(of).unwrap_or(0)).collect()
     }
 
     fn partition_list(&self, topic: &str) -> Vec<TopicPartition> {

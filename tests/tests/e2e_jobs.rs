@@ -35,6 +35,12 @@ fn job_runs_and_output_is_exact() {
         feed::assert_exact(&topics, &job.output, &sent);
         cluster.stop(&job);
         feed::assert_exact(&topics, &job.output, &sent);
+        let group = format!("{}-1", job.name);
+        let ends = topics.ends(&job.inputs[0]);
+        cluster.wait("no lag for tools", SOON, |_| {
+            let told = topics.committed(&group, &job.inputs[0]);
+            check(told == ends, || format!("{told:?} of {ends:?}"))
+        });
     }
 }
 

@@ -1,10 +1,14 @@
 //! Tasks that wait for something outside: lookups, calls to services. Several messages are in flight at once, and what
 //! they come to is applied in the order of the messages, so that state stays exact.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 
-use crate::task::{MessageCollector, OwnedMessage, TaskContext, TaskCoordinator, TaskError, TaskResult};
+use crate::task::{
+    FailedMessage, IncomingMessageEnvelope, MessageBatch, MessageCollector, OwnedMessage, StreamTask,
+    TaskContext, TaskCoordinator, TaskError, TaskResult,
+};
 
 /// What is waited for.
 pub type Reply<R> = Pin<Box<dyn Future<Output = Result<R, TaskError>> + Send>>;
@@ -61,5 +65,105 @@ pub trait AsyncStreamTask: 'static {
     /// Any error is logged and makes the exit code non-zero.
     fn close(&mut self) -> TaskResult {
         Ok(())
+    }
+}
+
+/// Where calls run; for runtimes.
+pub trait Calls<R>: 'static {
+    /// Starts a call.
+    fn start(&mut self, reply: Reply<R>);
+    /// Takes what the oldest call came to: if it is done, or, with `wait`, when it is. None if there is no such call.
+    fn next(&mut self, wait: bool) -> Option<Result<R, TaskError>>;
+}
+
+/// Runs an [`AsyncStreamTask`] as a [`StreamTask`]: calls wait side by side, their replies are taken in order. For
+/// runtimes.
+#[derive(Debug)]
+pub struct InOrder<A, C> {
+    task: A,
+    calls: C,
+    /// Of the calls, in their order.
+    messages: VecDeque<OwnedMessage>,
+    /// How many calls may be in flight.
+    concurrency: usize,
+}
+
+impl<A: AsyncStreamTask, C: Calls<A::Reply>> InOrder<A, C> {
+    /// `task` with its calls on `calls`.
+    pub fn new(task: A, calls: C) -> InOrder<A, C> {
+        InOrder { task, calls, messages: VecDeque::new(), concurrency: 1 }
+    }
+
+    fn call(&mut self, envelope: &IncomingMessageEnvelope<'_>) {
+        let message = OwnedMessage::of(envelope);
+        self.calls.start(self.task.call(&message));
+        self.messages.push_back(message);
+    }
+}
+
+impl<A: AsyncStreamTask, C: Calls<A::Reply>> StreamTask for InOrder<A, C> {
+    fn init(&mut self, context: &mut TaskContext) -> TaskResult {
+        self.concurrency = context.concurrency.max(1) as usize;
+        self.task.init(context)
+    }
+
+    fn process(
+        &mut self,
+        envelope: &IncomingMessageEnvelope<'_>,
+        collector: &mut dyn MessageCollector,
+        coordinator: &mut TaskCoordinator,
+    ) -> TaskResult {
+        self.call(envelope);
+        self.complete(true, collector, coordinator)
+    }
+
+    fn process_batch(
+        &mut self,
+        batch: &mut MessageBatch<'_>,
+        collector: &mut dyn MessageCollector,
+        coordinator: &mut TaskCoordinator,
+    ) -> TaskResult {
+        loop {
+            while self.messages.len() < self.concurrency {
+                let Some(envelope) = batch.next() else { break };
+                self.call(&envelope);
+            }
+            let before = self.messages.len();
+            self.complete(false, collector, coordinator)?;
+            // Going round only pays while replies are there already.
+            if self.messages.len() == before || batch.rest().is_empty() || coordinator.is_set() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.messages.len()
+    }
+
+    fn complete(
+        &mut self,
+        all: bool,
+        collector: &mut dyn MessageCollector,
+        coordinator: &mut TaskCoordinator,
+    ) -> TaskResult {
+        while let Some(reply) = self.calls.next(all) {
+            let Some(message) = self.messages.pop_front() else { break };
+            let done = reply.and_then(|reply| self.task.process(&message, reply, collector, coordinator));
+            done.map_err(|cause| FailedMessage { message, cause })?;
+        }
+        Ok(())
+    }
+
+    fn window(
+        &mut self,
+        collector: &mut dyn MessageCollector,
+        coordinator: &mut TaskCoordinator,
+    ) -> TaskResult {
+        self.task.window(collector, coordinator)
+    }
+
+    fn close(&mut self) -> TaskResult {
+        self.task.close()
     }
 }

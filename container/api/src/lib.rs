@@ -15,7 +15,7 @@ mod task;
 pub mod testkit;
 pub mod timers;
 
-pub use async_task::{AsyncStreamTask, Reply};
+pub use async_task::{AsyncStreamTask, Calls, InOrder, Reply};
 pub use metrics::TaskMetrics;
 pub use murmur2::murmur2_partition;
 pub use serde::{BytesSerde, DecodeError, F64Serde, I64Serde, JsonSerde, OrderedI64, Serde, StringSerde};

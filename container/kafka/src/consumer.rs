@@ -23,13 +23,15 @@ pub struct KafkaConsumer {
 const ENDS_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl KafkaConsumer {
-    /// A consumer named `client_id` at the broker; `config` are extra librdkafka settings.
+    /// A consumer named `client_id` at the broker, which tells its positions as those of the consumer group `group`
+    /// (it never joins it); `config` are extra librdkafka settings.
     ///
     /// # Errors
     /// A setting is unknown or wrong; an unreachable broker shows in `assign`.
     pub fn new(
         bootstrap: &str,
         client_id: &str,
+        group: &str,
         config: &BTreeMap<String, String>,
     ) -> Result<Self, SystemError> {
         let ours = [
@@ -41,8 +43,7 @@ impl KafkaConsumer {
         let fixed = [
             ("bootstrap.servers", bootstrap),
             ("client.id", client_id),
-            // The client insists on a group, although nothing here joins one.
-            ("group.id", client_id),
+            ("group.id", group),
             ("enable.auto.commit", "false"),
             ("enable.auto.offset.store", "false"),
             ("isolation.level", "read_committed"),
@@ -125,6 +126,10 @@ impl SystemConsumer for KafkaConsumer {
 
     fn resume(&mut self, sources: &[usize]) -> Result<(), SystemError> {
         self.native.pause(sources, true)
+    }
+
+    fn tell_positions(&mut self, positions: &[(usize, u64)]) {
+        self.native.commit_offsets(positions);
     }
 
     fn caught_up_at(&self, source: usize) -> Option<u64> {

@@ -70,7 +70,7 @@ fn what_is_sent_is_consumed_in_order_and_lag_is_known() {
     producer.flush(SOON).expect("flushed");
 
     let mut consumer =
-        KafkaConsumer::new(&bootstrap(), "test", &BTreeMap::new()).expect("settings are right");
+        KafkaConsumer::new(&bootstrap(), "test", "test", &BTreeMap::new()).expect("settings are right");
     consumer.assign(&[(to, StartAt::Oldest)]).expect("assigned");
     let (mut next, mut last) = (0, None);
     let started = Instant::now();
@@ -242,7 +242,7 @@ fn an_unreachable_broker_is_retriable_and_named() {
 /// A consumer of `partitions` from `start` on.
 fn consumer(partitions: &[(&TopicPartition, StartAt)]) -> KafkaConsumer {
     let mut consumer =
-        KafkaConsumer::new(&bootstrap(), "reader", &BTreeMap::new()).expect("settings are right");
+        KafkaConsumer::new(&bootstrap(), "reader", "reader", &BTreeMap::new()).expect("settings are right");
     let list: Vec<_> = partitions.iter().map(|(at, start)| ((*at).clone(), start.clone())).collect();
     consumer.assign(&list).expect("assigned");
     consumer

@@ -41,7 +41,7 @@ impl System for Jsonl {
     fn admin(&self) -> Arc<dyn SystemAdmin> {
         Arc::new(FileAdmin { home: Arc::clone(&self.home), files: Arc::clone(&self.files) })
     }
-    fn consumer(&self, _: &str) -> Result<Box<dyn SystemConsumer>, SystemError> {
+    fn consumer(&self, _: &str, _: &str) -> Result<Box<dyn SystemConsumer>, SystemError> {
         Ok(Box::new(FileConsumer::new(&self.files, &self.tally)))
     }
     fn producer(&self, _: &str) -> Result<Box<dyn SystemProducer>, SystemError> {

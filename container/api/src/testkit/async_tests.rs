@@ -83,7 +83,7 @@ impl AsyncStreamTask for LookUp {
     }
 }
 
-fn kit(messages: &[&str]) -> TestKit<InPlace<LookUp>> {
+fn kit(messages: &[&str]) -> TestKit<InPlaceTask<LookUp>> {
     let mut kit =
         TestKit::new_async(LookUp::default).input("kafka.in", 1).commit_every(Duration::MAX).concurrency(3);
     messages.iter().for_each(|message| kit.send("kafka.in", None, message));

@@ -1,35 +1,26 @@
-//! Asynchronous tasks without a runtime: their futures are polled in place.
+//! The calls of asynchronous tasks without a runtime: their futures are polled in place.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-use crate::async_task::{AsyncStreamTask, Reply};
-use crate::task::{
-    FailedMessage, IncomingMessageEnvelope, MessageBatch, MessageCollector, OwnedMessage, StreamTask,
-    TaskContext, TaskCoordinator, TaskError, TaskResult,
-};
+use crate::async_task::{AsyncStreamTask, Calls, InOrder, Reply};
+use crate::task::TaskError;
+
+/// An [`AsyncStreamTask`] in the test kit.
+pub type InPlaceTask<A> = InOrder<A, InPlace<<A as AsyncStreamTask>::Reply>>;
 
 /// How often a future that only wakes itself is polled before it counts as stuck.
 const PATIENCE: u32 = 100_000;
 
-/// A reply that nothing will ever bring about here.
+/// Of a call that nothing will ever bring to an end here.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the reply to message {offset} of {stream} never becomes ready: the test kit has no runtime, so that a call must \
-     return a future that is ready or wakes itself (give the task a stand-in for what it calls)"
+    "its reply never becomes ready: the test kit has no runtime, so that a call must return a future that is ready or \
+     wakes itself (give the task a stand-in for what it calls)"
 )]
-struct Stuck {
-    offset: u64,
-    stream: String,
-}
-
-struct Call<R> {
-    message: OwnedMessage,
-    reply: Reply<R>,
-    done: Option<Result<R, TaskError>>,
-}
+struct Stuck;
 
 #[derive(Default)]
 struct Woken(AtomicBool);
@@ -40,17 +31,20 @@ impl Wake for Woken {
     }
 }
 
-/// Runs an [`AsyncStreamTask`] as a [`StreamTask`].
-pub struct InPlace<T: AsyncStreamTask> {
-    task: T,
-    concurrency: usize,
-    calls: VecDeque<Call<T::Reply>>,
+enum Call<R> {
+    Waits(Reply<R>),
+    Done(Result<R, TaskError>),
+}
+
+/// Calls of one task.
+pub struct InPlace<R> {
+    calls: VecDeque<Call<R>>,
     woken: Arc<Woken>,
 }
 
-impl<T: AsyncStreamTask> InPlace<T> {
-    pub(super) fn new(task: T) -> InPlace<T> {
-        InPlace { task, concurrency: 1, calls: VecDeque::new(), woken: Arc::default() }
+impl<R> InPlace<R> {
+    pub(super) fn new() -> InPlace<R> {
+        InPlace { calls: VecDeque::new(), woken: Arc::default() }
     }
 
     /// Polls every call that is not done; returns whether that may have changed anything.
@@ -59,95 +53,37 @@ impl<T: AsyncStreamTask> InPlace<T> {
         let waker = Waker::from(Arc::clone(&self.woken));
         let mut context = Context::from_waker(&waker);
         let mut any = false;
-        for call in self.calls.iter_mut().filter(|call| call.done.is_none()) {
-            if let Poll::Ready(reply) = call.reply.as_mut().poll(&mut context) {
-                call.done = Some(reply);
+        for call in &mut self.calls {
+            if let Call::Waits(reply) = call
+                && let Poll::Ready(reply) = reply.as_mut().poll(&mut context)
+            {
+                *call = Call::Done(reply);
                 any = true;
             }
         }
         any || self.woken.0.load(Ordering::Relaxed)
     }
-
-    /// Has the task process what is done, in the order of the messages.
-    fn take_done(
-        &mut self,
-        collector: &mut dyn MessageCollector,
-        coordinator: &mut TaskCoordinator,
-    ) -> TaskResult {
-        while let Some(reply) = self.calls.front_mut().and_then(|call| call.done.take()) {
-            let Some(Call { message, .. }) = self.calls.pop_front() else { break };
-            let processed =
-                reply.and_then(|reply| self.task.process(&message, reply, collector, coordinator));
-            processed.map_err(|cause| FailedMessage { message, cause })?;
-        }
-        Ok(())
-    }
 }
 
-impl<T: AsyncStreamTask> StreamTask for InPlace<T> {
-    fn init(&mut self, context: &mut TaskContext) -> TaskResult {
-        self.concurrency = context.concurrency.max(1) as usize;
-        self.task.init(context)
+impl<R: 'static> Calls<R> for InPlace<R> {
+    fn start(&mut self, reply: Reply<R>) {
+        self.calls.push_back(Call::Waits(reply));
     }
 
-    fn process(
-        &mut self,
-        envelope: &IncomingMessageEnvelope<'_>,
-        _: &mut dyn MessageCollector,
-        _: &mut TaskCoordinator,
-    ) -> TaskResult {
-        let message = OwnedMessage::of(envelope);
-        let reply = self.task.call(&message);
-        self.calls.push_back(Call { message, reply, done: None });
-        Ok(())
-    }
-
-    fn process_batch(
-        &mut self,
-        batch: &mut MessageBatch<'_>,
-        collector: &mut dyn MessageCollector,
-        coordinator: &mut TaskCoordinator,
-    ) -> TaskResult {
-        while self.calls.len() < self.concurrency {
-            let Some(envelope) = batch.next() else { break };
-            self.process(&envelope, collector, coordinator)?;
-        }
-        Ok(())
-    }
-
-    fn window(
-        &mut self,
-        collector: &mut dyn MessageCollector,
-        coordinator: &mut TaskCoordinator,
-    ) -> TaskResult {
-        self.task.window(collector, coordinator)
-    }
-
-    fn in_flight(&self) -> usize {
-        self.calls.len()
-    }
-
-    fn complete(
-        &mut self,
-        all: bool,
-        collector: &mut dyn MessageCollector,
-        coordinator: &mut TaskCoordinator,
-    ) -> TaskResult {
+    fn next(&mut self, wait: bool) -> Option<Result<R, TaskError>> {
         for _ in 0..PATIENCE {
             let changed = self.poll();
-            self.take_done(collector, coordinator)?;
-            if !all || self.calls.is_empty() {
-                return Ok(());
+            match self.calls.pop_front()? {
+                Call::Done(reply) => return Some(reply),
+                waits => self.calls.push_front(waits),
+            }
+            if !wait {
+                return None;
             }
             if !changed {
                 break;
             }
         }
-        let Some(call) = self.calls.front() else { return Ok(()) };
-        Err(Stuck { offset: call.message.offset, stream: call.message.source.stream.to_string() }.into())
-    }
-
-    fn close(&mut self) -> TaskResult {
-        self.task.close()
+        self.calls.pop_front().map(|_| Err(Stuck.into()))
     }
 }

@@ -13,7 +13,7 @@ use crate::metrics::MetricsRegistry;
 use crate::store::{RawStore, StoreError};
 use crate::system::{Message, SystemError};
 use crate::task::{
-    FailedMessage, MessageBatch, OwnedMessage, StreamTask, TaskContext, TaskCoordinator, TaskError,
+    FailedMessage, IncomingMessageEnvelope, MessageBatch, OwnedMessage, StreamTask, TaskContext, TaskCoordinator, TaskError,
 };
 use crate::timers::Timers;
 
@@ -229,11 +229,11 @@ impl<T: StreamTask> Life<T> {
             let before = batch.taken();
             let done = code.process_batch(&mut batch, &mut w.streams, &mut self.coordinator);
             let Err(cause) = done else { break };
-            let Some(last) = messages[..batch.taken()].last() else {
-                return Err(Failure::of(&w.tasks[*n].name, "process_batch", cause));
-            };
-            let (what, cause) = of_message(cause, || OwnedMessage::of(&batch.envelope(last)));
-            leave_out(w, *n, &what, cause)?;
+            let last = messages[..batch.taken()].last();
+            match of_message(cause, last.map(|last| batch.envelope(last))) {
+                Ok((message, cause)) => leave_out(w, *n, &What::Message(message), cause)?,
+                Err(cause) => return Err(Failure::of(&w.tasks[*n].name, "process_batch", cause)),
+            }
             if batch.taken() == before || full.get() || self.coordinator.is_set() {
                 break;
             }
@@ -284,8 +284,8 @@ impl<T: StreamTask> Life<T> {
             while code.in_flight() > 0 {
                 let done = code.complete(all, &mut w.streams, &mut self.coordinator);
                 let Err(cause) = done else { break };
-                match cause.downcast::<FailedMessage>() {
-                    Ok(failed) => leave_out(w, n, &What::Message(failed.message), failed.cause)?,
+                match of_message(cause, None) {
+                    Ok((message, cause)) => leave_out(w, n, &What::Message(message), cause)?,
                     Err(cause) => return Err(Failure::of(&w.tasks[n].name, "completion", cause)),
                 }
             }
@@ -397,11 +397,15 @@ enum What {
     Timer(Vec<u8>, u64),
 }
 
-/// The message that an error is of: the one that it names, or else the one taken last.
-fn of_message(cause: TaskError, last: impl FnOnce() -> OwnedMessage) -> (What, TaskError) {
-    match cause.downcast::<FailedMessage>() {
-        Ok(failed) => (What::Message(failed.message), failed.cause),
-        Err(cause) => (What::Message(last()), cause),
+/// The message that an error is of: the one that it names, or else the one taken last; of none, the error itself.
+fn of_message(
+    cause: TaskError,
+    last: Option<IncomingMessageEnvelope<'_>>,
+) -> Result<(OwnedMessage, TaskError), TaskError> {
+    match (cause.downcast::<FailedMessage>(), last) {
+        (Ok(failed), _) => Ok((failed.message, failed.cause)),
+        (Err(cause), Some(last)) => Ok((OwnedMessage::of(&last), cause)),
+        (Err(cause), None) => Err(cause),
     }
 }
 

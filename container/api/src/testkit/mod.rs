@@ -85,7 +85,7 @@ pub use types::{
     Delivery, ErrorsSpec, Grouper, OffsetDefault, OnError, OnLargeValue, StoreKind, StoreSpec, StreamSpec,
 };
 
-pub use self::in_place::InPlace;
+pub use self::in_place::{InPlace, InPlaceTask};
 pub use self::life::Failure;
 use self::life::Life;
 pub use self::settings::START_UNIX_MS;

@@ -8,21 +8,21 @@ use types::{
     RestartSpec, Spread, TIMERS_STORE, TaskSpec,
 };
 
-use super::in_place::InPlace;
+use super::in_place::{InPlace, InPlaceTask};
 use super::world::World;
 use super::{Delivery, ErrorsSpec, Grouper, OnError, StoreSpec, StreamSpec, TestKit, millis};
-use crate::async_task::AsyncStreamTask;
+use crate::async_task::{AsyncStreamTask, InOrder};
 use crate::task::StreamTask;
 
 /// When virtual time begins, unless told: 2026-01-01, 00:00 UTC.
 pub const START_UNIX_MS: u64 = 1_767_225_600_000;
 
-impl<T: AsyncStreamTask> TestKit<InPlace<T>> {
+impl<T: AsyncStreamTask> TestKit<InPlaceTask<T>> {
     /// A job of asynchronous tasks. Their futures are polled in place, by turns: one that needs a runtime to become
     /// ready is an error when it is waited for.
     #[must_use]
-    pub fn new_async(factory: impl Fn() -> T + 'static) -> TestKit<InPlace<T>> {
-        TestKit::new(move || InPlace::new(factory()))
+    pub fn new_async(factory: impl Fn() -> T + 'static) -> TestKit<InPlaceTask<T>> {
+        TestKit::new(move || InOrder::new(factory(), InPlace::new()))
     }
 
     /// How many messages of a task may be in flight (`[task] concurrency`); 16 unless told.

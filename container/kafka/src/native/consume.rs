@@ -106,6 +106,21 @@ impl Consumer {
         self.checked(code)
     }
 
+    /// Sends offsets of sources to the group's coordinator, without waiting for what becomes of it.
+    pub(crate) fn commit_offsets(&self, offsets: &[(usize, u64)]) {
+        let mut of = offsets.iter().filter_map(|(at, offset)| {
+            Some((self.sources.get(*at)?, i64::try_from(*offset).unwrap_or(i64::MAX)))
+        });
+        let sent = Self::with_list(&mut of, |list| {
+            // SAFETY: the handle and the list are alive; librdkafka copies it.
+            unsafe { rd::rd_kafka_commit(self.client.rk, list, 1) }
+        });
+        match sent.and_then(|code| self.checked(code)) {
+            Ok(()) => {}
+            Err(error) => tracing::debug!(%error, "positions are not told to the consumer group"),
+        }
+    }
+
     /// The offset of the first message of `unix_ms` or later; none if there is no such message.
     pub(crate) fn offset_at(
         &self,

@@ -107,7 +107,7 @@ fn drain(consumer: &mut dyn SystemConsumer) -> Result<(Taken, Offset), SystemErr
 }
 
 fn consume(stage: &Stage, start: StartAt) -> Result<(Taken, Offset), SystemError> {
-    let mut consumer = stage.system.consumer("me").expect("a consumer");
+    let mut consumer = stage.system.consumer("me", "job-1").expect("a consumer");
     consumer.assign(&[(at("in.jsonl", 0), start)])?;
     drain(&mut *consumer)
 }
@@ -144,7 +144,7 @@ fn reading_may_begin_at_a_time() {
 fn a_line_that_is_no_message_is_told_with_its_number_once_those_before_it_are_read() {
     let stage = Stage::new();
     stage.write("in.jsonl", "1\n2\n{\"a\": oops}\n4\n");
-    let mut consumer = stage.system.consumer("me").expect("a consumer");
+    let mut consumer = stage.system.consumer("me", "job-1").expect("a consumer");
     consumer.assign(&[(at("in.jsonl", 0), StartAt::At(Offset("2".into())))]).expect("assigned");
     let mut taken = 0;
     let mut poll = || {
@@ -172,7 +172,7 @@ fn sources_are_paused_and_resumed_each_for_itself() {
         stage.system.admin().describe(&["in.jsonl".to_owned(), "none".to_owned()]).expect("described");
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].partitions.len(), 2);
-    let mut consumer = stage.system.consumer("me").expect("a consumer");
+    let mut consumer = stage.system.consumer("me", "job-1").expect("a consumer");
     let both: Vec<_> = (0..2).map(|n| (at("in.jsonl", n), StartAt::Oldest)).collect();
     consumer.assign(&both).expect("assigned");
     consumer.pause(&[0]).expect("paused");

@@ -272,7 +272,7 @@ impl Reader {
             measured_from: AtomicU64::new(u64::MAX),
             over: AtomicBool::new(false),
         });
-        let mut consumer = KafkaConsumer::new(&line.brokers.bootstrap, "bench", &BTreeMap::new())?;
+        let mut consumer = KafkaConsumer::new(&line.brokers.bootstrap, "bench", "bench", &BTreeMap::new())?;
         let partition = |partition| TopicPartition { topic: line.output.clone(), partition };
         // Asks nothing of a leader that may not know yet that it is one.
         let beginning = || StartAt::At(Offset("0".into()));

@@ -33,7 +33,7 @@ impl Arrivals {
     /// Begins to read what comes to `topic` from now on.
     pub fn watch(brokers: &Brokers, topic: &str, partitions: i32) -> Result<Arrivals> {
         let from = |partition| (TopicPartition { topic: topic.to_owned(), partition }, StartAt::Newest);
-        let mut consumer = KafkaConsumer::new(&brokers.bootstrap, "bench", &BTreeMap::new())?;
+        let mut consumer = KafkaConsumer::new(&brokers.bootstrap, "bench", "bench", &BTreeMap::new())?;
         consumer.assign(&(0..partitions).map(from).collect::<Vec<_>>())?;
         let arrivals = Arc::new(Mutex::new(Vec::new()));
         let shared = Arc::downgrade(&arrivals);

@@ -45,7 +45,7 @@ impl Watcher {
         std::thread::Builder::new()
             .spawn(move || {
                 let mut consumer =
-                    KafkaConsumer::new(&bootstrap, "demo", &BTreeMap::new()).expect("a consumer");
+                    KafkaConsumer::new(&bootstrap, "demo", "demo", &BTreeMap::new()).expect("a consumer");
                 consumer.assign(&partitions).expect("a topic that exists");
                 loop {
                     let read = consumer.poll(Duration::from_millis(100), &mut |messages| {
