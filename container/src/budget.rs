@@ -45,11 +45,16 @@ impl Budget {
         ]
     }
 
+    /// What is left of `limit` when every container's own costs are paid, but for a quarter: that is for the task's own
+    /// data, for what allocators waste and, above all, for the page cache. A container whose heap fills its limit reads
+    /// its files, and its own code, again and again.
+    fn usable(limit: u64) -> u64 {
+        limit.saturating_sub(BASE).max(limit / 4) / 4 * 3
+    }
+
     /// Shares out `limit` among `threads` task threads; `stateful` if there are stores.
     pub(crate) fn new(limit: u64, threads: u32, stateful: bool) -> Budget {
-        // The rest stays for code, threads, the task's own data, what allocators waste and, above all, the page cache:
-        // a container whose heap fills its limit reads its files again for every row.
-        let usable = limit / 8 * 5;
+        let usable = Self::usable(limit);
         let parts = |n: u64| usable / 16 * n;
         let (kafka, state) = if stateful { (2, 1) } else { (6, 0) };
         let threads = u64::from(threads.max(1));
@@ -67,6 +72,8 @@ impl Budget {
     }
 }
 
+/// Code, threads, clients of Kafka and databases, whatever the limit.
+const BASE: u64 = 40 * MIB;
 /// What librdkafka spends on a message that it holds, besides the message.
 const PER_FETCHED_MESSAGE: u64 = 400;
 const PER_UNSENT_MESSAGE: u64 = 256;
@@ -112,11 +119,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_parts_fit_into_five_eighths_of_the_limit() {
-        for limit in [64 * MIB, 512 * MIB, 16 << 30] {
+    fn the_parts_leave_room_for_the_rest() {
+        for limit in [32 * MIB, 64 * MIB, 512 * MIB, 16 << 30] {
             for (threads, stateful) in [(1, true), (8, true), (1, false)] {
                 let b = Budget::new(limit, threads, stateful);
-                assert!(b.caches + b.blocks + b.memtables + b.fetched + b.unsent <= limit / 8 * 5, "{b}");
+                assert!(b.caches + b.blocks + b.memtables + b.fetched + b.unsent <= limit / 4 * 3, "{b}");
                 assert!(b.restore <= b.caches.max(MIB));
                 assert_eq!(b.caches > 0, stateful);
             }

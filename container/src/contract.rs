@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use task_api::metrics::MetricsRegistry;
 use task_api::{
-    AsyncStreamTask, DecodeError, InOrder, IncomingMessageEnvelope, MessageBatch, MessageCollector, OutgoingMessage,
-    OwnedMessage, Reply, StreamTask, TaskContext, TaskCoordinator, TaskResult, Timers,
+    AsyncStreamTask, DecodeError, InOrder, IncomingMessageEnvelope, MessageBatch, MessageCollector,
+    OutgoingMessage, OwnedMessage, Reply, StreamTask, TaskContext, TaskCoordinator, TaskResult, Timers,
 };
 use types::{ContainerModel, JobSpec, JobTopics, SystemStream, SystemStreamPartition, TaskModel};
 

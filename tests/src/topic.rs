@@ -115,7 +115,8 @@ impl Topics {
         asked.add_partition_range(topic, 0, self.partitions(topic) - 1);
         let found = consumer.committed_offsets(asked, Duration::from_secs(30));
         let found = found.unwrap_or_else(|e| panic!("committed offsets of {group}: {e}"));
-        let offset = |of: &TopicPartitionListElem<'_>| of.offset().to_raw().and_then(|raw| raw.try_into().ok());
+        let offset =
+            |of: &TopicPartitionListElem<'_>| of.offset().to_raw().and_then(|raw| raw.try_into().ok());
         found.elements().iter().map(|of| offset(of).unwrap_or(0)).collect()
     }
 

@@ -16,6 +16,8 @@ use std::ops::{Bound, ControlFlow};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
+use super::order::{in_common, prefix};
+
 /// How much a cache may hold.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -212,7 +214,8 @@ impl Cache {
         let (mut looked, mut found) = (0, 0);
         for key in keys {
             // Nothing here waits for what the one before has found, so that their misses overlap.
-            let there = self.table.find(self.hasher.hash_one(key), |at| self.slots[*at as usize].key() == key);
+            let there =
+                self.table.find(self.hasher.hash_one(key), |at| self.slots[*at as usize].key() == key);
             looked += 1;
             found += usize::from(there.is_some());
         }
@@ -353,9 +356,10 @@ impl Cache {
         of: &[u32],
         mut visit: impl FnMut(Row<'a>) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        // Comparing the first eight bytes settles almost all pairs without following a pointer.
+        let keys = || of.iter().map(|at| slots[*at as usize].key());
+        let skip = in_common(keys());
         order.clear();
-        order.extend(of.iter().map(|at| (prefix(slots[*at as usize].key()), *at)));
+        order.extend(keys().map(|key| prefix(&key[skip..])).zip(of.iter().copied()));
         order.sort_unstable_by(|a, b| {
             a.0.cmp(&b.0).then_with(|| slots[a.1 as usize].key().cmp(slots[b.1 as usize].key()))
         });
@@ -445,12 +449,4 @@ impl Cache {
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
-}
-
-/// The first eight bytes of a key as a number that sorts as they do.
-pub(crate) fn prefix(key: &[u8]) -> u64 {
-    let mut bytes = [0; 8];
-    let n = key.len().min(8);
-    bytes[..n].copy_from_slice(&key[..n]);
-    u64::from_be_bytes(bytes)
 }

@@ -9,8 +9,9 @@ use std::cmp::Ordering;
 
 use task_api::store::StoreError;
 
-use super::cache::{Row, prefix};
+use super::cache::Row;
 use super::disk::TaskDisk;
+use super::order::{in_common, prefix};
 use super::ttl;
 use crate::points;
 
@@ -18,6 +19,7 @@ use crate::points;
 const ROWS_FOR_A_FILE: usize = if cfg!(test) { 8 } else { 4096 };
 
 struct Place {
+    /// Of its key, after what all keys of the chunk have in common: known when that is.
     prefix: u64,
     key: u32,
     key_len: u32,
@@ -26,10 +28,10 @@ struct Place {
 }
 
 impl Place {
-    /// Compares keys whose prefixes are equal. Those that are whole in them are not looked up: in a large chunk every
-    /// look misses the processor's caches.
-    fn cmp_rest<'b>(&self, other: &Place, key: impl Fn(&Place) -> &'b [u8]) -> Ordering {
-        if self.key_len <= 8 && other.key_len <= 8 {
+    /// Compares keys whose prefixes, which end after `whole` bytes, are equal. Those that are whole in them are not
+    /// looked up.
+    fn cmp_rest<'b>(&self, other: &Place, whole: u32, key: impl Fn(&Place) -> &'b [u8]) -> Ordering {
+        if self.key_len <= whole && other.key_len <= whole {
             // A prefix is filled up with zeros, so the longer one has more of them.
             self.key_len.cmp(&other.key_len)
         } else {
@@ -86,7 +88,7 @@ impl<'a> Fill<'a> {
         let at = len(&self.bytes)?;
         let value_len = value.map(len).transpose()?;
         self.grow(1 + key.len() + value.map_or(0, <[u8]>::len));
-        self.places.push(Place { prefix: prefix(key), key: at, key_len: len(key)?, value_len });
+        self.places.push(Place { prefix: 0, key: at, key_len: len(key)?, value_len });
         self.bytes.extend_from_slice(key);
         self.bytes.extend_from_slice(value.unwrap_or_default());
         if self.bytes.len() == at as usize {
@@ -126,15 +128,20 @@ impl<'a> Fill<'a> {
     fn write(&mut self) -> Result<(), StoreError> {
         let bytes = &self.bytes;
         let key = |p: &Place| &bytes[p.key as usize..(p.key + p.key_len) as usize];
+        let skip = in_common(self.places.iter().map(key));
+        for place in &mut self.places {
+            place.prefix = prefix(&key(place)[skip..]);
+        }
+        let whole = u32::try_from(skip + 8).unwrap_or(u32::MAX);
         // The place breaks ties, so that of one key the last in the log is the last.
         self.places.sort_unstable_by(|a, b| {
-            a.prefix.cmp(&b.prefix).then_with(|| a.cmp_rest(b, key)).then_with(|| a.key.cmp(&b.key))
+            a.prefix.cmp(&b.prefix).then_with(|| a.cmp_rest(b, whole, key)).then_with(|| a.key.cmp(&b.key))
         });
         let places = &self.places;
         let keep_tombstones = !self.into_empty;
         let rows = places.iter().enumerate().filter_map(|(i, place)| {
             let next = places.get(i + 1).filter(|next| next.prefix == place.prefix);
-            if next.is_some_and(|next| place.cmp_rest(next, key).is_eq()) {
+            if next.is_some_and(|next| place.cmp_rest(next, whole, key).is_eq()) {
                 return None;
             }
             let end = (place.key + place.key_len) as usize;

@@ -10,6 +10,7 @@ pub(crate) mod database;
 pub(crate) mod disk;
 pub(crate) mod fill;
 pub(crate) mod memory;
+mod order;
 pub(crate) mod rows;
 pub(crate) mod ttl;
 

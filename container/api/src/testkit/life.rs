@@ -13,7 +13,8 @@ use crate::metrics::MetricsRegistry;
 use crate::store::{RawStore, StoreError};
 use crate::system::{Message, SystemError};
 use crate::task::{
-    FailedMessage, IncomingMessageEnvelope, MessageBatch, OwnedMessage, StreamTask, TaskContext, TaskCoordinator, TaskError,
+    FailedMessage, IncomingMessageEnvelope, MessageBatch, OwnedMessage, StreamTask, TaskContext,
+    TaskCoordinator, TaskError,
 };
 use crate::timers::Timers;
 

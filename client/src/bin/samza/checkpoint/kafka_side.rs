@@ -188,7 +188,8 @@ impl<'a> Topics<'a> {
         let system = &self.spec.systems[&at.stream.system];
         let topic = self.spec.stream(&at.stream).topic;
         let mut consumer =
-            KafkaConsumer::new(&system.bootstrap, "samza-checkpoint", "samza-checkpoint", &system.consumer).map_err(failed)?;
+            KafkaConsumer::new(&system.bootstrap, "samza-checkpoint", "samza-checkpoint", &system.consumer)
+                .map_err(failed)?;
         let start = (TopicPartition { topic, partition: at.partition }, StartAt::Timestamp(unix_ms));
         consumer.assign(&[start]).map_err(failed)?;
         let offset = consumer.position_after(0, None);
