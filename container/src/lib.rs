@@ -60,6 +60,12 @@ mod scenarios;
 #[cfg(test)]
 mod tests;
 
+/// For Rust, and for the C and C++ that is linked: librdkafka makes each message on one thread and frees it on another,
+/// where glibc's heaps wait for each other's locks and keep what others need.
+#[cfg(feature = "allocator")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 pub use task_api::*;
 pub use types::{Delivery, JobId, SystemStream, SystemStreamPartition, TaskName};
 

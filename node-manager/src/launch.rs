@@ -146,9 +146,6 @@ impl Launcher {
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned());
         let mut env = BTreeMap::from([("PATH".to_owned(), path), ("HOME".to_owned(), text(work.clone()))]);
-        // glibc would keep a heap for each of many threads, and what is free in one serves no other: under a hard
-        // limit that is memory lost. Package.env may say otherwise.
-        env.insert("MALLOC_ARENA_MAX".into(), "2".into());
         env.extend(start.env.clone());
         let (role, attempt) = match start.role {
             Role::AppMaster { attempt } => ("app-master", attempt),

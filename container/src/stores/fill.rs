@@ -27,6 +27,8 @@ struct Place {
     value_len: Option<u32>,
 }
 
+const PLACE_BYTES: usize = std::mem::size_of::<Place>();
+
 impl Place {
     /// Compares keys whose prefixes, which end after `whole` bytes, are equal. Those that are whole in them are not
     /// looked up.
@@ -66,17 +68,13 @@ impl<'a> Fill<'a> {
         ttl: Option<(u64, u64)>,
         chunk_bytes: usize,
     ) -> Fill<'a> {
-        Fill {
-            disk,
-            store,
-            ttl,
-            chunk_bytes: chunk_bytes.clamp(1, 1 << 30),
-            bytes: Vec::new(),
-            places: Vec::new(),
-            into_empty: is_empty,
-            files: 0,
-            rows: 0,
-        }
+        let chunk_bytes = chunk_bytes.clamp(1, 1 << 30);
+        let (mut bytes, mut places) = (Vec::new(), Vec::<Place>::new());
+        // Room that is not used costs nothing but addresses, and growing would copy all there is again and again. Where
+        // not even that is to be had, they grow.
+        let _ = bytes.try_reserve_exact(chunk_bytes);
+        let _ = places.try_reserve_exact(chunk_bytes / PLACE_BYTES);
+        Fill { disk, store, ttl, chunk_bytes, bytes, places, into_empty: is_empty, files: 0, rows: 0 }
     }
 
     /// Takes the next row of the log.
@@ -85,9 +83,12 @@ impl<'a> Fill<'a> {
             u32::try_from(bytes.len()).map_err(|_| StoreError::Engine("a row is larger than 4 GiB".into()))
         };
         let value = value.filter(|stored| self.ttl.is_none_or(|(ttl, now)| !ttl::is_over(stored, ttl, now)));
+        let row_bytes = PLACE_BYTES + 1 + key.len() + value.map_or(0, <[u8]>::len);
+        if self.bytes.len() + self.places.len() * PLACE_BYTES + row_bytes > self.chunk_bytes {
+            self.write()?;
+        }
         let at = len(&self.bytes)?;
         let value_len = value.map(len).transpose()?;
-        self.grow(1 + key.len() + value.map_or(0, <[u8]>::len));
         self.places.push(Place { prefix: 0, key: at, key_len: len(key)?, value_len });
         self.bytes.extend_from_slice(key);
         self.bytes.extend_from_slice(value.unwrap_or_default());
@@ -96,20 +97,7 @@ impl<'a> Fill<'a> {
             self.bytes.push(0);
         }
         self.rows += 1;
-        if self.bytes.len() + self.places.len() * std::mem::size_of::<Place>() >= self.chunk_bytes {
-            self.write()?;
-        }
         Ok(())
-    }
-
-    /// Makes room for a row. Doubled as usual, the last step would go beyond the chunk's share.
-    fn grow(&mut self, row_bytes: usize) {
-        if self.places.len() == self.places.capacity() {
-            self.places.reserve_exact((self.places.len() / 4).max(256));
-        }
-        if self.bytes.len() + row_bytes > self.bytes.capacity() {
-            self.bytes.reserve_exact((self.bytes.len() / 4).max(row_bytes).max(16 << 10));
-        }
     }
 
     /// Writes what is left, with the offsets row, and makes all of it durable. Returns how many rows were taken.
