@@ -34,6 +34,8 @@ const IN_FLIGHT_POLL_MS: u64 = 2;
 const REPORT_MS: u64 = 200;
 /// How often systems are told what is committed.
 const TELL_MS: u64 = 1_000;
+/// How long the end waits until they know.
+const LAST_TELL: Duration = Duration::from_secs(1);
 
 /// One store of a task.
 pub(crate) struct TaskStore {
@@ -140,6 +142,10 @@ impl<T: StreamTask> Engine<T> {
                 }
                 Err(error) => warn!(%error, "cannot abort the transaction: the next owner will"),
             }
+        }
+        if ended.is_ok() && self.work.untold {
+            // What is told last is what tools show until the job runs again.
+            self.inputs.tell_committed(LAST_TELL);
         }
         self.report(self.clock.now(), true);
         ended
@@ -365,9 +371,9 @@ impl<T: StreamTask> Engine<T> {
             return;
         }
         self.work.next_report = now.plus(REPORT_MS);
-        if self.work.untold && (at_once || now >= self.work.next_tell) {
+        if self.work.untold && now >= self.work.next_tell {
             (self.work.untold, self.work.next_tell) = (false, now.plus(TELL_MS));
-            self.inputs.tell_committed();
+            self.inputs.tell_committed(Duration::ZERO);
         }
         self.board.add(std::mem::take(&mut self.work.unreported), std::mem::take(&mut self.work.commits));
         for (at, task) in self.tasks.iter().enumerate() {

@@ -1,6 +1,7 @@
 //! What a task thread reads: one consumer per system, its partitions, and which of them must wait.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use task_api::system::{Lost, Offset, StartAt, SystemAdmin, SystemConsumer, SystemError, TopicPartition};
 use task_core::chooser::{self, Input, Progress};
@@ -144,8 +145,8 @@ impl Inputs {
         Ok(())
     }
 
-    /// Tells systems what is committed.
-    pub(crate) fn tell_committed(&mut self) {
+    /// Tells systems what is committed, waiting for at most `patience` until each knows.
+    pub(crate) fn tell_committed(&mut self, patience: Duration) {
         for Reader { consumer, sources, readers_of, .. } in &mut self.readers {
             // Of the tasks that read a broadcast partition the one furthest behind counts.
             let committed = |of: &Vec<usize>| of.iter().map(|at| sources[*at].committed).min().flatten();
@@ -155,7 +156,7 @@ impl Inputs {
                 .filter_map(|(place, of)| Some((place, committed(of)? + 1)))
                 .collect();
             if !positions.is_empty() {
-                consumer.tell_positions(&positions);
+                consumer.tell_positions(&positions, patience);
             }
         }
     }

@@ -120,10 +120,10 @@ pub trait SystemConsumer {
     /// never was.
     fn caught_up_at(&self, source: usize) -> Option<u64>;
 
-    /// Tells tools that show lag how far reading has come: by source, the offset after the last one committed. Nothing
-    /// rests on it, so an error is not told.
-    fn tell_positions(&mut self, positions: &[(usize, u64)]) {
-        let _ = positions;
+    /// Tells tools that show lag how far reading has come: by source, the offset after the last one committed. Waits for
+    /// at most `patience` until the system knows. Nothing rests on it, so an error is not told.
+    fn tell_positions(&mut self, positions: &[(usize, u64)], patience: Duration) {
+        let _ = (positions, patience);
     }
 
     /// Whether the source has ended and everything of it was handed over. Only bounded systems, such as files, know.

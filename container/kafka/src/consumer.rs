@@ -128,8 +128,8 @@ impl SystemConsumer for KafkaConsumer {
         self.native.pause(sources, true)
     }
 
-    fn tell_positions(&mut self, positions: &[(usize, u64)]) {
-        self.native.commit_offsets(positions);
+    fn tell_positions(&mut self, positions: &[(usize, u64)], patience: Duration) {
+        self.native.commit_offsets(positions, patience);
     }
 
     fn caught_up_at(&self, source: usize) -> Option<u64> {

@@ -106,14 +106,29 @@ impl Consumer {
         self.checked(code)
     }
 
-    /// Sends offsets of sources to the group's coordinator, without waiting for what becomes of it.
-    pub(crate) fn commit_offsets(&self, offsets: &[(usize, u64)]) {
+    /// Sends offsets of sources to the group's coordinator and waits for its answer, whatever it is, for at most
+    /// `patience`.
+    pub(crate) fn commit_offsets(&self, offsets: &[(usize, u64)], patience: Duration) {
         let mut of = offsets.iter().filter_map(|(at, offset)| {
             Some((self.sources.get(*at)?, i64::try_from(*offset).unwrap_or(i64::MAX)))
         });
+        let timeout_ms = c_int::try_from(patience.as_millis()).unwrap_or(c_int::MAX);
         let sent = Self::with_list(&mut of, |list| {
-            // SAFETY: the handle and the list are alive; librdkafka copies it.
-            unsafe { rd::rd_kafka_commit(self.client.rk, list, 1) }
+            // SAFETY: the handle and the list are alive; librdkafka copies it. The queue is ours, an answer that comes
+            // too late for it is dropped.
+            unsafe {
+                let answers = rd::rd_kafka_queue_new(self.client.rk);
+                let code =
+                    rd::rd_kafka_commit_queue(self.client.rk, list, answers, None, std::ptr::null_mut());
+                if code == Code::RD_KAFKA_RESP_ERR_NO_ERROR && timeout_ms > 0 {
+                    let answer = rd::rd_kafka_queue_poll(answers, timeout_ms);
+                    if !answer.is_null() {
+                        rd::rd_kafka_event_destroy(answer);
+                    }
+                }
+                rd::rd_kafka_queue_destroy(answers);
+                code
+            }
         });
         match sent.and_then(|code| self.checked(code)) {
             Ok(()) => {}
