@@ -31,9 +31,15 @@ impl Clock {
     /// The wall clock, unix ms.
     pub(crate) fn unix_ms(&self) -> u64 {
         match self {
-            Clock::Machine(_) => crate::restore::unix_ms(),
+            Clock::Machine(_) => unix_ms(),
             #[cfg(test)]
             Clock::Set(ms) => ms.load(std::sync::atomic::Ordering::Relaxed),
         }
     }
+}
+
+/// The machine's wall clock, unix ms.
+pub(crate) fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64)
 }

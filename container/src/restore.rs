@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 use types::{Incarnation, JobSpec, JobTopics, RestoreStatus, StoreKind, StoreSpec, TaskModel, TaskName};
 
 use crate::board::Board;
-use crate::clock::Clock;
+use crate::clock::{Clock, unix_ms};
 use crate::end::End;
 use crate::stores::disk::{DiskMemory, TaskDisk};
 use crate::stores::fill::Fill;
@@ -401,12 +401,6 @@ pub(crate) fn patiently<R>(mut ask: impl FnMut() -> Result<R, SystemError>) -> R
             answer => return answer,
         }
     }
-}
-
-/// The wall clock, unix ms.
-pub(crate) fn unix_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as u64)
 }
 
 #[cfg(test)]

@@ -10,10 +10,10 @@ use task_core::restore::OffsetsRow;
 use tracing::{debug, warn};
 use types::Timestamp;
 
+use crate::clock::unix_ms;
 use crate::end::End;
 use crate::engine::{Engine, Task};
 use crate::points;
-use crate::restore::unix_ms;
 
 /// How long a commit waits to hear where the changelogs end.
 const ENDS_PATIENCE: Duration = Duration::from_secs(1);

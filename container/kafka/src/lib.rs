@@ -14,6 +14,10 @@ pub use consumer::KafkaConsumer;
 pub use producer::KafkaProducer;
 pub use task_api::murmur2_partition;
 
+/// A client that asks where leaders are when one dies may hear of the dead one, and asks again after this time only:
+/// librdkafka's own is five minutes.
+const EVERYWHERE: [(&str, &str); 1] = [("topic.metadata.refresh.interval.ms", "10000")];
+
 /// Settings in the order in which later ones win.
 pub(crate) fn settings<'a>(
     ours: &[(&'a str, &'a str)],
@@ -21,5 +25,5 @@ pub(crate) fn settings<'a>(
     fixed: &[(&'a str, &'a str)],
 ) -> Vec<(&'a str, &'a str)> {
     let theirs = theirs.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-    ours.iter().copied().chain(theirs).chain(fixed.iter().copied()).collect()
+    EVERYWHERE.iter().chain(ours).copied().chain(theirs).chain(fixed.iter().copied()).collect()
 }

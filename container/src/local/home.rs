@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use super::files::Place;
 use super::frame::{Frame, Item, Rows, RowsHead};
 use super::log::{Log, Output};
-use crate::restore::unix_ms;
+use crate::clock::unix_ms;
 
 /// A state folder that this process holds.
 pub(crate) struct Home {

@@ -287,7 +287,7 @@ impl Log {
         if self.len < 2 * self.base + self.spare {
             return Ok(());
         }
-        self.rewrite(crate::restore::unix_ms())
+        self.rewrite(crate::clock::unix_ms())
     }
 
     /// Writes the log anew, without rows that newer ones have replaced and tombstones that are old enough.
@@ -388,7 +388,7 @@ impl Log {
             )));
         }
         if known.is_none_or(|known| known.keeps_tombstones_ms != keeps_tombstones_ms) {
-            let id = format!("{}-{}", crate::restore::unix_ms(), self.topics.len());
+            let id = format!("{}-{}", crate::clock::unix_ms(), self.topics.len());
             frame.push(&Item::Topic { name, id: &id, partitions, keeps_tombstones_ms });
         }
         Ok(())

@@ -31,10 +31,9 @@ use types::{ContainerModel, Epoch, Incarnation, JobSpec, SystemKind, SystemStrea
 use crate::StreamTask;
 use crate::board::Board;
 use crate::budget::Budget;
-use crate::clock::Clock;
+use crate::clock::{Clock, unix_ms};
 use crate::container::run_threads;
 use crate::end::End;
-use crate::restore::unix_ms;
 use crate::stores::disk::DiskMemory;
 use crate::systems::{self, System, Systems};
 use crate::task_thread::{self, Shared};

@@ -17,7 +17,7 @@ fn put(log: &mut Log, partition: i32, rows: &[(&[u8], Option<&[u8]>)]) {
     rows.iter().for_each(|(key, value)| made.push(0, Some(key), *value));
     let first = log.reserve(topic, partition, made.span).expect("there");
     let head =
-        RowsHead { topic, partition, first, end: first + made.span, unix_ms: crate::restore::unix_ms() };
+        RowsHead { topic, partition, first, end: first + made.span, unix_ms: crate::clock::unix_ms() };
     let mut frame = Frame::default();
     frame.push(&Item::Rows { head, rows: &made.bytes });
     log.append(frame).expect("written");
@@ -150,7 +150,7 @@ fn a_rewrite_leaves_out_what_is_replaced_and_tombstones_that_are_old() {
     put(&mut log, 0, &[(b"a", Some(b"4")), (b"b", None)]);
     let (topic, partition) = log.find("t", 0).expect("there");
     log.reserve(topic, partition, 2).expect("there");
-    let now = crate::restore::unix_ms();
+    let now = crate::clock::unix_ms();
     log.rewrite(now).expect("rewritten");
     let live = [row(2, "c", Some("3")), row(3, "a", Some("4"))];
     assert_eq!(rows(&log, 0, 0, 9), [&live[..], &[row(4, "b", None)]].concat());
@@ -209,7 +209,7 @@ proptest! {
             }
             match restart {
                 0 => log = Log::open(&path).expect("opened"),
-                1 => log.rewrite(crate::restore::unix_ms()).expect("rewritten"),
+                1 => log.rewrite(crate::clock::unix_ms()).expect("rewritten"),
                 _ => {}
             }
             for partition in 0..2 {
