@@ -16,8 +16,7 @@ fn put(log: &mut Log, partition: i32, rows: &[(&[u8], Option<&[u8]>)]) {
     let mut made = Rows::default();
     rows.iter().for_each(|(key, value)| made.push(0, Some(key), *value));
     let first = log.reserve(topic, partition, made.span).expect("there");
-    let head =
-        RowsHead { topic, partition, first, end: first + made.span, unix_ms: crate::clock::unix_ms() };
+    let head = RowsHead { topic, partition, first, end: first + made.span, unix_ms: crate::clock::unix_ms() };
     let mut frame = Frame::default();
     frame.push(&Item::Rows { head, rows: &made.bytes });
     log.append(frame).expect("written");
