@@ -434,9 +434,6 @@ impl<T: StreamTask> Hands<'_, T> {
     /// Gives a run to its task; returns how much it took.
     fn give(&mut self, source: &mut Source, run: &[Message<'_>]) -> Result<usize, SystemError> {
         let task = &mut self.tasks[source.task];
-        for store in &task.stores {
-            store.store.borrow_mut().look_ahead(run.iter().filter_map(|message| message.key));
-        }
         let full = Rc::clone(&self.work.full);
         let mut batch = MessageBatch::new(&source.partition, run, &full);
         loop {

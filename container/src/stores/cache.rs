@@ -47,11 +47,6 @@ enum Bytes {
     Heap(Vec<u8>),
 }
 
-/// A cache with fewer rows is in the processor's own caches anyway.
-const ROWS_TO_LOOK_AHEAD: usize = 4096;
-/// After a look ahead that found little, so many are left out.
-const LOOKS_LEFT_OUT: u32 = 64;
-
 /// One row, as large as a cache line, so that a hit on a small row touches one.
 #[repr(align(64))]
 struct Slot {
@@ -148,8 +143,6 @@ pub(crate) struct Cache {
     free: Vec<u32>,
     /// The slot that was found last: tasks read a row and then write it.
     last: u32,
-    /// Looks ahead that are left out.
-    blind: u32,
     dirty: Vec<u32>,
     unflushed: Vec<u32>,
     /// Bytes of all rows, and of those that may not be evicted.
@@ -176,7 +169,6 @@ impl Cache {
             slots: Vec::new(),
             free: Vec::new(),
             last: 0,
-            blind: 0,
             dirty: Vec::new(),
             unflushed: Vec::new(),
             bytes: 0,
@@ -198,30 +190,6 @@ impl Cache {
         let found = self.table.find(hash, |at| self.slots[*at as usize].key() == key);
         self.last = *found.ok_or(hash)?;
         Ok(self.last)
-    }
-
-    /// Rows with these keys, one after the other, are likely to be asked for next: has the processor fetch them side by
-    /// side, instead of waiting for each as it is asked for. Only a guess of the caller: where it is a bad one, the
-    /// next ones are ignored.
-    pub(crate) fn look_ahead<'k>(&mut self, keys: impl Iterator<Item = &'k [u8]>) {
-        if self.table.len() < ROWS_TO_LOOK_AHEAD {
-            return;
-        }
-        if self.blind > 0 {
-            self.blind -= 1;
-            return;
-        }
-        let (mut looked, mut found) = (0, 0);
-        for key in keys {
-            // Nothing here waits for what the one before has found, so that their misses overlap.
-            let there =
-                self.table.find(self.hasher.hash_one(key), |at| self.slots[*at as usize].key() == key);
-            looked += 1;
-            found += usize::from(there.is_some());
-        }
-        if 4 * found < looked {
-            self.blind = LOOKS_LEFT_OUT;
-        }
     }
 
     /// The slot of `key`, if it is known; a known row may be known to be absent.

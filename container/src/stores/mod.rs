@@ -84,11 +84,6 @@ impl Store {
         &mut self.cache
     }
 
-    /// Messages with these keys come next: tasks mostly ask for the rows of the same keys.
-    pub(crate) fn look_ahead<'k>(&mut self, keys: impl Iterator<Item = &'k [u8]>) {
-        self.cache.look_ahead(keys);
-    }
-
     /// The dirty rows are committed: they are clean.
     pub(crate) fn committed(&mut self) {
         self.metrics.written.add(self.cache.dirty_rows() as u64);
