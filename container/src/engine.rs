@@ -143,7 +143,7 @@ impl<T: StreamTask> Engine<T> {
                 Err(error) => warn!(%error, "cannot abort the transaction: the next owner will"),
             }
         }
-        if ended.is_ok() && self.work.untold {
+        if ended.is_ok() && std::mem::take(&mut self.work.untold) {
             // What is told last is what tools show until the job runs again.
             self.inputs.tell_committed(LAST_TELL);
         }
