@@ -47,23 +47,29 @@ pub fn new(request: &Request<'_>) -> Result<String, Failure> {
         || "# ROCKSDB_LIB_DIR and ROCKSDB_STATIC, once `make setup` has run".to_owned(),
         |folder| format!("ROCKSDB_LIB_DIR = \"{folder}\"\nROCKSDB_STATIC = \"1\""),
     );
+    let compiled = compiled().map_or_else(
+        || "# build-dir, once samza is built where this user may write".to_owned(),
+        |folder| format!("build-dir = \"{folder}\""),
+    );
     let fill = |text: &str| {
         text.replace("{{name}}", request.name)
             .replace("{{samza}}", &checkout)
             .replace("{{rocksdb}}", &variables)
+            .replace("{{compiled}}", &compiled)
     };
     for (name, text) in TEMPLATE {
         write(&folder.join(name), &fill(text))?;
     }
-    // The versions that the checkout was built with.
-    let locked = Path::new(&checkout).join("Cargo.lock");
-    if let Ok(text) = std::fs::read_to_string(locked) {
-        write(&folder.join("Cargo.lock"), &text)?;
+    // The versions and the compiler that the checkout was built with.
+    for name in ["Cargo.lock", "rust-toolchain.toml"] {
+        if let Ok(text) = std::fs::read_to_string(Path::new(&checkout).join(name)) {
+            write(&folder.join(name), &text)?;
+        }
     }
     let mut told =
         format!("{} is there. Next:\n  cd {}\n  cargo test\n  cargo local\n", request.name, folder.display());
-    let compiled = rocksdb.as_ref().is_some_and(|folder| Path::new(folder).join("librocksdb.a").is_file());
-    if !compiled {
+    let there = rocksdb.as_ref().is_some_and(|folder| Path::new(folder).join("librocksdb.a").is_file());
+    if !there {
         told.push_str(&format!(
             "note: RocksDB is not compiled on this machine yet, which would take ten minutes for each new job; \
              `make setup` in {checkout} does it once\n"
@@ -102,6 +108,17 @@ fn rocksdb() -> Option<String> {
     let here = std::env::var("ROCKSDB_LIB_DIR").ok().filter(|path| !path.is_empty());
     here.or_else(|| option_env!("ROCKSDB_LIB_DIR").map(str::to_owned))
         .filter(|path| !path.contains(['"', '\\', '\n']))
+}
+
+/// The target folder that this program was built in, if it is still in it and may be written to: its crates are compiled
+/// with the template's profile and need not be compiled again for a job.
+fn compiled() -> Option<String> {
+    let program = std::env::current_exe().ok()?;
+    let folder = program.parent()?.parent()?;
+    let cargos = folder.join("CACHEDIR.TAG").is_file();
+    let ours = rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok();
+    let text = folder.to_str().filter(|path| cargos && ours && !path.contains(['"', '\\', '\n']));
+    text.map(str::to_owned)
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Failure> {

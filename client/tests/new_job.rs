@@ -43,6 +43,7 @@ fn a_new_job_has_all_its_files_and_nothing_is_left_to_fill_in() {
         "README.md",
         "data/visits.jsonl",
         "job.toml",
+        "rust-toolchain.toml",
         "src/main.rs",
         "src/tests.rs",
     ];
@@ -89,9 +90,24 @@ fn a_bad_name_and_a_missing_checkout_are_told_before_anything_is_written() {
     assert_eq!(std::fs::read_dir(folder.path()).expect("it is there").count(), 0);
 }
 
-/// As a new user would: builds all of samza anew, so it takes minutes; `make soak` runs it.
+/// A profile that differs would make every job compile all of samza and of what it depends on.
 #[test]
-#[ignore = "builds everything anew; tests/soak.sh runs it"]
+fn a_new_job_is_compiled_as_samza_is() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let job = made(folder.path());
+    let profile = |text: &str| {
+        let manifest: toml::Table = text.parse().expect("a manifest");
+        manifest["profile"].clone()
+    };
+    assert_eq!(profile(&text(&job, "Cargo.toml")), profile(&text(Path::new(CHECKOUT), "Cargo.toml")));
+    let config: toml::Table = text(&job, ".cargo/config.toml").parse().expect("a configuration");
+    let shared = Path::new(config["build"]["build-dir"].as_str().expect("a folder"));
+    assert!(Path::new(env!("CARGO_BIN_EXE_samza")).starts_with(shared), "{}", shared.display());
+}
+
+/// As a new user would: it takes a minute or two; `make soak` runs it.
+#[test]
+#[ignore = "compiles a crate with all of samza; tests/soak.sh runs it"]
 fn a_new_job_builds_passes_its_tests_and_runs_on_its_data() {
     let folder = tempfile::tempdir().expect("a folder");
     let job = made(folder.path());
