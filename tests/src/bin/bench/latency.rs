@@ -1,9 +1,9 @@
 //! End-to-end latency: from the moment a message should be sent until its output can be read, at half of the rate that
-//! the same setup holds at most. Each message is counted in a store and sent on; sender and reader are this process,
-//! on the same machine as the broker and the job.
+//! the same setup holds at most, and of ours at the peer's rate too. Each message is counted in a store and sent on;
+//! sender and reader are this process, on the same machine as the broker and the job.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
@@ -70,19 +70,26 @@ pub fn measure(
             Line { brokers, input, output, divisor }
         };
         let theirs = streams(&mut jvm, &line("streams"), commit_ms, exactly_once);
-        let mine = our_job(&ours, &line("ours"), commit_ms, exactly_once)?;
+        let rate = theirs.as_ref().ok().map(|theirs| theirs.highest / 2.0);
+        let mine = our_job(&ours, &line("ours"), commit_ms, exactly_once, rate)?;
         report(figures, name, mine, theirs)?;
         peers::delete_topics(brokers, &format!("{PREFIX}.*"))?;
     }
     Ok(())
 }
 
-fn our_job(ours: &Ours, line: &Line, commit_ms: u64, exactly_once: bool) -> Result<Latencies> {
+fn our_job(
+    ours: &Ours,
+    line: &Line,
+    commit_ms: u64,
+    exactly_once: bool,
+    rate: Option<f64>,
+) -> Result<Latencies> {
     let mut job = ours.job("forward", &line.input, Some(&line.output), Span { warm_up: 0, window: 0 });
     job.delivery = if exactly_once { "exactly-once" } else { "at-least-once" }.into();
     job.commit = format!("{commit_ms}ms");
     ours.cluster.submit(&job);
-    let measured = line.measure();
+    let measured = line.measure(rate);
     ours.cluster.stop(&job);
     measured
 }
@@ -98,7 +105,7 @@ fn streams(jvm: &mut Streams, line: &Line, commit_ms: u64, exactly_once: bool) -
         changelog: true,
         span: Span { warm_up: 0, window: 0 },
     })?;
-    let measured = line.measure();
+    let measured = line.measure(None);
     jvm.end()?;
     measured
 }
@@ -116,6 +123,11 @@ fn report(
             figure = figure.beside(STREAMS, percentile(&mut theirs.ms, p));
         }
         figures.add(figure)?;
+        // At the same rate.
+        if let (Some(ours), Ok(theirs)) = (&mut mine.ms_at_other_rate, &mut theirs) {
+            let figure = Figure::new(format!("{name}-same-rate-{suffix}"), percentile(ours, p), "ms");
+            figures.add(figure.beside(STREAMS, percentile(&mut theirs.ms, p)))?;
+        }
     }
     let rates =
         |of: &Latencies| format!("at {:.0} messages/s of at most {:.0}", of.highest / 2.0, of.highest);
@@ -128,7 +140,10 @@ fn report(
 struct Latencies {
     /// Messages per second that it holds at most.
     highest: f64,
+    /// At half of that.
     ms: Vec<f64>,
+    /// At the rate that was asked for, if it holds that.
+    ms_at_other_rate: Option<Vec<f64>>,
 }
 
 /// A job's topics.
@@ -141,8 +156,8 @@ struct Line {
 }
 
 impl Line {
-    /// Finds the highest rate, then measures at half of it.
-    fn measure(&self) -> Result<Latencies> {
+    /// Finds the highest rate, then measures at half of it and at `other_rate`.
+    fn measure(&self, other_rate: Option<f64>) -> Result<Latencies> {
         let epoch = Instant::now();
         let reader = Reader::start(self, epoch)?;
         let mut sender = Sender::new(self, epoch)?;
@@ -169,14 +184,22 @@ impl Line {
         let highest = (received - before) as f64 / since.elapsed().as_secs_f64();
         reader.shared.wait_for(sender.sent)?;
 
-        let (settle, measure) = (SETTLE / self.divisor, MEASURE / self.divisor);
-        sender.pace(highest / 2.0, settle)?;
+        let ms = self.measure_at(highest / 2.0, &mut sender, &reader)?;
+        let other_rate = other_rate.filter(|rate| *rate < highest);
+        let other = other_rate.map(|rate| self.measure_at(rate, &mut sender, &reader)).transpose()?;
+        reader.finish()?;
+        Ok(Latencies { highest, ms, ms_at_other_rate: other })
+    }
+
+    fn measure_at(&self, per_second: f64, sender: &mut Sender, reader: &Reader) -> Result<Vec<f64>> {
+        sender.pace(per_second, SETTLE / self.divisor)?;
         reader.shared.measured_from.store(nanos(sender.now()), Ordering::Relaxed);
-        sender.pace(highest / 2.0, measure)?;
+        sender.pace(per_second, MEASURE / self.divisor)?;
         reader.shared.wait_for(sender.sent)?;
-        let ms = reader.finish()?;
+        reader.shared.measured_from.store(u64::MAX, Ordering::Relaxed);
+        let ms = std::mem::take(&mut *reader.shared.ms.lock().expect("the reader lives"));
         ensure!(!ms.is_empty(), "nothing was measured");
-        Ok(Latencies { highest, ms })
+        Ok(ms)
     }
 }
 
@@ -243,6 +266,7 @@ struct Shared {
     received: AtomicU64,
     /// The latencies of what should be sent from then on are kept.
     measured_from: AtomicU64,
+    ms: Mutex<Vec<f64>>,
     over: AtomicBool,
 }
 
@@ -262,7 +286,7 @@ impl Shared {
 /// Reads committed outputs on a thread of its own.
 struct Reader {
     shared: Arc<Shared>,
-    thread: JoinHandle<Result<Vec<f64>>>,
+    thread: JoinHandle<Result<()>>,
 }
 
 impl Reader {
@@ -270,6 +294,7 @@ impl Reader {
         let shared = Arc::new(Shared {
             received: AtomicU64::new(0),
             measured_from: AtomicU64::new(u64::MAX),
+            ms: Mutex::default(),
             over: AtomicBool::new(false),
         });
         let mut consumer = KafkaConsumer::new(&line.brokers.bootstrap, "bench", "bench", &BTreeMap::new())?;
@@ -279,12 +304,11 @@ impl Reader {
         consumer.assign(&(0..PARTITIONS).map(|n| (partition(n), beginning())).collect::<Vec<_>>())?;
         let told = Arc::clone(&shared);
         let thread = std::thread::Builder::new().spawn(move || {
-            let mut ms = Vec::new();
             while !told.over.load(Ordering::Relaxed) {
                 consumer.poll(Duration::from_millis(50), &mut |messages| {
                     let now = nanos(epoch.elapsed());
                     let from = told.measured_from.load(Ordering::Relaxed);
-                    ms.extend(messages.iter().filter_map(|message| {
+                    told.ms.lock().expect("nobody panics with it").extend(messages.iter().filter_map(|message| {
                         let sent = u64::from_be_bytes(message.value?.get(..8)?.try_into().ok()?);
                         #[expect(clippy::cast_precision_loss)] // some seconds
                         (sent >= from).then(|| now.saturating_sub(sent) as f64 / 1e6)
@@ -293,12 +317,12 @@ impl Reader {
                     Ok(())
                 })?;
             }
-            Ok(ms)
+            Ok(())
         })?;
         Ok(Reader { shared, thread })
     }
 
-    fn finish(self) -> Result<Vec<f64>> {
+    fn finish(self) -> Result<()> {
         self.shared.over.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow!("the reader panicked"))?
     }

@@ -14,6 +14,7 @@ mod peers;
 mod recovery;
 mod restore;
 mod start;
+mod transaction;
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -27,7 +28,7 @@ use crate::cpu::Sizes;
 use crate::figures::Figures;
 
 const USAGE: &str = "usage: bench [--only PART] [--case NAME] [--full] [--quick] [--messages MILLIONS] [--list]
-  --only     start | recovery | cpu | restore | latency; default: all
+  --only     start | recovery | transaction | cpu | restore | latency; default: all
   --case     of cpu, restore and latency only the case of this name, else those whose names contain it
   --full     all cases of cpu: hours
   --list     the names of all cases
@@ -36,7 +37,7 @@ const USAGE: &str = "usage: bench [--only PART] [--case NAME] [--full] [--quick]
              than it does when warm";
 
 /// The parts, in the order in which they are measured.
-const PARTS: [&str; 5] = ["start", "recovery", "cpu", "restore", "latency"];
+const PARTS: [&str; 6] = ["start", "recovery", "transaction", "cpu", "restore", "latency"];
 /// `--quick` divides what is read by this.
 const QUICK: u64 = 20;
 
@@ -130,6 +131,7 @@ fn main() -> Result<()> {
                 start::asks(brokers, &mut figures)?;
             }
             "recovery" => recovery::measure(brokers, &mut figures)?,
+            "transaction" => transaction::measure(brokers, &mut figures)?,
             "cpu" => {
                 let sizes = Sizes { jvm_warm_up: options.millions * 1_000_000, divisor };
                 cpu::measure(brokers, &mut figures, &options.selection.cases(), sizes)?;
