@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that a task needs and that are missing; says which.
-#   usage: deploy/install-packages.sh build|kafka|data|browser|peers
+#   usage: deploy/install-packages.sh build|kafka|data|browser|peers|vm
 set -euo pipefail
 case "${1:-}" in
   build)   wanted="build-essential pkg-config libclang-dev libssl-dev zlib1g-dev" ;;
@@ -10,8 +10,9 @@ case "${1:-}" in
   data)    wanted="python3 python3-pip python3-setuptools python3-wheel" ;;
   peers)   wanted="maven" ; command -v javac >/dev/null 2>&1 || wanted="openjdk-17-jdk-headless $wanted"
            command -v mvn >/dev/null 2>&1 && wanted=${wanted/maven/} ;;
+  vm)      wanted="qemu-system-x86 busybox-static cpio" ;;
   browser) wanted="chromium chromium-driver fonts-dejavu-core" ;;
-  *) echo "usage: $0 build|kafka|data|browser|peers" >&2; exit 2 ;;
+  *) echo "usage: $0 build|kafka|data|browser|peers|vm" >&2; exit 2 ;;
 esac
 missing=""
 for package in $wanted; do

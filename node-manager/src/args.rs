@@ -18,20 +18,46 @@ Examples:
        --listen 0.0.0.0:8042 --token-file /etc/samza/token \\
        --host worker-2.example.org --rack r2 --user samza
 
+  What this machine can hold containers to:
+    nm doctor
+
 nm needs root and cgroups (v1 or v2) to limit containers; --unlimited does
 without. Stopping nm leaves containers running: a new nm with the same --root
 takes them over. A container whose nm stays away for ten minutes ends.";
 
+/// What nm does instead of serving.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub(crate) enum Verb {
+    /// Tries out what this machine holds containers to, and says it; starts nothing else
+    Doctor {
+        /// How to say it
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+}
+
+/// How something is said.
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+pub(crate) enum Output {
+    /// For people
+    #[default]
+    Table,
+    /// For programs
+    Json,
+}
+
 /// Offers this machine to a samza-rs cluster and runs containers on it.
 #[derive(Debug, Parser)]
-#[command(name = "nm", version, after_help = EXAMPLES)]
+#[command(name = "nm", version, after_help = EXAMPLES, subcommand_negates_reqs = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Option<Verb>,
     /// The resource manager, host:port
     #[arg(long, value_name = "ADDR", env = "SAMZA_RM", default_value = "127.0.0.1:8030")]
     pub(crate) rm: String,
     /// Folder for containers, logs, local state and the artefact cache; survives restarts
-    #[arg(long, value_name = "DIR")]
-    pub(crate) root: PathBuf,
+    #[arg(long, value_name = "DIR", required = true)]
+    pub(crate) root: Option<PathBuf>,
     /// Where logs are served; port 0 takes a free one. Beyond loopback it needs --token-file
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     pub(crate) listen: SocketAddr,
@@ -58,8 +84,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// The control group, below the root of each hierarchy, under which containers are put
-    #[arg(long, value_name = "PATH", default_value = "samza")]
-    pub(crate) cgroup_parent: String,
+    /// [default: samza; for a user other than root, with cgroup v2, the group that nm itself is in]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) cgroup_parent: Option<String>,
+    /// Processes and threads that a container may have: far above what a job needs, far below what hurts the machine
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u64).range(1..=4_194_304))]
+    pub(crate) container_pids: u64,
+    /// How much of each container's standard output is kept, and as much of its standard error; the oldest goes first
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    pub(crate) log_size: String,
     /// Run containers without limits, for machines without cgroups or root
     #[arg(long)]
     pub(crate) unlimited: bool,
@@ -82,7 +115,7 @@ pub(crate) fn labels(texts: &[String]) -> Result<BTreeMap<String, String>> {
 }
 
 /// Reads sizes such as `4GiB`, `512MiB`, `1000000`.
-pub(crate) fn memory(text: &str) -> Result<u64> {
+pub(crate) fn size(option: &str, text: &str) -> Result<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let factor: f64 = match unit.trim().to_ascii_lowercase().as_str() {
@@ -95,11 +128,11 @@ pub(crate) fn memory(text: &str) -> Result<u64> {
         "mb" => 1e6,
         "gb" => 1e9,
         "tb" => 1e12,
-        _ => anyhow::bail!("--memory `{text}`: unknown unit `{unit}`; valid is for example 4GiB or 512MiB"),
+        _ => anyhow::bail!("{option} `{text}`: unknown unit `{unit}`; valid is for example 4GiB or 512MiB"),
     };
-    let number: f64 = number.parse().with_context(|| format!("--memory `{text}` is no size such as 4GiB"))?;
+    let number: f64 = number.parse().with_context(|| format!("{option} `{text}` is no size such as 4GiB"))?;
     let bytes = number * factor;
-    ensure!(bytes >= 1_048_576.0, "--memory `{text}` is less than 1 MiB");
+    ensure!(bytes >= 1_048_576.0, "{option} `{text}` is less than 1 MiB");
     Ok(bytes as u64)
 }
 
@@ -127,11 +160,11 @@ mod tests {
 
     #[test]
     fn sizes_are_read_with_their_units() {
-        assert_eq!(memory("4GiB").unwrap(), 4 << 30);
-        assert_eq!(memory("1.5g").unwrap(), 3 << 29);
-        assert_eq!(memory("512MB").unwrap(), 512_000_000);
-        assert!(memory("12").unwrap_err().to_string().contains("less than"));
-        assert!(memory("4 parsecs").unwrap_err().to_string().contains("unknown unit"));
+        assert_eq!(size("--memory", "4GiB").unwrap(), 4 << 30);
+        assert_eq!(size("--memory", "1.5g").unwrap(), 3 << 29);
+        assert_eq!(size("--memory", "512MB").unwrap(), 512_000_000);
+        assert!(size("--memory", "12").unwrap_err().to_string().contains("less than"));
+        assert!(size("--memory", "4 parsecs").unwrap_err().to_string().contains("unknown unit"));
     }
 
     #[test]

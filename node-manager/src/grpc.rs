@@ -50,15 +50,15 @@ impl pb::node_log_service_server::NodeLogService for Logs {
             .ok_or_else(|| {
                 Status::not_found(format!("this node has no logs of {id}; they are kept a day after its end"))
             })?;
-        let path = dir.join(stream);
         let start = match (request.offset, request.tail_lines) {
             (Some(offset), _) => offset,
-            (None, Some(lines)) => logs::tail_start(&path, lines).unwrap_or(0),
+            (None, Some(lines)) => logs::tail_start(&dir, stream, lines).unwrap_or(0),
             (None, None) => 0,
         };
         let (tx, rx) = mpsc::channel(CHUNKS_AHEAD);
         let reader = Reader {
-            path,
+            dir,
+            stream,
             id,
             follow: request.follow,
             known: self.known.clone(),
@@ -70,7 +70,8 @@ impl pb::node_log_service_server::NodeLogService for Logs {
 }
 
 struct Reader {
-    path: PathBuf,
+    dir: PathBuf,
+    stream: &'static str,
     id: ContainerId,
     follow: bool,
     known: watch::Receiver<Arc<Known>>,
@@ -78,13 +79,13 @@ struct Reader {
 }
 
 impl Reader {
-    /// Sends until the end of the file; when following, until the container is over and all was sent.
+    /// Sends until the end of the stream; when following, until the container is over and all was sent.
     async fn run(self, mut offset: u64, tx: mpsc::Sender<Result<pb::LogData, Status>>) {
         loop {
             // Asked before reading, so that the last lines of a container that just ended are not missed.
             let over = self.known.borrow().over.get(&self.id).copied().unwrap_or(true);
-            let path = self.path.clone();
-            let read = tokio::task::spawn_blocking(move || logs::read_at(&path, offset)).await;
+            let (dir, stream) = (self.dir.clone(), self.stream);
+            let read = tokio::task::spawn_blocking(move || logs::read_at(&dir, stream, offset)).await;
             let (from, data) = match read {
                 Ok(Ok(read)) => read,
                 Ok(Err(error)) => {

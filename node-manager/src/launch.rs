@@ -29,6 +29,10 @@ pub(crate) const AM_ADDRESS: &str = "am-address";
 pub(crate) struct Launcher {
     pub(crate) shim: PathBuf,
     pub(crate) user: Option<User>,
+    /// Processes and threads that a container may have.
+    pub(crate) pids: u64,
+    /// How much of each of its streams is kept, bytes.
+    pub(crate) log_bytes: u64,
     pub(crate) rm: String,
     pub(crate) node_id: String,
     pub(crate) node_host: String,
@@ -89,7 +93,7 @@ impl Launcher {
         }
         let name = start.id.to_string();
         let begun = Instant::now();
-        let result = cgroups.create(&name, &Limits::of(start.resource)).and_then(|()| {
+        let result = cgroups.create(&name, &Limits::of(start, self.pids)).and_then(|()| {
             let limited = begun.elapsed();
             let started = self.run_shim(root, cgroups, start)?;
             tracing::debug!(container = name, ?limited, running = ?begun.elapsed(), "launched");
@@ -110,8 +114,8 @@ impl Launcher {
         let work = root.work(start.id);
         let order = Order {
             dir: root.container(start.id),
-            stdout: logs.join("stdout"),
-            stderr: logs.join("stderr"),
+            logs,
+            log_bytes: self.log_bytes,
             argv: argv(start, &work)?,
             env: self.environment(root, start),
             join: cgroups.join_files(&name),

@@ -2,6 +2,7 @@
 
 mod args;
 mod cgroup;
+mod doctor;
 mod driver;
 mod grpc;
 mod hands;
@@ -38,19 +39,23 @@ use crate::root::Root;
 #[tokio::main]
 async fn main() -> Result<()> {
     let args = Args::parse();
+    if let Some(args::Verb::Doctor { output }) = args.command {
+        return doctor::run(&args, output);
+    }
     daemon::init_logs("nm");
     let token = args.token_file.as_deref().map(Token::load).transpose()?;
     daemon::require_token_unless_loopback(args.listen, token.as_ref())?;
     let hosts = hosts(&args)?;
     let node = args.node_id.clone().unwrap_or_else(|| hosts[0].clone());
     let total = total(&args)?;
-    let root = Arc::new(Root::open(&args.root)?);
-    let cgroups: Arc<dyn Cgroups> =
-        cgroup::detect(&args.cgroup_parent, &node, total.cpu_millis, args.unlimited)?.into();
+    let root = Arc::new(Root::open(args.root.as_deref().context("--root")?)?);
+    let (cgroups, holds) =
+        cgroup::detect(args.cgroup_parent.as_deref(), &node, total.cpu_millis, args.unlimited)?;
+    let cgroups: Arc<dyn Cgroups> = cgroups.into();
     if args.unlimited {
         tracing::warn!("{}", cgroups.describe());
     } else {
-        tracing::info!("limits: {}", cgroups.describe());
+        tracing::info!("limits: {}; {}", cgroups.describe(), cgroup::in_words(&holds));
     }
     let listener =
         TcpListener::bind(args.listen).await.with_context(|| format!("--listen {}", args.listen))?;
@@ -71,6 +76,8 @@ async fn main() -> Result<()> {
     let launcher = Arc::new(Launcher {
         shim: shim()?,
         user: args.user.as_deref().map(args::user).transpose()?,
+        pids: args.container_pids,
+        log_bytes: args::size("--log-size", &args.log_size)?,
         rm: args.rm.clone(),
         node_id: node.clone(),
         node_host: hosts[0].clone(),
@@ -162,7 +169,7 @@ fn hosts(args: &Args) -> Result<Vec<String>> {
 /// What this machine offers.
 fn total(args: &Args) -> Result<Resource> {
     let memory_bytes = match &args.memory {
-        Some(text) => args::memory(text)?,
+        Some(text) => args::size("--memory", text)?,
         None => {
             let mut system = sysinfo::System::new().context("this machine's memory; say --memory")?;
             system.refresh_memory();

@@ -22,7 +22,7 @@ pub(crate) const SECTIONS: &[(&str, &[&str])] = &[
     ("job", &["name", "id", "queue", "priority"]),
     ("app-master", &["memory", "cpu"]),
     ("package", &["path", "command", "env"]),
-    ("containers", &["count", "memory", "cpu", "threads"]),
+    ("containers", &["count", "memory", "cpu", "cpu-limit", "threads"]),
     ("task", &["inputs", "window", "commit", "delivery", "grouper", "timers", "concurrency", "config"]),
     ("errors", &["decode", "process", "send", "dead-letter"]),
     ("systems.*", &["type", "bootstrap", "consumer", "producer", "replication", "path"]),

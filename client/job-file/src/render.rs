@@ -29,6 +29,9 @@ pub fn render(spec: &JobSpec) -> String {
     out.section("containers");
     out.plain("count", spec.containers.count);
     out.resource(&spec.containers.resource);
+    if let Some(millis) = spec.containers.cpu_limit_millis {
+        out.plain("cpu-limit", f64::from(millis) / 1000.0);
+    }
     out.plain("threads", spec.containers.threads);
     task(&mut out, spec);
     systems(&mut out, spec);

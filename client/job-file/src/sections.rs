@@ -100,7 +100,13 @@ fn containers(section: &Section<'_, '_>) -> ContainersSpec {
             cpu_millis: section.optional("cpu", cpu).unwrap_or(500),
         },
         threads: section.optional("threads", |value| integer(value, 1, 256)).map_or(1, small),
+        cpu_limit_millis: section.optional("cpu-limit", cpu),
     };
+    if spec.cpu_limit_millis.is_some_and(|limit| limit < spec.resource.cpu_millis) {
+        let least = f64::from(spec.resource.cpu_millis) / 1000.0;
+        let told = format!("is less than `cpu`, which is {least}; valid: {least} or more, or no `cpu-limit`");
+        section.file.bad(&section.full("cpu-limit"), &told);
+    }
     section.finish();
     spec
 }

@@ -195,7 +195,12 @@ prop_compose! {
             priority,
             app_master,
             package: PackageSpec { source, artefact: None, command, env },
-            containers: ContainersSpec { count, resource, threads: count },
+            containers: ContainersSpec {
+                count,
+                resource,
+                threads: count,
+                cpu_limit_millis: (count % 2 == 0).then(|| resource.cpu_millis + count),
+            },
             task,
             systems: BTreeMap::from([("kafka".to_owned(), system), ("files".to_owned(), files)]),
             streams,

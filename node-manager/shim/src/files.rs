@@ -13,6 +13,9 @@ use crate::KillPlan;
 pub const CLAIM: &str = "shim.json";
 /// The process, below the container's folder.
 pub const PROCESS: &str = "process.json";
+/// Its standard output and error, below the folder of its logs: what begins at offset 0 is in files of these names,
+/// what begins at offset N in files named `<stream>.<N>`.
+pub const STREAMS: [&str; 2] = ["stdout", "stderr"];
 /// The exit, below the container's folder.
 pub const EXIT: &str = "exit.json";
 
@@ -23,10 +26,10 @@ pub struct Order {
     pub dir: PathBuf,
     /// The process's working directory.
     pub work: PathBuf,
-    /// Where its standard output is appended.
-    pub stdout: PathBuf,
-    /// Where its standard error is appended.
-    pub stderr: PathBuf,
+    /// The folder that its standard output and standard error are written into.
+    pub logs: PathBuf,
+    /// How much of each is kept, bytes.
+    pub log_bytes: u64,
     /// Command line; the first word is a path or looked up in the environment's `PATH`.
     pub argv: Vec<String>,
     /// Its whole environment.
@@ -123,6 +126,12 @@ pub enum ByShim {
     LeaseEnded,
     /// There was no node manager for too long.
     Abandoned,
+}
+
+/// The name of the file that holds a stream from offset `start`.
+#[must_use]
+pub fn segment_name(stream: &str, start: u64) -> String {
+    if start == 0 { stream.to_owned() } else { format!("{stream}.{start}") }
 }
 
 /// When process `pid` started: field 22 of its stat, counted after the command, which may contain anything.

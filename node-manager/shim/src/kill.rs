@@ -23,7 +23,7 @@ pub enum KillPlan {
     V2 {
         /// `cgroup.procs` of the container.
         procs: PathBuf,
-        /// `cgroup.kill` of the container.
+        /// `cgroup.kill` of the container; older kernels have none.
         kill: PathBuf,
     },
     /// Without a cgroup: every descendant of the shim, to which orphans come back.
@@ -48,7 +48,12 @@ impl KillPlan {
     /// One round of killing. Those killed may take a moment to be gone.
     pub fn kill_once(&self, shim: Option<u32>) -> io::Result<()> {
         match self {
-            KillPlan::V2 { kill, .. } => ignore_gone(fs::write(kill, "1")),
+            KillPlan::V2 { kill, .. } if kill.exists() => ignore_gone(fs::write(kill, "1")),
+            // Linux before 5.14: rounds, which are repeated until none is left.
+            KillPlan::V2 { .. } => {
+                self.processes(shim)?.into_iter().for_each(kill_pid);
+                Ok(())
+            }
             KillPlan::V1 { freezer, .. } => {
                 // Written again for each round: a thawed group may have forked since.
                 ignore_gone(fs::write(freezer, "FROZEN"))?;

@@ -1,10 +1,12 @@
 //! nm-shim: holds one container's process for a node manager that may come and go.
 //!
 //! It stays outside the container's cgroup and in a session of its own, so that neither an out-of-memory kill nor
-//! the end of the node manager takes it along. It starts the process, keeps its exit status in a file, ends the
+//! the end of the node manager takes it along. It starts the process, keeps its exit status in a file, writes its
+//! output to files of a bounded size, ends the
 //! container at lease end if told so, or when there has been no node manager for too long, and leaves nothing of
 //! the container behind.
 
+mod output;
 mod sys;
 mod watch;
 
@@ -16,6 +18,8 @@ use std::time::{Duration, SystemTime};
 
 use nm_shim::files::{self, Pid};
 use nm_shim::{Claim, ExitFile, Order, ProcessFile, Reply};
+
+use crate::output::Output;
 
 /// How long the shim keeps killing what its process left behind. Its node manager goes on after it.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -49,7 +53,8 @@ fn run() -> io::Result<()> {
     if !files::claim(&order.dir, &Claim { shim: Some(own) })? {
         return Err(io::Error::other("the container was started or given up before"));
     }
-    let process = match start(&order) {
+    let (mut output, ends) = Output::new(&order.logs, order.log_bytes)?;
+    let process = match start(&order, ends) {
         Ok(process) => process,
         Err(error) => {
             order.kill.kill_all(Some(own.pid), SWEEP)?;
@@ -58,11 +63,14 @@ fn run() -> io::Result<()> {
     };
     reply(&Reply::Running(process));
     close_pipes()?;
-    let end = hold(&order, process, children)?;
+    let end = hold(&order, process, children, &mut output)?;
     // Not synced: it survives this process, and a machine that crashes comes back as another boot, in which the
     // container is lost however it ended.
     files::replace(&order.dir, files::EXIT, &end, false)?;
-    order.kill.kill_all(Some(own.pid), SWEEP)?;
+    let killed = order.kill.kill_all(Some(own.pid), SWEEP);
+    // Nobody is left that writes; the last words are in the pipes.
+    output.drain();
+    killed?;
     Ok(())
 }
 
@@ -72,8 +80,8 @@ fn read_order() -> io::Result<Order> {
     Ok(serde_json::from_slice(&text)?)
 }
 
-fn start(order: &Order) -> io::Result<ProcessFile> {
-    let pid = sys::spawn(order).map_err(|error| {
+fn start(order: &Order, output: [OwnedFd; 2]) -> io::Result<ProcessFile> {
+    let pid = sys::spawn(order, output).map_err(|error| {
         let program = order.argv.first().map(String::as_str).unwrap_or_default();
         io::Error::new(error.kind(), format!("cannot run `{program}`: {error}"))
     })?;
@@ -83,7 +91,12 @@ fn start(order: &Order) -> io::Result<ProcessFile> {
 }
 
 /// Waits for the process's end, or brings it about when it is due.
-fn hold(order: &Order, process: ProcessFile, children: OwnedFd) -> io::Result<ExitFile> {
+fn hold(
+    order: &Order,
+    process: ProcessFile,
+    children: OwnedFd,
+    output: &mut Output,
+) -> io::Result<ExitFile> {
     let mut watch = watch::Watch::new(order, children)?;
     let mut by_shim = None;
     loop {
@@ -91,7 +104,7 @@ fn hold(order: &Order, process: ProcessFile, children: OwnedFd) -> io::Result<Ex
             let (code, signal) = (status.exit_status(), status.terminating_signal());
             return Ok(ExitFile { code, signal, by_shim, ended_unix_ms: unix_ms() });
         }
-        if let Some(reason) = watch.wait(process.process.pid)? {
+        if let Some(reason) = watch.wait(process.process.pid, output)? {
             by_shim = Some(reason);
             order.kill.kill_once(Some(std::process::id()))?;
         }

@@ -12,9 +12,9 @@ use std::process::{Command, Stdio};
 use nm_shim::{Order, User};
 
 /// Starts the process of `order`; an error means that nothing runs. The child is in its cgroups, in a session of
-/// its own, and dies with the shim.
-pub(crate) fn spawn(order: &Order) -> io::Result<u32> {
-    let append = |path| OpenOptions::new().append(true).create(true).open(path);
+/// its own, and dies with the shim. It writes into `output`.
+pub(crate) fn spawn(order: &Order, output: [OwnedFd; 2]) -> io::Result<u32> {
+    let [stdout, stderr] = output;
     let join = order
         .join
         .iter()
@@ -33,8 +33,8 @@ pub(crate) fn spawn(order: &Order) -> io::Result<u32> {
         .envs(&order.env)
         .current_dir(&order.work)
         .stdin(Stdio::null())
-        .stdout(append(&order.stdout)?)
-        .stderr(append(&order.stderr)?);
+        .stdout(stdout)
+        .stderr(stderr);
     // SAFETY: the shim has one thread, and the closure makes only system calls on memory prepared before the fork.
     unsafe { command.pre_exec(move || in_child(&join_fds, user)) };
     Ok(command.spawn()?.id())

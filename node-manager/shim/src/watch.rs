@@ -1,4 +1,4 @@
-//! What a shim waits for: its children, the lease's end, and a node manager that stays away.
+//! What a shim waits for: its children, what they say, the lease's end, and a node manager that stays away.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,6 +12,8 @@ use rustix::time::{
     ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
     timerfd_create, timerfd_settime,
 };
+
+use crate::output::Output;
 
 /// How often to look whether a node manager lives, ms.
 const NM_CHECK_MS: u64 = 10_000;
@@ -46,9 +48,9 @@ impl<'a> Watch<'a> {
         })
     }
 
-    /// Waits until a child ended or a deadline passed. Says why the container must be killed now, if it must;
-    /// again and again until it is gone.
-    pub(crate) fn wait(&mut self, process: u32) -> io::Result<Option<ByShim>> {
+    /// Waits until a child ended, something was said or a deadline passed. Says why the container must be killed now,
+    /// if it must; again and again until it is gone.
+    pub(crate) fn wait(&mut self, process: u32, output: &mut Output) -> io::Result<Option<ByShim>> {
         let now = boottime_ms();
         let lease_end = self.order.lease.as_deref().map_or(u64::MAX, read_lease);
         self.look_for_nm(now, process);
@@ -68,10 +70,16 @@ impl<'a> Watch<'a> {
             None => lease_end.min(self.kill_abandoned_at.unwrap_or(u64::MAX)),
         };
         self.sleep_until(deadline.min(self.next_nm_check))?;
-        let mut fds = [PollFd::new(&self.children, PollFlags::IN), PollFd::new(&self.timer, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(&self.children, PollFlags::IN), PollFd::new(&self.timer, PollFlags::IN)];
+        fds.extend(output.pipes().map(|pipe| PollFd::from_borrowed_fd(pipe, PollFlags::IN)));
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
+        }
+        let said = fds[2..].iter().any(|pipe| !pipe.revents().is_empty());
+        drop(fds);
+        if said {
+            output.pump();
         }
         drain(&self.children);
         drain(&self.timer);

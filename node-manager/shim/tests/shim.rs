@@ -16,8 +16,8 @@ fn order(dir: &Path, script: &str) -> Order {
     Order {
         dir: dir.to_owned(),
         work: dir.to_owned(),
-        stdout: dir.join("stdout"),
-        stderr: dir.join("stderr"),
+        logs: dir.to_owned(),
+        log_bytes: 1 << 20,
         argv: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
         env: BTreeMap::from([("GREETING".into(), "hello".into()), ("PATH".into(), "/usr/bin:/bin".into())]),
         join: Vec::new(),
@@ -150,6 +150,81 @@ fn without_a_node_manager_for_too_long_the_container_is_asked_to_end() {
     shim.wait().unwrap();
     assert!(dir.path().join("termed").exists());
     assert_eq!(exit(dir.path()).code, Some(0));
+}
+
+/// What is kept of the standard output, and the offset at which that begins. Checks that it is in one piece.
+fn kept(dir: &Path) -> (u64, String) {
+    let mut files: Vec<(u64, String)> = Vec::new();
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap();
+        let Some(rest) = name.strip_prefix("stdout") else { continue };
+        let start = if rest.is_empty() { 0 } else { rest[1..].parse().unwrap() };
+        files.push((start, fs::read_to_string(entry.path()).unwrap()));
+    }
+    files.sort();
+    for pair in files.windows(2) {
+        assert_eq!(pair[0].0 + pair[0].1.len() as u64, pair[1].0, "a gap");
+    }
+    (files[0].0, files.into_iter().map(|(_, text)| text).collect())
+}
+
+#[test]
+fn output_is_kept_up_to_its_bound_and_the_oldest_goes_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut order = order(dir.path(), "seq 1 100000");
+    order.log_bytes = 64 << 10;
+    let (mut shim, reply) = start(&order);
+    running(reply);
+    shim.wait().unwrap();
+    let (begins, text) = kept(dir.path());
+    let all: u64 = (1..=100_000u64).map(|n| n.to_string().len() as u64 + 1).sum();
+    assert_eq!(begins + text.len() as u64, all);
+    assert!(text.len() <= 64 << 10 && text.len() > 48 << 10, "{} bytes are kept", text.len());
+    assert!(text.ends_with("99999\n100000\n"));
+}
+
+#[test]
+fn all_that_is_said_in_a_short_life_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut shim, reply) = start(&order(dir.path(), "head -c 300000 /dev/zero | tr '\\0' x; echo end"));
+    running(reply);
+    shim.wait().unwrap();
+    let (begins, text) = kept(dir.path());
+    assert_eq!((begins, text.len()), (0, 300_004));
+    assert!(text.ends_with("xend\n"));
+}
+
+#[test]
+fn a_container_that_closes_its_output_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut shim, reply) = start(&order(dir.path(), "exec >&- 2>&-; sleep 0.1; exit 3"));
+    running(reply);
+    shim.wait().unwrap();
+    assert_eq!(exit(dir.path()).code, Some(3));
+}
+
+#[test]
+fn a_full_disk_does_not_stop_a_container_that_talks_and_its_log_says_what_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let logs = dir.path().join("logs");
+    fs::create_dir(&logs).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=32k", "none"]).arg(&logs).status();
+    assert!(mounted.unwrap().success(), "mount needs root");
+    let script = "head -c 500000 /dev/zero | tr '\\0' x; touch said; while [ ! -e go ]; do sleep 0.02; done; echo end";
+    let mut order = order(dir.path(), script);
+    order.logs = logs.clone();
+    fs::write(logs.join("ballast"), [0; 8 << 10]).unwrap();
+    let (mut shim, reply) = start(&order);
+    running(reply);
+    until("the end of its speech", || dir.path().join("said").exists());
+    fs::remove_file(logs.join("ballast")).unwrap();
+    fs::write(dir.path().join("go"), "").unwrap();
+    shim.wait().unwrap();
+    let text = fs::read_to_string(logs.join("stdout")).unwrap();
+    let unmounted = Command::new("umount").arg(&logs).status();
+    assert!(unmounted.unwrap().success());
+    assert_eq!(exit(dir.path()).code, Some(0));
+    assert!(text.contains(" bytes of output could not be written here and are lost]\nend\n"), "{}", text.len());
 }
 
 #[test]

@@ -6,14 +6,18 @@ mod v1;
 mod v2;
 
 use std::io;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nm_shim::KillPlan;
+use serde::Serialize;
+use types::{Role, StartContainer};
 
-/// Processes and threads that a container may have: far above what a job needs, far below what hurts the machine.
-const PIDS_MAX: u64 = 8192;
+/// Where containers' groups are, unless told.
+const PARENT: &str = "samza";
 
 /// What a container may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,14 +26,45 @@ pub(crate) struct Limits {
     pub(crate) memory_bytes: u64,
     /// Thousandths of a core, as a weight.
     pub(crate) cpu_millis: u32,
+    /// Thousandths of a core, never more; none: whatever is free.
+    pub(crate) cpu_limit_millis: Option<u32>,
     /// Processes and threads.
     pub(crate) pids: u64,
 }
 
 impl Limits {
-    pub(crate) fn of(resource: types::Resource) -> Limits {
-        Limits { memory_bytes: resource.memory_bytes, cpu_millis: resource.cpu_millis, pids: PIDS_MAX }
+    /// Those of a container that may have `pids` processes and threads.
+    pub(crate) fn of(start: &StartContainer, pids: u64) -> Limits {
+        let cpu_limit_millis = match start.role {
+            Role::Worker { .. } => start.spec.containers.cpu_limit_millis,
+            Role::AppMaster { .. } => None,
+        };
+        let types::Resource { memory_bytes, cpu_millis } = start.resource;
+        Limits { memory_bytes, cpu_millis, cpu_limit_millis, pids }
     }
+}
+
+/// The period over which a CPU limit holds, as the kernel's default, µs.
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// CPU time of a period for a limit, µs. The kernel takes no less than 1 ms.
+fn cpu_quota_us(millis: u32) -> i64 {
+    i64::from(millis) * 100
+}
+
+/// One thing that a container is held to, or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Held {
+    /// In people's words, such as `memory limit`.
+    pub(crate) what: &'static str,
+    /// What does it: a file of the kernel's. None if nothing does.
+    pub(crate) by: Option<String>,
+}
+
+/// `what` is done by the first of `files` that is in `folder`.
+fn held(what: &'static str, folder: &Path, files: &[&str]) -> Held {
+    let by = files.iter().find(|file| folder.join(file).exists());
+    Held { what, by: by.map(|file| (*file).to_owned()) }
 }
 
 /// What a container uses.
@@ -70,41 +105,86 @@ pub(crate) trait Cgroups: Send + Sync {
     fn remove(&self, container: &str) -> io::Result<()>;
     /// The containers that have groups.
     fn list(&self) -> io::Result<Vec<String>>;
+    /// Removes the node's own group, which must be empty.
+    fn dissolve(&self) -> io::Result<()>;
+    /// What a container with a group is held to.
+    fn holds(&self, container: &str) -> Vec<Held>;
 }
 
+/// Control groups and what they hold containers to.
+pub(crate) type Detected = (Box<dyn Cgroups>, Vec<Held>);
+
 /// Finds what this machine has, makes the node's own group and tests that limits hold.
-pub(crate) fn detect(parent: &str, node: &str, cpu_millis: u32, unlimited: bool) -> Result<Box<dyn Cgroups>> {
+///
+/// # Errors
+/// There are no cgroups, this process may not make any, or a limit does not hold.
+pub(crate) fn detect(
+    parent: Option<&str>,
+    node: &str,
+    cpu_millis: u32,
+    unlimited: bool,
+) -> Result<Detected> {
     if unlimited {
-        return Ok(Box::new(unlimited::Unlimited));
+        let groups = unlimited::Unlimited;
+        let holds = groups.holds("");
+        return Ok((Box::new(groups), holds));
     }
-    let path = Path::new(parent.trim_matches('/')).join(file_name(node));
+    let own = || v2::own_group().filter(|_| v2::is_unified() && !rustix::process::geteuid().is_root());
+    let parent = parent.map(PathBuf::from).or_else(own).unwrap_or_else(|| PathBuf::from(PARENT));
+    let path = parent.strip_prefix("/").unwrap_or(&parent).join(file_name(node));
     let groups: Box<dyn Cgroups> = if v2::is_unified() {
         Box::new(v2::V2::new(&path, cpu_millis)?)
     } else {
         Box::new(v1::V1::new(&path, cpu_millis)?)
     };
-    self_test(groups.as_ref()).with_context(|| {
+    let holds = self_test(groups.as_ref()).with_context(|| {
         format!(
             "limits do not work here ({}); run nm as root with cgroups mounted, or with --unlimited to run \
              containers without limits",
             groups.describe()
         )
     })?;
-    Ok(groups)
+    Ok((groups, holds))
 }
 
-fn self_test(groups: &dyn Cgroups) -> Result<()> {
+/// Makes a group with every limit, puts a process into it and kills that as a container would be killed.
+fn self_test(groups: &dyn Cgroups) -> Result<Vec<Held>> {
     let name = format!("self-test-{}", std::process::id());
-    let limits = Limits { memory_bytes: 16 << 20, cpu_millis: 500, pids: 16 };
+    let limits = Limits { memory_bytes: 16 << 20, cpu_millis: 500, cpu_limit_millis: Some(500), pids: 16 };
     let made = groups.create(&name, &limits);
     let usable = made.and_then(|()| {
         if groups.usage(&name).is_none() || groups.memory(&name).is_none() {
             bail!("usage cannot be read");
         }
-        Ok(())
+        kills(groups, &name)?;
+        Ok(groups.holds(&name))
     });
     remove_patiently(groups, &name, Duration::from_secs(2)).context("the test's group cannot be removed")?;
     usable
+}
+
+/// What containers are held to, and what not, as one line.
+pub(crate) fn in_words(holds: &[Held]) -> String {
+    let names = |held: bool| {
+        let these: Vec<_> = holds.iter().filter(|h| h.by.is_some() == held).map(|h| h.what).collect();
+        if these.is_empty() { "nothing".to_owned() } else { these.join(", ") }
+    };
+    format!("held to {}; not held to {}", names(true), names(false))
+}
+
+fn kills(groups: &dyn Cgroups, name: &str) -> Result<()> {
+    let mut process = Command::new("sleep").arg("60").spawn().context("`sleep`, to try it with")?;
+    let pid = process.id().to_string();
+    let plan = groups.kill_plan(name);
+    let joins = || groups.join_files(name).iter().try_for_each(|file| std::fs::write(file, &pid));
+    let killed = joins().and_then(|()| plan.kill_all(None, Duration::from_secs(5)));
+    // Whatever became of it above; a process that is gone already is no error.
+    let _ = process.kill();
+    let status = process.wait()?;
+    match killed.context("a process cannot be put into a group and killed there")? {
+        true if status.signal() == Some(9) => Ok(()),
+        _ => bail!("a process in a group was not killed with it"),
+    }
 }
 
 /// rmdir says EBUSY for a moment after the last process is gone.

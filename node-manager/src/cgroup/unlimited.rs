@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use nm_shim::KillPlan;
 
-use super::{Cgroups, Limits, MemoryEvidence, Usage};
+use super::{Cgroups, Held, Limits, MemoryEvidence, Usage};
 
 pub(super) struct Unlimited;
 
@@ -32,6 +32,14 @@ impl Cgroups for Unlimited {
     }
     fn remove(&self, _container: &str) -> io::Result<()> {
         Ok(())
+    }
+    fn dissolve(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn holds(&self, _container: &str) -> Vec<Held> {
+        ["memory limit", "swap off", "cpu weight", "cpu limit", "pids", "io weight"]
+            .map(|what| Held { what, by: None })
+            .to_vec()
     }
     fn list(&self) -> io::Result<Vec<String>> {
         Ok(Vec::new())

@@ -11,9 +11,11 @@ use cgroups_rs::fs::pid::PidController;
 use cgroups_rs::fs::{Cgroup, Controllers, MaxValue};
 use nm_shim::KillPlan;
 
-use super::{Cgroups, Limits, MemoryEvidence, Usage};
+use super::{Cgroups, Held, Limits, MemoryEvidence, Usage, held};
 
 const NAMES: [&str; 5] = ["cpu", "cpuacct", "freezer", "memory", "pids"];
+/// Where the weight of disk access is, by scheduler.
+const IO_WEIGHTS: [&str; 2] = ["blkio.bfq.weight", "blkio.weight"];
 
 /// The kernel's smallest weight.
 const SHARES_MIN: u64 = 2;
@@ -27,6 +29,8 @@ pub(super) struct V1 {
     freezer: PathBuf,
     memory: PathBuf,
     pids: PathBuf,
+    /// Only where the kernel shares a disk by weights: with the file that takes them.
+    io: Option<(PathBuf, &'static str)>,
     /// Whether limits of memory plus swap can be set.
     counts_swap: bool,
 }
@@ -46,6 +50,7 @@ impl V1 {
             freezer: find(Controllers::Freezer, "freezer")?,
             memory: find(Controllers::Mem, "memory")?,
             pids: find(Controllers::Pids, "pids")?,
+            io: None,
             counts_swap: false,
             path: path.to_owned(),
             mounts,
@@ -55,12 +60,15 @@ impl V1 {
         let cpu: &CpuController = node.controller_of().context("no cpu controller")?;
         cpu.set_shares(shares(cpu_millis)).context("cpu.shares of the node")?;
         let counts_swap = groups.memory.join("memory.memsw.limit_in_bytes").exists();
-        Ok(V1 { counts_swap, ..groups })
+        let io = find(Controllers::BlkIo, "blkio").ok().and_then(|folder| weights(folder, cpu_millis));
+        Ok(V1 { counts_swap, io, ..groups })
     }
 
     /// The folders, each controller once even where two share a mount.
-    fn folders(&self) -> [&PathBuf; 5] {
-        [&self.cpu, &self.cpuacct, &self.freezer, &self.memory, &self.pids]
+    fn folders(&self) -> Vec<&PathBuf> {
+        let mut folders = vec![&self.cpu, &self.cpuacct, &self.freezer, &self.memory, &self.pids];
+        folders.extend(self.io.iter().map(|(folder, _)| folder));
+        folders
     }
 
     fn cgroup(&self, container: &str) -> Cgroup {
@@ -95,6 +103,26 @@ impl V1 {
     }
 }
 
+/// Makes the node's group of the controller blkio, if that takes weights.
+fn weights(folder: PathBuf, cpu_millis: u32) -> Option<(PathBuf, &'static str)> {
+    let made = std::fs::create_dir_all(&folder);
+    let file = IO_WEIGHTS.into_iter().find(|file| folder.join(file).exists());
+    let set = file.map(|file| std::fs::write(folder.join(file), io_weight(cpu_millis).to_string()));
+    match (file, set, made) {
+        (Some(file), Some(Ok(())), Ok(())) => Some((folder, file)),
+        _ => {
+            // Without weights the group is of no use; if it cannot be removed it does no harm.
+            let _ = std::fs::remove_dir(&folder);
+            None
+        }
+    }
+}
+
+/// A weight of 100 is one core; the kernel takes 1 to 1,000.
+fn io_weight(cpu_millis: u32) -> u64 {
+    (u64::from(cpu_millis) / 10).clamp(1, 1_000)
+}
+
 /// A weight of 1024 is one core.
 fn shares(cpu_millis: u32) -> u64 {
     (u64::from(cpu_millis) * 1024 / 1000).max(SHARES_MIN)
@@ -108,6 +136,12 @@ impl Cgroups for V1 {
     fn create(&self, container: &str, limits: &Limits) -> Result<()> {
         let cgroup = self.cgroup(container);
         cgroup.create().with_context(|| format!("cannot make the cgroup of {container}"))?;
+        if let Some((folder, file)) = &self.io {
+            let folder = folder.join(container);
+            std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            std::fs::write(folder.join(file), io_weight(limits.cpu_millis).to_string())
+                .with_context(|| format!("{file} of {container}"))?;
+        }
         for folder in self.folders() {
             ensure!(folder.join(container).is_dir(), "{} was not made", folder.join(container).display());
         }
@@ -117,6 +151,13 @@ impl Cgroups for V1 {
         cpu.set_shares(weight).context("cpu.shares")?;
         let read = cpu.shares().context("cpu.shares cannot be read back")?;
         ensure!(read == weight, "cpu.shares was set to {weight} and is {read}");
+        if let Some(limit) = limits.cpu_limit_millis {
+            let quota = super::cpu_quota_us(limit);
+            cpu.set_cfs_quota_and_period(Some(quota), Some(super::CPU_PERIOD_US))
+                .context("cpu.cfs_quota_us")?;
+            let read = cpu.cfs_quota().context("cpu.cfs_quota_us cannot be read back")?;
+            ensure!(read == quota, "cpu.cfs_quota_us was set to {quota} and is {read}");
+        }
         let pids: &PidController = cgroup.controller_of().context("no pids controller")?;
         let most = MaxValue::Value(i64::try_from(limits.pids).unwrap_or(i64::MAX));
         pids.set_pid_max(most).context("pids.max")?;
@@ -158,8 +199,29 @@ impl Cgroups for V1 {
 
     fn remove(&self, container: &str) -> io::Result<()> {
         // All of them, even if one is busy: cgroups-rs stops at the first.
-        let results = self.folders().map(|folder| super::remove_dir(&folder.join(container)));
+        let folders = self.folders().into_iter();
+        let results: Vec<_> = folders.map(|folder| super::remove_dir(&folder.join(container))).collect();
         results.into_iter().collect()
+    }
+
+    fn dissolve(&self) -> io::Result<()> {
+        self.folders().into_iter().try_for_each(|folder| super::remove_dir(folder))
+    }
+
+    fn holds(&self, container: &str) -> Vec<Held> {
+        let (memory, cpu) = (self.memory.join(container), self.cpu.join(container));
+        let swap: &[&str] =
+            if self.counts_swap { &["memory.memsw.limit_in_bytes"] } else { &["memory.swappiness"] };
+        let io = self.io.as_ref().map(|(_, file)| (*file).to_owned());
+        vec![
+            held("memory limit", &memory, &["memory.limit_in_bytes"]),
+            held("swap off", &memory, swap),
+            held("cpu weight", &cpu, &["cpu.shares"]),
+            held("cpu limit", &cpu, &["cpu.cfs_quota_us"]),
+            held("pids", &self.pids.join(container), &["pids.max"]),
+            Held { what: "io weight", by: io },
+            held("kill of all at once", &self.freezer.join(container), &["freezer.state"]),
+        ]
     }
 
     fn list(&self) -> io::Result<Vec<String>> {

@@ -1,7 +1,7 @@
 //! cgroup v2: one folder per container, controllers handed down level by level.
 //!
-//! A group with processes cannot hand controllers down, so the node manager must not sit in `--cgroup-parent` or
-//! above it, except in the root.
+//! A group with processes cannot hand controllers down. Where the node manager itself is in one that must, it moves
+//! into a leaf of its own, `nm`; others' processes it leaves where they are.
 
 use std::fs;
 use std::io;
@@ -15,9 +15,11 @@ use cgroups_rs::fs::pid::PidController;
 use cgroups_rs::fs::{Cgroup, MaxValue};
 use nm_shim::KillPlan;
 
-use super::{Cgroups, Limits, MemoryEvidence, Usage};
+use super::{Cgroups, Held, Limits, MemoryEvidence, Usage, held};
 
 const NAMES: [&str; 3] = ["cpu", "memory", "pids"];
+/// Where the weight of disk access is, by scheduler.
+const IO_WEIGHTS: [&str; 2] = ["io.bfq.weight", "io.weight"];
 
 /// Whether the machine has cgroup v2 alone.
 pub(super) fn is_unified() -> bool {
@@ -44,6 +46,9 @@ impl V2 {
                 }
                 Ok(()) | Err(_) => {}
             }
+            if own_group().is_some_and(|own| Path::new(UNIFIED_MOUNTPOINT).join(own) == level) {
+                move_into_leaf(&level)?;
+            }
             hand_down(&level)?;
         }
         fs::write(dir.join("cpu.weight"), weight(cpu_millis).to_string())
@@ -60,6 +65,23 @@ impl V2 {
     }
 }
 
+/// The group that this process is in, below the mount.
+pub(super) fn own_group() -> Option<PathBuf> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    groups.lines().find_map(|line| Some(PathBuf::from(line.strip_prefix("0::/")?)))
+}
+
+fn move_into_leaf(level: &Path) -> Result<()> {
+    let leaf = level.join("nm");
+    match fs::create_dir(&leaf) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(anyhow!("cannot make {}: {error}", leaf.display()));
+        }
+        Ok(()) | Err(_) => {}
+    }
+    fs::write(leaf.join("cgroup.procs"), "0").with_context(|| format!("cannot move into {}", leaf.display()))
+}
+
 /// Hands our controllers down to the groups below `level`.
 fn hand_down(level: &Path) -> Result<()> {
     let has = fs::read_to_string(level.join("cgroup.controllers"))
@@ -72,7 +94,12 @@ fn hand_down(level: &Path) -> Result<()> {
         );
     }
     fs::write(level.join("cgroup.subtree_control"), "+cpu +memory +pids")
-        .with_context(|| format!("{} cannot hand its controllers down; processes in it?", level.display()))
+        .with_context(|| format!("{} cannot hand its controllers down; processes in it?", level.display()))?;
+    if has.split_ascii_whitespace().any(|have| have == "io") {
+        fs::write(level.join("cgroup.subtree_control"), "+io")
+            .with_context(|| format!("{} cannot hand its controller io down", level.display()))?;
+    }
+    Ok(())
 }
 
 /// A weight of 100 is one core; the kernel takes 1 to 10,000.
@@ -112,10 +139,22 @@ impl Cgroups for V2 {
         cpu.set_shares(share).context("cpu.weight")?;
         let read = cpu.shares().context("cpu.weight cannot be read back")?;
         ensure!(read == share, "cpu.weight was set to {share} and is {read}");
+        if let Some(limit) = limits.cpu_limit_millis {
+            let quota = super::cpu_quota_us(limit);
+            cpu.set_cfs_quota_and_period(Some(quota), Some(super::CPU_PERIOD_US)).context("cpu.max")?;
+            let read = fs::read_to_string(dir.join("cpu.max")).context("cpu.max")?;
+            ensure!(read.trim() == format!("{quota} {}", super::CPU_PERIOD_US), "cpu.max is {read}");
+        }
         let pids: &PidController = cgroup.controller_of().context("no pids controller")?;
         let most = MaxValue::Value(i64::try_from(limits.pids).unwrap_or(i64::MAX));
         pids.set_pid_max(most).context("pids.max")?;
         ensure!(pids.get_pid_max().context("pids.max")? == most, "pids.max does not hold");
+        // Only where the kernel shares a disk by weights: without the controller or a scheduler that does there is
+        // no such file.
+        if let Some(file) = IO_WEIGHTS.iter().map(|name| dir.join(name)).find(|file| file.exists()) {
+            fs::write(&file, format!("default {share}"))
+                .with_context(|| format!("{} of {container}", file.display()))?;
+        }
         Ok(())
     }
 
@@ -149,6 +188,23 @@ impl Cgroups for V2 {
 
     fn remove(&self, container: &str) -> io::Result<()> {
         super::remove_dir(&self.dir.join(container))
+    }
+
+    fn dissolve(&self) -> io::Result<()> {
+        super::remove_dir(&self.dir)
+    }
+
+    fn holds(&self, container: &str) -> Vec<Held> {
+        let dir = self.dir.join(container);
+        vec![
+            held("memory limit", &dir, &["memory.max"]),
+            held("swap off", &dir, &["memory.swap.max"]),
+            held("cpu weight", &dir, &["cpu.weight"]),
+            held("cpu limit", &dir, &["cpu.max"]),
+            held("pids", &dir, &["pids.max"]),
+            held("io weight", &dir, &IO_WEIGHTS),
+            held("kill of all at once", &dir, &["cgroup.kill"]),
+        ]
     }
 
     fn list(&self) -> io::Result<Vec<String>> {

@@ -86,6 +86,9 @@ pub struct ContainersSpec {
     pub resource: Resource,
     /// Task threads in each.
     pub threads: u32,
+    /// The most CPU each may take, thousandths of a core, even on an idle machine; none: whatever is free.
+    #[serde(default)]
+    pub cpu_limit_millis: Option<u32>,
 }
 
 /// `[task]`.

@@ -58,6 +58,7 @@ pub fn spec(name: &str) -> JobSpec {
             count: 3,
             resource: Resource { memory_bytes: 256 << 20, cpu_millis: 500 },
             threads: 1,
+            cpu_limit_millis: None,
         },
         task: TaskSpec {
             inputs: vec!["kafka.flights".into()],

@@ -36,6 +36,7 @@ pub fn spec(containers: u32) -> JobSpec {
             count: containers,
             resource: Resource { memory_bytes: 512 << 20, cpu_millis: 500 },
             threads: 1,
+            cpu_limit_millis: None,
         },
         task: TaskSpec {
             inputs: vec!["kafka.in".into()],

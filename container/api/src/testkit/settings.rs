@@ -202,7 +202,7 @@ fn empty_job() -> JobSpec {
             command: Vec::new(),
             env: BTreeMap::new(),
         },
-        containers: ContainersSpec { count: 1, resource: none, threads: 1 },
+        containers: ContainersSpec { count: 1, resource: none, threads: 1, cpu_limit_millis: None },
         task: TaskSpec {
             inputs: Vec::new(),
             window_ms: None,

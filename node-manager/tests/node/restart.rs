@@ -1,10 +1,8 @@
 //! The node manager comes and goes; its containers do not notice, and no exit is lost.
 
-mod common;
-
 use std::fs;
 
-use common::{FakeRm, Node, alive, id, shell, until};
+use crate::common::{self, FakeRm, Node, alive, id, shell, until};
 use rustix::process::Signal;
 use types::{ContainerReport, ContainerState, ExitCause, OnLeaseLoss, ToNode};
 
