@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use nm_shim::User;
+
+use crate::health::Checks;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -93,12 +95,57 @@ pub(crate) struct Args {
     /// How much of each container's standard output is kept, and as much of its standard error; the oldest goes first
     #[arg(long, value_name = "SIZE", default_value = "64MiB")]
     pub(crate) log_size: String,
+    /// Free space that the node's disks must have for it to get new containers; of one folder with containers=SIZE,
+    /// logs=SIZE, state=SIZE or cache=SIZE [default: 256MiB]
+    #[arg(long = "min-free", value_name = "[FOLDER=]SIZE")]
+    pub(crate) min_free: Vec<String>,
+    /// Percent of a minute that all work may wait for memory before the node gets no new containers
+    #[arg(long, value_name = "PERCENT", default_value_t = 40.0)]
+    pub(crate) max_memory_pressure: f64,
+    /// The same for disks; 100 never keeps containers away
+    #[arg(long, value_name = "PERCENT", default_value_t = 100.0)]
+    pub(crate) max_io_pressure: f64,
+    /// A program that is run every 30 s: unless it ends with 0 the node gets no new containers, for the reason in the
+    /// last line that it printed
+    #[arg(long, value_name = "FILE")]
+    pub(crate) health_script: Option<PathBuf>,
     /// Run containers without limits, for machines without cgroups or root
     #[arg(long)]
     pub(crate) unlimited: bool,
     /// Run containers as this user: a name, or UID:GID [default: as nm itself]
     #[arg(long, value_name = "USER")]
     pub(crate) user: Option<String>,
+}
+
+/// The folders below `--root` that may be disks of their own.
+const FOLDERS: [&str; 4] = ["containers", "logs", "state", "cache"];
+
+/// What health is judged by.
+pub(crate) fn checks(args: &Args, root: &Path) -> Result<Checks> {
+    let mut least = FOLDERS.map(|folder| (root.join(folder), 256 << 20));
+    for text in &args.min_free {
+        let (folder, bytes) = match text.split_once('=') {
+            Some((folder, bytes)) => (Some(folder), bytes),
+            None => (None, text.as_str()),
+        };
+        let bytes = size("--min-free", bytes)?;
+        ensure!(
+            folder.is_none_or(|folder| FOLDERS.contains(&folder)),
+            "--min-free `{text}`: valid folders are {}",
+            FOLDERS.join(", ")
+        );
+        for (path, least) in &mut least {
+            if folder.is_none_or(|folder| path.ends_with(folder)) {
+                *least = bytes;
+            }
+        }
+    }
+    Ok(Checks {
+        disks: least.into(),
+        memory_pressure: args.max_memory_pressure,
+        io_pressure: args.max_io_pressure,
+        script: args.health_script.clone(),
+    })
 }
 
 /// Reads `k=v` labels.

@@ -97,7 +97,7 @@ impl Driver {
                     None => return,
                 },
                 () = until(deadline) => self.core.handle_deadline(now(), &mut out),
-                _ = usage.tick() => self.tick_usage(&mut out),
+                _ = usage.tick() => self.tick_usage(),
                 _ = state.tick() => self.scan_state(false),
                 _ = sweep.tick() => self.sweep(),
             }
@@ -255,10 +255,7 @@ impl Driver {
         self.core.view().containers.into_iter().map(|container| container.job).collect()
     }
 
-    fn tick_usage(&mut self, out: &mut Vec<Command>) {
-        let full = crate::watch::disk_full(self.root.path());
-        let unhealthy = full.then(|| format!("disk full: {}", self.root.path().display()));
-        self.core.health(now(), unhealthy, out);
+    fn tick_usage(&mut self) {
         let running = self.running();
         if running.is_empty() {
             return;

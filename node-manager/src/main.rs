@@ -6,6 +6,7 @@ mod doctor;
 mod driver;
 mod grpc;
 mod hands;
+mod health;
 mod launch;
 mod localize;
 mod logs;
@@ -131,9 +132,11 @@ async fn serve(
     let logs = grpc::Logs { root, known: known_rx, shutdown: shutdown.clone() };
     let routes = tonic::service::Routes::new(proto::node_log_service(logs));
     let serving = tokio::spawn(daemon::serve_grpc(listener, routes, token.clone(), shutdown.clone()));
+    let health = tokio::spawn(args::checks(args, driver.root.path())?.watch(inbox.clone()));
     let session = tokio::spawn(session::run(args.rm.clone(), token, inbox));
     driver.run(inbox_rx, shutdown.clone()).await;
     session.abort();
+    health.abort();
     serving.await??;
     tracing::info!("ended; containers go on");
     Ok(())

@@ -187,7 +187,7 @@ fn is_running(pid: Pid) -> bool {
 }
 
 /// Whether the disk that `path` is on has no room to work with.
-pub(crate) fn disk_full(path: &Path) -> bool {
+fn disk_full(path: &Path) -> bool {
     rustix::fs::statvfs(path).is_ok_and(|stat| {
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         free < DISK_FULL || (stat.f_files > 0 && stat.f_favail == 0)

@@ -19,6 +19,9 @@ use types::{Role, StartContainer};
 /// Where containers' groups are, unless told.
 const PARENT: &str = "samza";
 
+const ADVICE: &str = "limits do not work here; run nm as root with cgroups mounted, or with --unlimited to run \
+                      containers without limits";
+
 /// What a container may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
@@ -132,18 +135,13 @@ pub(crate) fn detect(
     let own = || v2::own_group().filter(|_| v2::is_unified() && !rustix::process::geteuid().is_root());
     let parent = parent.map(PathBuf::from).or_else(own).unwrap_or_else(|| PathBuf::from(PARENT));
     let path = parent.strip_prefix("/").unwrap_or(&parent).join(file_name(node));
-    let groups: Box<dyn Cgroups> = if v2::is_unified() {
-        Box::new(v2::V2::new(&path, cpu_millis)?)
+    let made: Result<Box<dyn Cgroups>> = if v2::is_unified() {
+        v2::V2::new(&path, cpu_millis).map(|groups| Box::new(groups) as Box<dyn Cgroups>)
     } else {
-        Box::new(v1::V1::new(&path, cpu_millis)?)
+        v1::V1::new(&path, cpu_millis).map(|groups| Box::new(groups) as Box<dyn Cgroups>)
     };
-    let holds = self_test(groups.as_ref()).with_context(|| {
-        format!(
-            "limits do not work here ({}); run nm as root with cgroups mounted, or with --unlimited to run \
-             containers without limits",
-            groups.describe()
-        )
-    })?;
+    let groups = made.context(ADVICE)?;
+    let holds = self_test(groups.as_ref()).with_context(|| format!("{}: {ADVICE}", groups.describe()))?;
     Ok((groups, holds))
 }
 

@@ -82,24 +82,24 @@ fn move_into_leaf(level: &Path) -> Result<()> {
     fs::write(leaf.join("cgroup.procs"), "0").with_context(|| format!("cannot move into {}", leaf.display()))
 }
 
-/// Hands our controllers down to the groups below `level`.
+/// Hands our controllers down to the groups below `level`. What is handed down already is left as it is: above a
+/// delegated group nothing may be written.
 fn hand_down(level: &Path) -> Result<()> {
-    let has = fs::read_to_string(level.join("cgroup.controllers"))
-        .with_context(|| format!("{} is no cgroup", level.display()))?;
+    let read = |file: &str| {
+        fs::read_to_string(level.join(file)).with_context(|| format!("{} is no cgroup", level.display()))
+    };
+    let (has, down) = (read("cgroup.controllers")?, read("cgroup.subtree_control")?);
+    let is_in = |list: &str, name: &str| list.split_ascii_whitespace().any(|have| have == name);
     for name in NAMES {
-        ensure!(
-            has.split_ascii_whitespace().any(|have| have == name),
-            "{} has no controller {name}",
-            level.display()
-        );
+        ensure!(is_in(&has, name), "{} has no controller {name}", level.display());
     }
-    fs::write(level.join("cgroup.subtree_control"), "+cpu +memory +pids")
-        .with_context(|| format!("{} cannot hand its controllers down; processes in it?", level.display()))?;
-    if has.split_ascii_whitespace().any(|have| have == "io") {
-        fs::write(level.join("cgroup.subtree_control"), "+io")
-            .with_context(|| format!("{} cannot hand its controller io down", level.display()))?;
+    let wanted = NAMES.iter().chain(&["io"]).filter(|name| is_in(&has, name) && !is_in(&down, name));
+    let order: Vec<String> = wanted.map(|name| format!("+{name}")).collect();
+    if order.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    fs::write(level.join("cgroup.subtree_control"), order.join(" "))
+        .with_context(|| format!("{} cannot hand its controllers down; processes in it?", level.display()))
 }
 
 /// A weight of 100 is one core; the kernel takes 1 to 10,000.

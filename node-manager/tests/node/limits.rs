@@ -1,6 +1,7 @@
 //! What containers are held to, whatever they try.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use types::{ExitCause, StartContainer};
@@ -141,3 +142,44 @@ fn nm_doctor_says_what_containers_are_held_to_and_leaves_nothing() {
     assert_eq!(json["cgroups"].as_str().unwrap().starts_with("cgroup v2"), is_v2());
     assert_eq!(json["holds"][0]["what"], "memory limit");
 }
+
+/// As `systemd-run --user --scope -p Delegate=yes nm` would start it.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_root_nm_limits_containers_in_the_group_that_was_delegated_to_it() {
+    if !is_v2() {
+        // v1 cannot delegate: nm must say so, and the way out.
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_nm"));
+        std::os::unix::process::CommandExt::uid(&mut command, NOBODY);
+        let output = command.arg("doctor").output();
+        // Who may not even start the program has nothing to say either.
+        let told = output.map(|output| String::from_utf8_lossy(&output.stderr).into_owned());
+        assert!(told.as_ref().map_or(true, |told| told.contains("--unlimited")), "{told:?}");
+        return;
+    }
+    let group = Path::new("/sys/fs/cgroup").join(format!("delegated-{}", std::process::id()));
+    fs::create_dir(&group).unwrap();
+    fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+cpu +memory +pids").unwrap();
+    for file in ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"] {
+        std::os::unix::fs::chown(group.join(file), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let mut rm = FakeRm::start().await;
+    let root = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(root.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let go = root.path().join("go");
+    let script = format!("while [ ! -e {} ]; do sleep 0.05; done; exec \"$@\"", go.display());
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_nm"), "--rm", &rm.addr, "--host", "127.0.0.1"]);
+    command.arg("--root").arg(root.path()).args(["--memory", "1GiB"]);
+    std::os::unix::process::CommandExt::uid(&mut command, NOBODY);
+    let mut nm = command.spawn().unwrap();
+    fs::write(group.join("cgroup.procs"), nm.id().to_string()).unwrap();
+    fs::write(&go, "").unwrap();
+    let mut session = rm.join().await;
+    session.start(&shell(1, 1, "exec tail /dev/zero"));
+    let cause = session.exit(id(1)).await;
+    assert!(matches!(cause, ExitCause::OutOfMemory { .. }), "{cause}");
+    nm.kill().unwrap();
+    nm.wait().unwrap();
+}
+
+const NOBODY: u32 = 65_534;
