@@ -14,6 +14,7 @@ while [ $SECONDS -lt $end ]; do
   echo "soak: round $round, $(((end - SECONDS) / 60)) minutes left"
   SIM_SEEDS=${SIM_SEEDS:-20000} cargo test --quiet -p tests --test sim
   cargo test --quiet -p tests --test e2e_recovery --test e2e_fencing -- --test-threads 1
+  SAMZA_LEASE_CUTS=100 cargo test --quiet -p tests --test e2e_lease -- --nocapture
   # Crashes at every named point, broken brokers and disks; it tells how often each point was hit.
   cargo test --quiet -p samza --test real_broker -- --nocapture --include-ignored
 done

@@ -14,7 +14,7 @@ mod faults;
 mod job;
 #[path = "real_broker/master.rs"]
 mod master;
-#[path = "real_broker/proxy.rs"]
+#[path = "../../tests/src/proxy.rs"]
 mod proxy;
 #[path = "real_broker/tally.rs"]
 mod tally;

@@ -16,6 +16,7 @@ use types::{
 use crate::brokers::repository;
 use crate::job::Job;
 use crate::process;
+use crate::proxy::Proxy;
 use crate::wait::{Pending, check, wait_until};
 
 /// For what should take a second or a few; generous, for machines that do other things too.
@@ -54,6 +55,8 @@ pub struct Settings {
     pub rm_flags: Vec<String>,
     /// RUST_LOG of every process.
     pub log: String,
+    /// Between the resource manager and each node is a link that can be cut.
+    pub links: bool,
 }
 
 impl Settings {
@@ -66,7 +69,7 @@ impl Settings {
             memory: "2GiB".into(),
             cpu: "2".into(),
         };
-        Settings { nodes: (1..=count).map(node).collect(), rm_flags: Vec::new(), log: "info".into() }
+        Settings { nodes: (1..=count).map(node).collect(), rm_flags: Vec::new(), log: "info".into(), links: false }
     }
 }
 
@@ -74,6 +77,7 @@ struct Node {
     settings: NodeSettings,
     root: PathBuf,
     process: Option<Child>,
+    link: Option<Proxy>,
 }
 
 /// The cluster.
@@ -137,7 +141,8 @@ impl Cluster {
     fn launch_node(&mut self, settings: NodeSettings) {
         let place = self.nodes.len();
         let root = self.folder.join(format!("node{}", place + 1));
-        self.nodes.push(Node { settings, root, process: None });
+        let link = self.settings.links.then(|| Proxy::start("127.0.0.1:0", &self.grpc));
+        self.nodes.push(Node { settings, root, process: None, link });
         self.start_nm(place);
     }
 
@@ -211,13 +216,22 @@ impl Cluster {
 
     /// Starts the node manager of node `place` (from 0), in the root folder that it had.
     pub fn start_nm(&mut self, place: usize) {
-        let Node { settings, root, .. } = &self.nodes[place];
+        let Node { settings, root, link, .. } = &self.nodes[place];
+        let rm = link.as_ref().map_or(self.grpc.as_str(), Proxy::address);
         let mut command = Command::new(program("nm"));
-        command.args(["--rm", &self.grpc, "--host", &settings.host, "--node-id", &settings.host]);
+        command.args(["--rm", rm, "--host", &settings.host, "--node-id", &settings.host]);
         command.args(["--rack", &settings.rack, "--memory", &settings.memory, "--cpu", &settings.cpu]);
         command.args(["--cgroup-parent", &format!("{}/node{}", self.cgroup, place + 1), "--root"]).arg(root);
         let child = self.spawn(&format!("nm{}", place + 1), &mut command);
         self.nodes[place].process = Some(child);
+    }
+
+    /// Cuts the link between node `place` and the resource manager, or mends it.
+    ///
+    /// # Panics
+    /// The cluster has no such links.
+    pub fn cut(&self, place: usize, cut: bool) {
+        self.nodes[place].link.as_ref().expect("Settings::links").cut(cut);
     }
 
     /// SIGKILLs the node manager of node `place`; its shims and containers live on.

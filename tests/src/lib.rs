@@ -9,6 +9,7 @@ pub mod http;
 pub mod job;
 pub mod log_segment;
 pub mod process;
+pub mod proxy;
 pub mod topic;
 pub mod wait;
 

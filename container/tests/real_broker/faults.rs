@@ -127,7 +127,8 @@ fn leaders_that_die_or_move_do_not_hold_the_job_up() {
 fn a_network_that_is_cut_for_a_while_costs_nothing() {
     const LISTENS: &str = "127.0.0.1";
     let brokers = Brokers::own(&["--hosts", LISTENS, "--advertise", "127.0.0.101"]);
-    let proxy = Proxy::start(&brokers.bootstrap, LISTENS);
+    let port = brokers.bootstrap.rsplit(':').next().expect("host:port");
+    let proxy = Proxy::start(&brokers.bootstrap, &format!("{LISTENS}:{port}"));
     let cuts: &[u64] = if is_soak() { &[1, 5, 15, 30, 60] } else { &[1, 4] };
     for delivery in [Delivery::AtLeastOnce, Delivery::ExactlyOnce] {
         let mut patient = Patient::new(&format!("cut-{delivery:?}"), delivery, Arc::clone(&brokers), 1);

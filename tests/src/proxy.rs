@@ -1,4 +1,4 @@
-//! The network between a broker and everybody else: a proxy that can stop forwarding, as a cut cable does: no
+//! The network between a server and everybody else: a proxy that can stop forwarding, as a cut cable does: no
 //! connection is closed, nothing arrives.
 
 use std::io::{ErrorKind, Read, Write};
@@ -17,16 +17,23 @@ struct State {
 }
 
 /// Forwards connections until it is dropped.
-pub struct Proxy(Arc<State>);
+pub struct Proxy {
+    state: Arc<State>,
+    address: String,
+}
 
 impl Proxy {
-    /// Listens at `at` (host:port) and forwards to the same port of `host`.
-    pub fn start(at: &str, host: &str) -> Proxy {
+    /// Listens at `at` (host:port, port 0 for a free one) and forwards to `target` (host:port).
+    ///
+    /// # Panics
+    /// The address is taken.
+    #[must_use]
+    pub fn start(at: &str, target: &str) -> Proxy {
         let listener = TcpListener::bind(at).expect("the address is free");
         listener.set_nonblocking(true).expect("a socket");
-        let port = listener.local_addr().expect("bound").port();
-        let (state, target) = (Arc::new(State::default()), format!("{host}:{port}"));
-        let proxy = Proxy(Arc::clone(&state));
+        let address = listener.local_addr().expect("bound").to_string();
+        let (state, target) = (Arc::new(State::default()), target.to_owned());
+        let proxy = Proxy { state: Arc::clone(&state), address };
         std::thread::spawn(move || {
             while !state.over.load(Ordering::Relaxed) {
                 match listener.accept() {
@@ -38,19 +45,25 @@ impl Proxy {
         proxy
     }
 
+    /// Where it listens (host:port).
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// Stops, or goes on, forwarding.
     pub fn cut(&self, cut: bool) {
-        self.0.cut.store(cut, Ordering::Relaxed);
+        self.state.cut.store(cut, Ordering::Relaxed);
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.0.over.store(true, Ordering::Relaxed);
+        self.state.over.store(true, Ordering::Relaxed);
     }
 }
 
-/// Forwards both ways; a client of a broker that is not there is hung up on.
+/// Forwards both ways; a client of a server that is not there is hung up on.
 fn join(near: &TcpStream, target: &str, state: &Arc<State>) {
     let Ok(far) = TcpStream::connect(target) else { return };
     for (from, to) in [(near, &far), (&far, near)] {
