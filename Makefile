@@ -47,6 +47,7 @@ fix: ## format, and apply what clippy can
 bench: build ## the measured figures, beside those of the peers; prints tables, appends to target/bench.jsonl
 	@$(in_env)
 	"$$CARGO_TARGET_DIR/debug/bench"
+	cargo test --quiet --workspace --test cost
 
 soak: build ## the tests that profit from repetition, for SOAK_MINUTES (default 30)
 	@$(in_env)

@@ -14,6 +14,7 @@ use crate::cgroup::{Cgroups, remove_patiently};
 use crate::driver::Inbox;
 use crate::launch::Launcher;
 use crate::localize::Localizer;
+use crate::points;
 use crate::root::Root;
 use crate::watch::{self, Left, Shim};
 
@@ -41,8 +42,12 @@ impl Hands {
         let (hands, turn) = (self.clone(), self.root.turn(id));
         tokio::task::spawn_blocking(move || {
             let begun = std::time::Instant::now();
+            if record.exit.is_some() {
+                points::at("exit-unrecorded");
+            }
             let written = hands.root.persist(&turn, id, version, &record);
             tracing::debug!(container = %id, version, took = ?begun.elapsed(), "recorded");
+            points::at(if record.exit.is_some() { "exit-recorded" } else { "recorded" });
             let event = match written {
                 Ok(()) => Event::Persisted { id, version },
                 Err(error) => {
@@ -67,6 +72,7 @@ impl Hands {
         for artefact in &start.artefacts {
             self.localizer.fetch(&self.root, artefact).await?;
         }
+        points::at("localized");
         let hands = self.clone();
         tokio::task::spawn_blocking(move || hands.launcher.prepare(&hands.root, &start)).await?
     }
@@ -119,14 +125,20 @@ impl Hands {
 
     pub(crate) fn terminate(&self, id: ContainerId) {
         let dir = self.root.container(id);
-        tokio::task::spawn_blocking(move || watch::terminate(id, &dir));
+        tokio::task::spawn_blocking(move || {
+            points::at("terminate");
+            watch::terminate(id, &dir);
+            points::at("terminated");
+        });
     }
 
     pub(crate) fn kill(&self, id: ContainerId, shim: Option<Pid>) {
         let hands = self.clone();
         tokio::task::spawn_blocking(move || {
+            points::at("kill");
             let shim = shim.or_else(|| watch::claimed(&hands.root.container(id)));
             watch::kill(hands.cgroups.as_ref(), id, shim);
+            points::at("killed");
         });
     }
 

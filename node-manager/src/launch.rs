@@ -16,6 +16,7 @@ use rustix::fs::{Gid, Uid, chown};
 use types::{OnLeaseLoss, Role, StartContainer};
 
 use crate::cgroup::{Cgroups, Limits};
+use crate::points;
 use crate::root::{Root, make_dir};
 
 /// How long a shim may take to start a process.
@@ -52,6 +53,7 @@ impl Launcher {
         make_dir(&dir, 0o711).context("container directory")?;
         let work = root.work(start.id);
         make_dir(&work, 0o755).context("work directory")?;
+        points::at("work-made");
         for artefact in &start.artefacts {
             let target = work.join(file_name(&artefact.name)?);
             give(&root.cache().join(&artefact.digest.0), &target)
@@ -95,7 +97,9 @@ impl Launcher {
         let begun = Instant::now();
         let result = cgroups.create(&name, &Limits::of(start, self.pids)).and_then(|()| {
             let limited = begun.elapsed();
+            points::at("limited");
             let started = self.run_shim(root, cgroups, start)?;
+            points::at("launched");
             tracing::debug!(container = name, ?limited, running = ?begun.elapsed(), "launched");
             Ok(started)
         });
@@ -133,6 +137,7 @@ impl Launcher {
             .stderr(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot run {}", self.shim.display()))?;
+        points::at("shim-started");
         match converse(&mut shim, &order) {
             Ok(process) => Ok(Started { shim, process }),
             Err(error) => {

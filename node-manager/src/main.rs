@@ -10,6 +10,7 @@ mod health;
 mod launch;
 mod localize;
 mod logs;
+mod points;
 mod root;
 mod session;
 mod state;

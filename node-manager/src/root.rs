@@ -23,6 +23,8 @@ use rustix::fs::{FlockOperation, fcntl_lock};
 use serde::{Deserialize, Serialize};
 use types::{AppId, ContainerId, Epoch, JobId, NodeIncarnation, Timestamp};
 
+use crate::points;
+
 const NODE: &str = "node.json";
 const RECORD: &str = "record.json";
 
@@ -201,7 +203,9 @@ impl Root {
     pub(crate) fn remove_container(&self, last: &Turn, id: ContainerId) -> io::Result<()> {
         *last.lock().expect("no one panics while holding it") = u64::MAX;
         let dir = self.container(id);
-        for result in [fs::remove_file(dir.join(RECORD)), fs::remove_dir_all(&dir)] {
+        let unrecorded = fs::remove_file(dir.join(RECORD));
+        points::at("unrecorded");
+        for result in [unrecorded, fs::remove_dir_all(&dir)] {
             match result {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 Ok(()) | Err(_) => {}

@@ -15,6 +15,7 @@ use tokio::io::unix::AsyncFd;
 use types::ContainerId;
 
 use crate::cgroup::{Cgroups, remove_patiently};
+use crate::points;
 
 /// Between two attempts to end what does not end.
 const RETRY: Duration = Duration::from_secs(1);
@@ -108,6 +109,7 @@ pub(crate) fn conclude(cgroups: &dyn Cgroups, id: ContainerId, dir: &Path) -> En
         }
         std::thread::sleep(RETRY);
     }
+    points::at("emptied");
     let memory = cgroups.memory(&name).unwrap_or_default();
     let exit = files::read::<ExitFile>(dir, files::EXIT).unwrap_or_else(|error| {
         tracing::warn!(container = %id, %error, "its exit file cannot be read");
@@ -117,6 +119,7 @@ pub(crate) fn conclude(cgroups: &dyn Cgroups, id: ContainerId, dir: &Path) -> En
     if let Err(error) = remove_patiently(cgroups, &name, Duration::from_secs(5)) {
         tracing::warn!(container = %id, %error, "its cgroup cannot be removed; the next start of nm sweeps it");
     }
+    points::at("concluded");
     let outcome = match exit {
         Some(ExitFile { code: Some(code), .. }) => Outcome::Code(code),
         Some(ExitFile { signal: Some(signal), .. }) => Outcome::Signal(signal),

@@ -148,6 +148,15 @@ impl Session {
         }
     }
 
+    /// The newest state of `id` that was told so far, in this session or its Hello.
+    pub fn state(&mut self, id: ContainerId) -> Option<ContainerState> {
+        while let Ok(report) = self.reports.try_recv() {
+            self.last.insert(report.id, report);
+        }
+        let in_hello = self.hello.containers.iter().find(|report| report.id == id);
+        self.last.get(&id).or(in_hello).map(|report| report.state.clone())
+    }
+
     /// The newest report about `id` that came, else the next. Reports about others are kept.
     async fn newest(&mut self, id: ContainerId, before: &mut bool) -> ContainerReport {
         match self.last.get(&id).filter(|_| !std::mem::replace(before, true)) {
@@ -225,6 +234,8 @@ pub struct Node {
     pub root: tempfile::TempDir,
     pub parent: String,
     args: Vec<String>,
+    /// At which point of its work nm kills itself, if at any.
+    pub crash_at: Option<String>,
     nm: Option<Child>,
 }
 
@@ -240,6 +251,20 @@ static NODES: AtomicU64 = AtomicU64::new(0);
 
 impl Node {
     pub fn start(rm: &FakeRm, extra: &[&str]) -> Node {
+        let mut node = Node::new(rm, extra);
+        node.run();
+        node
+    }
+
+    /// One whose nm kills itself at a point of its work.
+    pub fn armed(rm: &FakeRm, point: &str) -> Node {
+        let mut node = Node::new(rm, &[]);
+        node.crash_at = Some(point.to_owned());
+        node.run();
+        node
+    }
+
+    fn new(rm: &FakeRm, extra: &[&str]) -> Node {
         install_shim();
         let root = tempfile::Builder::new().prefix("samza-nm-").tempdir().unwrap();
         let parent = format!("samza-test-{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::SeqCst));
@@ -250,9 +275,7 @@ impl Node {
             .map(str::to_owned)
             .collect();
         args.extend(extra.iter().map(|arg| (*arg).to_owned()));
-        let mut node = Node { root, parent, args, nm: None };
-        node.run();
-        node
+        Node { root, parent, args, crash_at: None, nm: None }
     }
 
     /// Starts `nm` (again).
@@ -260,11 +283,19 @@ impl Node {
         assert!(self.nm.is_none());
         let mut command = Command::new(env!("CARGO_BIN_EXE_nm"));
         command.args(&self.args).stdout(Stdio::null()).process_group(0);
+        if let Some(point) = &self.crash_at {
+            command.env("SAMZA_NM_TEST_CRASH_AT", point);
+        }
         self.nm = Some(command.spawn().unwrap());
     }
 
     pub fn pid(&self) -> u32 {
         self.nm.as_ref().unwrap().id()
+    }
+
+    /// Whether nm has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.nm.as_mut().is_some_and(|nm| nm.try_wait().unwrap().is_some())
     }
 
     /// SIGKILL.

@@ -239,48 +239,24 @@ async fn logs_are_followed_while_they_grow() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_takes_milliseconds_and_many_containers_come_and_go() {
+async fn many_containers_that_come_and_go_at_once_leave_nothing() {
     let mut rm = FakeRm::start().await;
     let node = Node::start(&rm, &[]);
     let mut session = rm.join().await;
-    let (mut took, mut stopped) = (Vec::new(), Vec::new());
     for seq in 1..=100 {
-        let mut start = shell(seq, seq as u32, "");
-        start.command = vec!["sleep".into(), "1000".into()];
-        let asked = Instant::now();
-        session.start(&start);
-        session.running(id(seq)).await;
-        took.push(asked.elapsed());
-        let asked = Instant::now();
-        session.stop(id(seq), 0);
-        session.exit(id(seq)).await;
-        stopped.push(asked.elapsed());
-        session.send(ToNode::Forget { container: id(seq) });
-    }
-    took.sort();
-    stopped.sort();
-    println!("kill to exit told: p50 {:?}, p99 {:?}", stopped[50], stopped[98]);
-    let status = fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap();
-    let memory: Vec<&str> =
-        status.lines().filter(|line| line.starts_with("Rss") || line.starts_with("VmRSS")).collect();
-    println!("ask to running: p50 {:?}, p99 {:?}; nm {memory:?}", took[50], took[98]);
-    let asked = Instant::now();
-    for seq in 101..=300 {
         let mut start = shell(seq, seq as u32, "");
         start.command = vec!["true".into()];
         session.start(&start);
     }
-    for seq in 101..=300 {
+    for seq in 1..=100 {
         assert_eq!(session.exit(id(seq)).await, ExitCause::Success);
         session.send(ToNode::Forget { container: id(seq) });
     }
-    println!("200 started and finished in {:?}", asked.elapsed());
     until("the removal of their folders", || {
         fs::read_dir(node.root.path().join("containers")).unwrap().count() == 0
     })
     .await;
     assert_eq!(node.cgroups(), Vec::<std::path::PathBuf>::new());
-    assert!(took[50].as_millis() < 100, "half of the starts took longer than {:?}", took[50]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

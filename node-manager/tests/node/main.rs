@@ -3,6 +3,7 @@
 
 mod common;
 mod containers;
+mod crashes;
 mod limits;
 mod restart;
 mod vm;
