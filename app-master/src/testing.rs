@@ -36,7 +36,12 @@ pub fn spec() -> JobSpec {
         priority: 0,
         app_master: Resource { memory_bytes: 64 << 20, cpu_millis: 100 },
         package: PackageSpec { source: "j".into(), artefact: None, command: vec![], env: BTreeMap::new() },
-        containers: ContainersSpec { count: 2, resource: Resource::default(), threads: 1, cpu_limit_millis: None },
+        containers: ContainersSpec {
+            count: 2,
+            resource: Resource::default(),
+            threads: 1,
+            cpu_limit_millis: None,
+        },
         task: TaskSpec {
             inputs: vec!["kafka.in".into()],
             window_ms: None,

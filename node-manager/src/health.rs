@@ -72,7 +72,8 @@ impl Checks {
             return Some(format!("disk of {}: less than {} MiB free", folder.display(), least >> 20));
         }
         let waits = [("memory", self.memory_pressure), ("io", self.io_pressure)];
-        let (what, most) = waits.into_iter().find(|(what, most)| pressure(what).is_some_and(|p| p > *most))?;
+        let (what, most) =
+            waits.into_iter().find(|(what, most)| pressure(what).is_some_and(|p| p > *most))?;
         Some(format!("{what} pressure: all work waits more than {most} % of the time"))
     }
 }

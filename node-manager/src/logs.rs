@@ -35,7 +35,8 @@ fn segments(dir: &Path, stream: &str) -> io::Result<Vec<(u64, PathBuf)>> {
         let entry = entry?;
         let name = entry.file_name();
         let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(stream)) else { continue };
-        let start = if rest.is_empty() { Some(0) } else { rest.strip_prefix('.').and_then(|n| n.parse().ok()) };
+        let start =
+            if rest.is_empty() { Some(0) } else { rest.strip_prefix('.').and_then(|n| n.parse().ok()) };
         found.extend(start.map(|start| (start, entry.path())));
     }
     found.sort();

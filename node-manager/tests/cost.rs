@@ -78,7 +78,10 @@ async fn lives(session: &mut Session) {
         assert_eq!(session.exit(id(seq)).await, ExitCause::Success);
         session.send(ToNode::Forget { container: id(seq) });
     }
-    println!("starts and exits      {:.0} per second (target 1000)", LIVES as f64 / asked.elapsed().as_secs_f64());
+    println!(
+        "starts and exits      {:.0} per second (target 1000)",
+        LIVES as f64 / asked.elapsed().as_secs_f64()
+    );
 }
 
 async fn kill(session: &mut Session) {
@@ -103,7 +106,10 @@ async fn running(session: &mut Session, node: &Node, idle_kib: u64) {
     }
     let shims: Vec<u64> = shims(node.root.path()).into_iter().map(memory_kib).collect();
     let each = shims.iter().sum::<u64>() / shims.len().max(1) as u64;
-    println!("nm's memory           {idle_kib} KiB idle (target 20480), {} KiB with {RUNNING} containers", memory_kib(node.pid()));
+    println!(
+        "nm's memory           {idle_kib} KiB idle (target 20480), {} KiB with {RUNNING} containers",
+        memory_kib(node.pid())
+    );
     println!("a shim's memory       {each} KiB (target 2048)");
     for seq in 10_001 + IDLE..=10_000 + RUNNING {
         session.stop(id(seq), 0);
@@ -155,7 +161,8 @@ fn cpu(pid: u32) -> Duration {
 }
 
 fn shims(root: &Path) -> Vec<u32> {
-    let claims = fs::read_dir(root.join("containers")).unwrap().flatten().map(|entry| entry.path().join("shim.json"));
+    let claims =
+        fs::read_dir(root.join("containers")).unwrap().flatten().map(|entry| entry.path().join("shim.json"));
     let read = |path| serde_json::from_slice::<serde_json::Value>(&fs::read(path).ok()?).ok();
     claims.filter_map(|claim| u32::try_from(read(claim)?["shim"]["pid"].as_u64()?).ok()).collect()
 }

@@ -69,7 +69,12 @@ impl Settings {
             memory: "2GiB".into(),
             cpu: "2".into(),
         };
-        Settings { nodes: (1..=count).map(node).collect(), rm_flags: Vec::new(), log: "info".into(), links: false }
+        Settings {
+            nodes: (1..=count).map(node).collect(),
+            rm_flags: Vec::new(),
+            log: "info".into(),
+            links: false,
+        }
     }
 }
 

@@ -91,12 +91,7 @@ fn start(order: &Order, output: [OwnedFd; 2]) -> io::Result<ProcessFile> {
 }
 
 /// Waits for the process's end, or brings it about when it is due.
-fn hold(
-    order: &Order,
-    process: ProcessFile,
-    children: OwnedFd,
-    output: &mut Output,
-) -> io::Result<ExitFile> {
+fn hold(order: &Order, process: ProcessFile, children: OwnedFd, output: &mut Output) -> io::Result<ExitFile> {
     let mut watch = watch::Watch::new(order, children)?;
     let mut by_shim = None;
     loop {

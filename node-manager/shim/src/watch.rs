@@ -70,7 +70,8 @@ impl<'a> Watch<'a> {
             None => lease_end.min(self.kill_abandoned_at.unwrap_or(u64::MAX)),
         };
         self.sleep_until(deadline.min(self.next_nm_check))?;
-        let mut fds = vec![PollFd::new(&self.children, PollFlags::IN), PollFd::new(&self.timer, PollFlags::IN)];
+        let mut fds =
+            vec![PollFd::new(&self.children, PollFlags::IN), PollFd::new(&self.timer, PollFlags::IN)];
         fds.extend(output.pipes().map(|pipe| PollFd::from_borrowed_fd(pipe, PollFlags::IN)));
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}

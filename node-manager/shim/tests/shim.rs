@@ -210,7 +210,8 @@ fn a_full_disk_does_not_stop_a_container_that_talks_and_its_log_says_what_is_mis
     fs::create_dir(&logs).unwrap();
     let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=32k", "none"]).arg(&logs).status();
     assert!(mounted.unwrap().success(), "mount needs root");
-    let script = "head -c 500000 /dev/zero | tr '\\0' x; touch said; while [ ! -e go ]; do sleep 0.02; done; echo end";
+    let script =
+        "head -c 500000 /dev/zero | tr '\\0' x; touch said; while [ ! -e go ]; do sleep 0.02; done; echo end";
     let mut order = order(dir.path(), script);
     order.logs = logs.clone();
     fs::write(logs.join("ballast"), [0; 8 << 10]).unwrap();
@@ -224,7 +225,11 @@ fn a_full_disk_does_not_stop_a_container_that_talks_and_its_log_says_what_is_mis
     let unmounted = Command::new("umount").arg(&logs).status();
     assert!(unmounted.unwrap().success());
     assert_eq!(exit(dir.path()).code, Some(0));
-    assert!(text.contains(" bytes of output could not be written here and are lost]\nend\n"), "{}", text.len());
+    assert!(
+        text.contains(" bytes of output could not be written here and are lost]\nend\n"),
+        "{}",
+        text.len()
+    );
 }
 
 #[test]

@@ -121,12 +121,7 @@ pub(crate) type Detected = (Box<dyn Cgroups>, Vec<Held>);
 ///
 /// # Errors
 /// There are no cgroups, this process may not make any, or a limit does not hold.
-pub(crate) fn detect(
-    parent: Option<&str>,
-    node: &str,
-    cpu_millis: u32,
-    unlimited: bool,
-) -> Result<Detected> {
+pub(crate) fn detect(parent: Option<&str>, node: &str, cpu_millis: u32, unlimited: bool) -> Result<Detected> {
     if unlimited {
         let groups = unlimited::Unlimited;
         let holds = groups.holds("");

@@ -44,6 +44,7 @@ impl V1 {
                 .map(|(point, _)| point.join(path))
                 .ok_or_else(|| anyhow!("controller {name} is not mounted"))
         };
+        let io = find(Controllers::BlkIo, "blkio").ok();
         let groups = V1 {
             cpu: find(Controllers::Cpu, "cpu")?,
             cpuacct: find(Controllers::CpuAcct, "cpuacct")?,
@@ -60,7 +61,7 @@ impl V1 {
         let cpu: &CpuController = node.controller_of().context("no cpu controller")?;
         cpu.set_shares(shares(cpu_millis)).context("cpu.shares of the node")?;
         let counts_swap = groups.memory.join("memory.memsw.limit_in_bytes").exists();
-        let io = find(Controllers::BlkIo, "blkio").ok().and_then(|folder| weights(folder, cpu_millis));
+        let io = io.and_then(|folder| weights(folder, cpu_millis));
         Ok(V1 { counts_swap, io, ..groups })
     }
 

@@ -289,6 +289,7 @@ impl Node {
         self.nm = Some(command.spawn().unwrap());
     }
 
+    #[allow(dead_code)] // the bench alone asks
     pub fn pid(&self) -> u32 {
         self.nm.as_ref().unwrap().id()
     }
@@ -391,7 +392,9 @@ pub fn install_shim() {
 fn is_fresh(shim: &Path) -> bool {
     let changed = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
     // In the virtual machine there are no sources.
-    let Ok(sources) = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("shim/src")) else { return true };
+    let Ok(sources) = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("shim/src")) else {
+        return true;
+    };
     let newest = sources.flatten().filter_map(|source| changed(&source.path())).max();
     changed(shim) > newest
 }

@@ -72,7 +72,8 @@ async fn live(node: &mut Node, session: &mut Session) {
 /// Processes that work for a node: whose command, folder or environment names its root.
 fn processes(root: &Path) -> Vec<PathBuf> {
     let root = root.to_str().unwrap().as_bytes();
-    let names = |path: PathBuf| fs::read(path).is_ok_and(|text| text.windows(root.len()).any(|part| part == root));
+    let names =
+        |path: PathBuf| fs::read(path).is_ok_and(|text| text.windows(root.len()).any(|part| part == root));
     let folders = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
     folders.filter(|folder| names(folder.join("environ")) || names(folder.join("cmdline"))).collect()
 }

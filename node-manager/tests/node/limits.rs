@@ -88,7 +88,11 @@ async fn a_fork_bomb_meets_its_limit_and_its_neighbour_forks_on() {
     let node = Node::start(&rm, &["--container-pids", "64"]);
     let mut session = rm.join().await;
     session.start(&shell(1, 1, "while :; do n=$(true | cat | wc -l); echo $n > forked; done"));
-    session.start(&shell(2, 2, "trap '' TERM; bomb() { bomb | bomb & }; bomb; touch up; while :; do sleep 1; done"));
+    session.start(&shell(
+        2,
+        2,
+        "trap '' TERM; bomb() { bomb | bomb & }; bomb; touch up; while :; do sleep 1; done",
+    ));
     session.running(id(1)).await;
     session.running(id(2)).await;
     let events = node.cgroup_file(id(2), ("pids", "pids.events"), "pids.events");
@@ -135,7 +139,8 @@ fn nm_doctor_says_what_containers_are_held_to_and_leaves_nothing() {
     };
     let text = doctor(&[]);
     for held in ["memory limit", "cpu weight", "cpu limit", "pids", "kill of all at once"] {
-        let line = text.lines().find(|line| line.starts_with(held)).unwrap_or_else(|| panic!("{held}: {text}"));
+        let line =
+            text.lines().find(|line| line.starts_with(held)).unwrap_or_else(|| panic!("{held}: {text}"));
         assert!(line[held.len()..].trim().starts_with("yes "), "{line}");
     }
     let json: serde_json::Value = serde_json::from_str(&doctor(&["-o", "json"])).unwrap();

@@ -68,7 +68,12 @@ pub fn spec(name: &str, containers: u32) -> JobSpec {
             command: vec![],
             env: BTreeMap::new(),
         },
-        containers: ContainersSpec { count: containers, resource: small(), threads: 1, cpu_limit_millis: None },
+        containers: ContainersSpec {
+            count: containers,
+            resource: small(),
+            threads: 1,
+            cpu_limit_millis: None,
+        },
         task: TaskSpec {
             inputs: vec![],
             window_ms: None,

@@ -3,8 +3,8 @@
 //! sender and reader are this process, on the same machine as the broker and the job.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
@@ -308,11 +308,13 @@ impl Reader {
                 consumer.poll(Duration::from_millis(50), &mut |messages| {
                     let now = nanos(epoch.elapsed());
                     let from = told.measured_from.load(Ordering::Relaxed);
-                    told.ms.lock().expect("nobody panics with it").extend(messages.iter().filter_map(|message| {
-                        let sent = u64::from_be_bytes(message.value?.get(..8)?.try_into().ok()?);
-                        #[expect(clippy::cast_precision_loss)] // some seconds
-                        (sent >= from).then(|| now.saturating_sub(sent) as f64 / 1e6)
-                    }));
+                    told.ms.lock().expect("nobody panics with it").extend(messages.iter().filter_map(
+                        |message| {
+                            let sent = u64::from_be_bytes(message.value?.get(..8)?.try_into().ok()?);
+                            #[expect(clippy::cast_precision_loss)] // some seconds
+                            (sent >= from).then(|| now.saturating_sub(sent) as f64 / 1e6)
+                        },
+                    ));
                     told.received.fetch_add(messages.len() as u64, Ordering::Relaxed);
                     Ok(())
                 })?;
