@@ -29,6 +29,7 @@ demo: build ## a cluster of three nodes on a real Kafka, a stateful job, a kille
 test: build ## all tests, with real brokers, processes, cgroups and a browser
 	@$(in_env)
 	deploy/install-packages.sh browser
+	deploy/vm/kernel.sh > /dev/null
 	$(kafka) run --brokers 3 --port 0 -- cargo test --workspace
 
 verify: setup ## formatting, lints, structure, licences, scripts; changes nothing

@@ -14,6 +14,7 @@ mod faults;
 mod job;
 #[path = "real_broker/master.rs"]
 mod master;
+#[allow(dead_code)] // the clusters of other tests use more of it
 #[path = "../../tests/src/proxy.rs"]
 mod proxy;
 #[path = "real_broker/tally.rs"]

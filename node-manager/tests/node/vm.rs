@@ -13,7 +13,7 @@ const SKIPPED: &str = "vm::";
 
 const INIT: &str = r#"#!/bin/busybox sh
 export PATH=/bin
-busybox --install -s /bin
+/bin/busybox --install -s /bin
 mount -t proc none /proc
 mount -t sysfs none /sys
 mount -t devtmpfs none /dev
