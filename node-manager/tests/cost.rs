@@ -1,15 +1,15 @@
 //! What containers cost on this machine, beside what the kernel alone takes for the same: run by `make bench`.
 
-#[path = "node/common.rs"]
+#[path = "node/stage.rs"]
 #[allow(dead_code)] // the tests use more of it
-mod common;
+mod stage;
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{FakeRm, Node, Session, id, shell};
+use stage::{FakeRm, Node, Session, id, shell};
 use types::{ExitCause, StartContainer, ToNode};
 
 const STARTS: u64 = 200;

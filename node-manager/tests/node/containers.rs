@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::common::{FakeRm, Node, alive, id, shell, until};
+use crate::stage::{FakeRm, Node, alive, id, shell, until};
 use proto::pb;
 use types::{ContainerState, ExitCause, OnLeaseLoss, ToNode};
 

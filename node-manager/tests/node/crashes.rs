@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use types::{ContainerState, ToNode};
 
-use crate::common::{FakeRm, Node, PATIENCE, Session, id, shell, until};
+use crate::stage::{FakeRm, Node, PATIENCE, Session, id, shell, until};
 
 /// In the order in which a container comes to them (see `points::at` in nm).
 const POINTS: [&str; 17] = [

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use types::{ExitCause, StartContainer};
 
-use crate::common::{FakeRm, Node, alive, id, is_v2, shell, until};
+use crate::stage::{FakeRm, Node, alive, id, is_v2, shell, until};
 
 /// A container that has `cpu_millis` and never rests, on the first processor alone: there whatever else runs takes from
 /// all alike.

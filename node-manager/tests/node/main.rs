@@ -1,9 +1,9 @@
 //! The node manager on a real machine: real processes, real cgroups, the real `nm`; only the resource manager is
 //! played. The same tests run once more on cgroup v2, in a small virtual machine.
 
-mod common;
 mod containers;
 mod crashes;
 mod limits;
 mod restart;
+mod stage;
 mod vm;

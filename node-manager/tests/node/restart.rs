@@ -2,11 +2,11 @@
 
 use std::fs;
 
-use crate::common::{self, FakeRm, Node, alive, id, shell, until};
+use crate::stage::{self, FakeRm, Node, alive, id, shell, until};
 use rustix::process::Signal;
 use types::{ContainerReport, ContainerState, ExitCause, OnLeaseLoss, ToNode};
 
-fn in_hello(session: &common::Session, seq: u64) -> ContainerReport {
+fn in_hello(session: &stage::Session, seq: u64) -> ContainerReport {
     session.hello.containers.iter().find(|c| c.id == id(seq)).expect("it is in the Hello").clone()
 }
 
@@ -58,7 +58,7 @@ async fn sigterm_ends_nm_and_leaves_containers_running() {
     node.run();
     let mut session = rm.join().await;
     assert_eq!(in_hello(&session, 1).pid, Some(pid));
-    common::signal(pid, Signal::SEGV);
+    stage::signal(pid, Signal::SEGV);
     assert_eq!(session.exit(id(1)).await, ExitCause::Signal { signal: 11 });
 }
 
@@ -76,7 +76,7 @@ async fn a_shim_that_was_killed_takes_its_container_along() {
     let child: u32 = fs::read_to_string(node.work(id(1)).join("child")).unwrap().trim().parse().unwrap();
     let claim = fs::read_to_string(node.work(id(1)).parent().unwrap().join("shim.json")).unwrap();
     let claim: serde_json::Value = serde_json::from_str(&claim).unwrap();
-    common::signal(claim["shim"]["pid"].as_u64().unwrap() as u32, Signal::KILL);
+    stage::signal(claim["shim"]["pid"].as_u64().unwrap() as u32, Signal::KILL);
     assert_eq!(session.exit(id(1)).await, ExitCause::Signal { signal: 9 });
     assert!(!alive(pid) && !alive(child));
     assert_eq!(node.cgroups(), Vec::<std::path::PathBuf>::new());
@@ -91,8 +91,8 @@ async fn a_stopped_shim_does_not_keep_its_containers_successor_waiting() {
     let pid = session.running(id(1)).await.pid.unwrap();
     let claim = fs::read_to_string(node.work(id(1)).parent().unwrap().join("shim.json")).unwrap();
     let claim: serde_json::Value = serde_json::from_str(&claim).unwrap();
-    common::signal(claim["shim"]["pid"].as_u64().unwrap() as u32, Signal::STOP);
-    common::signal(pid, Signal::STOP);
+    stage::signal(claim["shim"]["pid"].as_u64().unwrap() as u32, Signal::STOP);
+    stage::signal(pid, Signal::STOP);
     session.start(&shell(2, 1, "sleep 1000"));
     session.running(id(2)).await;
     assert!(!alive(pid));

@@ -76,7 +76,7 @@ fn image(folder: &Path) -> PathBuf {
 
 #[test]
 fn everything_here_holds_on_cgroup_v2_too() {
-    crate::common::install_shim();
+    crate::stage::install_shim();
     let folder = tempfile::tempdir().unwrap();
     let (kernel, image) = (kernel(), image(folder.path()));
     let console = folder.path().join("console");
