@@ -1,6 +1,7 @@
 //! The calls to the resource manager, and what its refusals mean for the exit code.
 
 use std::path::Path;
+use std::time::Duration;
 
 use proto::{DialError, Link, Token, pb};
 use tokio::io::AsyncReadExt;
@@ -188,6 +189,17 @@ impl ResourceManager {
         let answer = proto::client_service_client(&self.link).logs(request).await;
         let stream = answer.map_err(|status| self.failed(&status))?.into_inner();
         Ok(Log { address: self.address.clone(), stream })
+    }
+
+    /// Empties a node, each container having so long from TERM to KILL; without a time, takes that back.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn drain(&mut self, node: &str, grace: Option<Duration>) -> Result<(), Failure> {
+        let grace_ms = grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
+        let request = pb::DrainRequest { node: node.to_owned(), grace_ms };
+        let answer = proto::client_service_client(&self.link).drain(request).await;
+        answer.map(drop).map_err(|status| self.failed(&status))
     }
 
     /// Has the nodes remove what they keep of a job.

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
 use fake::{Fake, app, live_app, node, slot_status};
-use types::{AppState, ContainerPhase, ExitCause, WaitingAsk};
+use types::{AppState, ContainerPhase, ExitCause, NodeReport, NodeStateName, WaitingAsk};
 
 struct Job {
     folder: tempfile::TempDir,
@@ -299,6 +299,25 @@ fn start_points_of_a_live_job_are_not_moved() {
         err(&output),
         "samza: flights-1 is live: application_7_0009, running; end it with `samza stop flights-1 --wait`, move its \
          start points, and submit job.toml again\n"
+    );
+}
+
+#[test]
+fn a_node_is_drained_with_its_deadline_and_taken_back() {
+    let fake = Fake::start();
+    fake.with(|state| {
+        state.nodes = vec![NodeReport { state: NodeStateName::Drained, containers: 0, ..node("worker-2", "r1") }];
+    });
+    let output = samza(&fake, &["node", "drain", "worker-2", "--deadline", "5m", "--wait"]);
+    assert_eq!((output.status.code(), err(&output).as_str()), (Some(0), "worker-2 is empty\n"));
+    let output = samza(&fake, &["node", "undrain", "worker-2"]);
+    assert_eq!(err(&output), "worker-2 takes containers again\n");
+    let drains = fake.with(|state| state.drains.clone());
+    assert_eq!(drains, [("worker-2".to_owned(), Some(300_000)), ("worker-2".to_owned(), None)]);
+    let output = samza(&fake, &["node", "drain", "worker-9"]);
+    assert_eq!(
+        (output.status.code(), err(&output).as_str()),
+        (Some(3), "samza: no node `worker-9`; `samza nodes` shows what there is\n")
     );
 }
 

@@ -38,6 +38,19 @@ pub(crate) enum Verb {
     },
 }
 
+/// One thing that containers may not see or do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Wall {
+    /// No program they run gives them more rights than they have
+    NoNewPrivileges,
+    /// None of root's capabilities, even as root
+    NoCapabilities,
+    /// A /tmp of their own, which goes with the container
+    PrivateTmp,
+    /// Nothing but their work, their job's state, /dev and a private /tmp can be written to; needs Linux 5.12
+    ReadOnlyRoot,
+}
+
 /// How something is said.
 #[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
 pub(crate) enum Output {
@@ -92,6 +105,9 @@ pub(crate) struct Args {
     /// Processes and threads that a container may have: far above what a job needs, far below what hurts the machine
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u64).range(1..=4_194_304))]
     pub(crate) container_pids: u64,
+    /// What containers may not see or do, separated by commas; all but the first need root
+    #[arg(long, value_name = "WALLS", value_enum, value_delimiter = ',')]
+    pub(crate) sandbox: Vec<Wall>,
     /// How much of each container's standard output is kept, and as much of its standard error; the oldest goes first
     #[arg(long, value_name = "SIZE", default_value = "64MiB")]
     pub(crate) log_size: String,

@@ -10,19 +10,24 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nm_core::Master;
+use nm_shim::files::Sandbox;
 use nm_shim::{Order, ProcessFile, Reply, User};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Gid, Uid, chown};
 use types::{OnLeaseLoss, Role, StartContainer};
 
+use crate::args::Wall;
 use crate::cgroup::{Cgroups, Limits};
 use crate::points;
 use crate::root::{Root, make_dir};
+use crate::unpack::{packed, unpack};
 
 /// How long a shim may take to start a process.
 const SHIM_PATIENCE_S: i64 = 10;
 /// How long a container runs without any node manager, ms.
 const ABANDON_MS: u64 = 600_000;
+/// A container's own `/tmp`, below its folder.
+const TMP: &str = "tmp";
 /// The file that tells a container where its master is.
 pub(crate) const AM_ADDRESS: &str = "am-address";
 
@@ -30,6 +35,8 @@ pub(crate) const AM_ADDRESS: &str = "am-address";
 pub(crate) struct Launcher {
     pub(crate) shim: PathBuf,
     pub(crate) user: Option<User>,
+    /// What containers may not see or do.
+    pub(crate) walls: Vec<Wall>,
     /// Processes and threads that a container may have.
     pub(crate) pids: u64,
     /// How much of each of its streams is kept, bytes.
@@ -55,12 +62,20 @@ impl Launcher {
         make_dir(&work, 0o755).context("work directory")?;
         points::at("work-made");
         for artefact in &start.artefacts {
+            let cached = root.cache().join(&artefact.digest.0);
             let target = work.join(file_name(&artefact.name)?);
-            give(&root.cache().join(&artefact.digest.0), &target)
-                .with_context(|| format!("artefact `{}`", artefact.name))?;
+            let given = match packed(&artefact.name) {
+                Some(packed) => unpack(&cached, packed, &work).and_then(|()| Ok(self.own_all(&work)?)),
+                None => give(&cached, &target).map_err(anyhow::Error::from),
+            };
+            given.with_context(|| format!("artefact `{}`", artefact.name))?;
         }
         write_private(&work.join("job.json"), &serde_json::to_vec(&*start.spec)?)?;
         write_private(&work.join("token"), start.token.as_bytes())?;
+        if self.walls.contains(&Wall::PrivateTmp) {
+            make_dir(&dir.join(TMP), 0o700).context("private /tmp")?;
+            self.own(&dir.join(TMP))?;
+        }
         let logs = root.logs(&start.app, start.id);
         fs::create_dir_all(&logs).context("log directory")?;
         let state = root.state(&start.job);
@@ -125,6 +140,7 @@ impl Launcher {
             join: cgroups.join_files(&name),
             kill: cgroups.kill_plan(&name),
             user: self.user,
+            sandbox: self.sandbox(root, start),
             lease: (start.on_lease_loss == OnLeaseLoss::Stop).then(|| root.lease_file()),
             nm_lock: root.lock_file(),
             abandon_ms: ABANDON_MS,
@@ -186,6 +202,34 @@ impl Launcher {
         ];
         env.extend(own.map(|(name, value)| (name.to_owned(), value)));
         env
+    }
+
+    fn sandbox(&self, root: &Root, start: &StartContainer) -> Sandbox {
+        let has = |wall| self.walls.contains(&wall);
+        Sandbox {
+            no_new_privileges: has(Wall::NoNewPrivileges),
+            no_capabilities: has(Wall::NoCapabilities),
+            private_tmp: has(Wall::PrivateTmp).then(|| root.container(start.id).join(TMP)),
+            writable: has(Wall::ReadOnlyRoot).then(|| vec![root.work(start.id), root.state(&start.job)]),
+        }
+    }
+
+    /// Of what was unpacked.
+    fn own_all(&self, folder: &Path) -> io::Result<()> {
+        if self.user.is_none() {
+            return Ok(());
+        }
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                self.own_all(&entry.path())?;
+            }
+            if !kind.is_symlink() {
+                self.own(&entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     fn own(&self, path: &Path) -> io::Result<()> {

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use proto::Token;
@@ -19,6 +19,19 @@ use crate::root::Root;
 
 /// How much the cache may hold beyond what containers use, bytes.
 const CACHE_BYTES: u64 = 10 << 30;
+
+/// How often a download is tried.
+const TRIES: u32 = 3;
+/// Before the second try; twice as long before the third.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long a store may say nothing.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+async fn soon<T>(answer: impl Future<Output = T>) -> Result<T> {
+    tokio::time::timeout(PATIENCE, answer)
+        .await
+        .with_context(|| format!("the store has said nothing for {} s", PATIENCE.as_secs()))
+}
 
 /// Fetches artefacts. Those who want one that is on its way wait for it.
 pub(crate) struct Localizer {
@@ -67,12 +80,20 @@ impl Localizer {
 
     async fn download(&self, root: &Root, artefact: &Artefact) -> Result<()> {
         let draft = root.cache().join(format!("{}.part", artefact.digest));
-        let result = self.download_to(&draft, &artefact.digest).await;
-        if result.is_err() {
+        let mut tries = 1;
+        loop {
+            let result = self.download_to(&draft, &artefact.digest).await;
+            let Err(error) = result else { break };
             // The error that matters is the download's.
             let _ = tokio::fs::remove_file(&draft).await;
+            let full = error.root_cause().downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::StorageFull);
+            if tries == TRIES || full {
+                return Err(error);
+            }
+            tracing::warn!(digest = %artefact.digest, error = format!("{error:#}"), "fetching it again");
+            tokio::time::sleep(PAUSE * tries).await;
+            tries += 1;
         }
-        result?;
         tokio::fs::rename(&draft, root.cache().join(&artefact.digest.0)).await?;
         Ok(())
     }
@@ -81,10 +102,11 @@ impl Localizer {
         let link = proto::connect(&self.rm, self.token.as_ref()).await?;
         let request = proto::pb::FetchRequest { digest: digest.0.clone() };
         let mut client = proto::artefact_service_client(&link);
-        let mut chunks = client.fetch(request).await.context("the resource manager's store")?.into_inner();
+        let fetch = soon(client.fetch(request)).await?;
+        let mut chunks = fetch.context("the resource manager's store")?.into_inner();
         let mut file = tokio::fs::File::create(draft).await?;
         let mut hash = Sha256::new();
-        while let Some(part) = chunks.message().await? {
+        while let Some(part) = soon(chunks.message()).await?? {
             hash.update(&part.chunk);
             file.write_all(&part.chunk).await?;
         }

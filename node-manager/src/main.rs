@@ -14,6 +14,7 @@ mod points;
 mod root;
 mod session;
 mod state;
+mod unpack;
 mod usage;
 mod watch;
 
@@ -51,6 +52,11 @@ async fn main() -> Result<()> {
     let node = args.node_id.clone().unwrap_or_else(|| hosts[0].clone());
     let total = total(&args)?;
     let root = Arc::new(Root::open(args.root.as_deref().context("--root")?)?);
+    ensure!(
+        !(args.sandbox.contains(&args::Wall::PrivateTmp) && root.path().starts_with("/tmp")),
+        "--sandbox private-tmp hides what is in /tmp from containers: put --root {} elsewhere",
+        root.path().display()
+    );
     let (cgroups, holds) =
         cgroup::detect(args.cgroup_parent.as_deref(), &node, total.cpu_millis, args.unlimited)?;
     let cgroups: Arc<dyn Cgroups> = cgroups.into();
@@ -78,6 +84,7 @@ async fn main() -> Result<()> {
     let launcher = Arc::new(Launcher {
         shim: shim()?,
         user: args.user.as_deref().map(args::user).transpose()?,
+        walls: args.sandbox.clone(),
         pids: args.container_pids,
         log_bytes: args::size("--log-size", &args.log_size)?,
         rm: args.rm.clone(),

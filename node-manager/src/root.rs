@@ -9,9 +9,9 @@
 //! ```
 
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nm_core::Record;
 use nm_shim::files;
-use rustix::fs::{FlockOperation, fcntl_lock};
+use rustix::fs::{FlockOperation, IFlags, fcntl_lock};
 use serde::{Deserialize, Serialize};
 use types::{AppId, ContainerId, Epoch, JobId, NodeIncarnation, Timestamp};
 
@@ -205,7 +205,7 @@ impl Root {
         let dir = self.container(id);
         let unrecorded = fs::remove_file(dir.join(RECORD));
         points::at("unrecorded");
-        for result in [unrecorded, fs::remove_dir_all(&dir)] {
+        for result in [unrecorded, remove_all(&dir)] {
             match result {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 Ok(()) | Err(_) => {}
@@ -213,6 +213,44 @@ impl Root {
         }
         Ok(())
     }
+}
+
+/// Removes a folder whatever a container made in it: also what may not be entered, or may not be changed.
+fn remove_all(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            open_up(folder)?;
+            fs::remove_dir_all(folder)
+        }
+        other => other,
+    }
+}
+
+fn open_up(folder: &Path) -> io::Result<()> {
+    let changeable = |path: &Path| -> io::Result<()> {
+        let file = File::open(path)?;
+        if let Ok(flags) = rustix::fs::ioctl_getflags(&file) {
+            let without = flags - IFlags::IMMUTABLE - IFlags::APPEND;
+            if without != flags {
+                rustix::fs::ioctl_setflags(&file, without)?;
+            }
+        }
+        Ok(())
+    };
+    // Flags first: the mode of what may not be changed may not be changed either.
+    changeable(folder).or_else(|_| fs::set_permissions(folder, Permissions::from_mode(0o700)))?;
+    fs::set_permissions(folder, Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            open_up(&entry.path())?;
+        } else if kind.is_file() {
+            // What cannot be opened may be removed nevertheless.
+            let _ = changeable(&entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// Takes the node's lock, waiting a moment for an old node manager to be gone.

@@ -42,6 +42,8 @@ pub(crate) enum Message {
     Stop(String, bool, Reply<AppId>),
     /// A client purges.
     Purge(JobId, Reply<()>),
+    /// A client empties a node, or takes that back.
+    Drain(NodeId, Option<u64>, Reply<()>),
     /// A node said something.
     NodeItem(NodeId, u64, FromNode),
     /// A node's session is over.
@@ -67,7 +69,7 @@ enum Effect {
     RefuseNode(IncomingNode, Denied),
     RefuseAm(IncomingAm, Denied),
     App(Reply<AppId>, Result<AppId, Denied>),
-    Purged(Reply<()>, Result<(), Denied>),
+    Answer(Reply<()>, Result<(), Denied>),
 }
 
 /// The loop's state.
@@ -178,7 +180,12 @@ impl Driver {
             }
             Message::Purge(job, reply) => {
                 let answer = self.core.purge(now(), &job, &mut out);
-                effects.push(Effect::Purged(reply, answer));
+                effects.push(Effect::Answer(reply, answer));
+                None
+            }
+            Message::Drain(node, grace_ms, reply) => {
+                let answer = self.core.drain(now(), &node, grace_ms, &mut out);
+                effects.push(Effect::Answer(reply, answer));
                 None
             }
             Message::NodeItem(node, session, item) => {
@@ -246,7 +253,7 @@ impl Driver {
         for effect in &effects {
             match effect {
                 Effect::Command(Command::Persist(record)) => records.push(record.clone()),
-                Effect::App(..) | Effect::Purged(..) => is_awaited = true,
+                Effect::App(..) | Effect::Answer(..) => is_awaited = true,
                 _ => {}
             }
         }
@@ -286,7 +293,7 @@ impl Driver {
             }
             // A client that left does not need its answer.
             Effect::App(reply, answer) => drop(reply.send(answer)),
-            Effect::Purged(reply, answer) => drop(reply.send(answer)),
+            Effect::Answer(reply, answer) => drop(reply.send(answer)),
         }
     }
 

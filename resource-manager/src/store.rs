@@ -99,6 +99,7 @@ mod tests {
             hosts: vec![id.to_owned()],
             rack: "r1".into(),
             lost,
+            draining: None,
         }
     }
 

@@ -256,3 +256,34 @@ fn am_death_keeps_containers() {
     wait_replaced(&cluster, &job, other, second);
     finish(feed, Counts::new(), &topics, &cluster, &job);
 }
+
+#[test]
+fn a_drained_node_gives_its_containers_away_with_their_state() {
+    let brokers = Brokers::shared();
+    let topics = Topics::on(brokers);
+    let cluster = Cluster::start(2);
+    let mut job = job("drained", &topics, brokers);
+    // With a long wait for the node that it prefers: one that is being drained is not waited for.
+    job.placement = "wait = \"60s\"\nrack-wait = \"60s\"".into();
+    cluster.submit(&job);
+    let before = cluster.wait_running(&job);
+    let feed = Feed::start(brokers, &job.inputs[0], 500, 400);
+    let output = wait_progress(&cluster, &topics, &job, 0);
+    let node = master(&before).ok().unwrap().node.0.clone();
+    let drain = cluster.client("samza", &["node", "drain", &node, "--wait"]);
+    let told = String::from_utf8_lossy(&drain.stderr).into_owned();
+    assert!(drain.status.success() && told.ends_with(&format!("{node} is empty\n")), "{told}");
+    let after = cluster.wait("all of it on the other node", SOON, |cluster| {
+        let app = cluster.all_running(&job)?;
+        let elsewhere = app.status.iter().flat_map(|s| &s.slots).all(|s| s.node.as_ref().is_some_and(|n| n.0 != node));
+        check(elsewhere && master(&app)?.node.0 != node, || "not yet".into()).map(|()| app)
+    });
+    for slot in 0..2 {
+        let moved = pid_of(&after, slot) != pid_of(&before, slot);
+        assert_eq!(moved, slot_of(&before, slot).node.as_ref().is_some_and(|n| n.0 == node));
+        assert_eq!(slot_of(&after, slot).last_exit.clone(), moved.then_some(ExitCause::Preempted));
+    }
+    wait_progress(&cluster, &topics, &job, output);
+    assert!(cluster.node_processes(cluster.place_of(&node.as_str().into())).is_empty(), "nothing is left there");
+    finish(feed, Counts::new(), &topics, &cluster, &job);
+}

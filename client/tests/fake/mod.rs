@@ -29,6 +29,7 @@ pub struct State {
     pub uploads: u32,
     pub submitted: Vec<(String, JobSpec, bool)>,
     pub stopped: Vec<(String, bool)>,
+    pub drains: Vec<(String, Option<u64>)>,
 }
 
 /// The running fake; it ends with the test's process.
@@ -136,6 +137,15 @@ impl ClientService for Service {
     }
     async fn purge(&self, _: Request<pb::PurgeRequest>) -> Result<Response<pb::PurgeResponse>, Status> {
         Ok(Response::new(pb::PurgeResponse {}))
+    }
+    async fn drain(&self, request: Request<pb::DrainRequest>) -> Result<Response<pb::DrainResponse>, Status> {
+        let request = request.into_inner();
+        let known = self.with(|state| state.nodes.iter().any(|node| node.node.0 == request.node));
+        if !known {
+            return Err(Status::not_found(format!("no node `{}`; `samza nodes` shows what there is", request.node)));
+        }
+        self.with(|state| state.drains.push((request.node, request.grace_ms)));
+        Ok(Response::new(pb::DrainResponse {}))
     }
 }
 

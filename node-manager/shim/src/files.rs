@@ -40,12 +40,27 @@ pub struct Order {
     pub kill: KillPlan,
     /// Whom it runs as, if not as the shim.
     pub user: Option<User>,
+    /// What it may not see or do.
+    pub sandbox: Sandbox,
     /// For `on-lease-loss = "stop"`: the file with the lease's end, CLOCK_BOOTTIME ms.
     pub lease: Option<PathBuf>,
     /// The file that a living node manager holds a lock on.
     pub nm_lock: PathBuf,
     /// How long there may be no node manager, ms.
     pub abandon_ms: u64,
+}
+
+/// What a container may not see or do beyond its limits; nothing by default. All but the first need root.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// No program that it runs gives it more rights than it has.
+    pub no_new_privileges: bool,
+    /// None of root's capabilities, even as root.
+    pub no_capabilities: bool,
+    /// The folder that it sees as `/tmp`.
+    pub private_tmp: Option<PathBuf>,
+    /// The only folders that it may write to, that in which it works first, besides `/dev` and a private `/tmp`; none: whatever its user may.
+    pub writable: Option<Vec<PathBuf>>,
 }
 
 /// A user.

@@ -31,18 +31,20 @@ pub enum KillPlan {
 }
 
 impl KillPlan {
-    /// The processes that are left. `shim` is only used without a cgroup. A cgroup that is gone is empty.
+    /// The processes that are left: those in the cgroup. Without one, or should somebody have removed it, those that
+    /// descend from `shim`.
     pub fn processes(&self, shim: Option<u32>) -> io::Result<Vec<u32>> {
-        match self {
-            KillPlan::V1 { procs, .. } | KillPlan::V2 { procs, .. } => read_pids(procs),
-            KillPlan::Descendants => {
-                let mut found = Vec::new();
-                if let Some(shim) = shim {
-                    descendants(shim, &mut found);
-                }
-                Ok(found)
+        let in_group = match self {
+            KillPlan::V1 { procs, .. } | KillPlan::V2 { procs, .. } => read_pids(procs)?,
+            KillPlan::Descendants => None,
+        };
+        Ok(in_group.unwrap_or_else(|| {
+            let mut found = Vec::new();
+            if let Some(shim) = shim {
+                descendants(shim, &mut found);
             }
-        }
+            found
+        }))
     }
 
     /// One round of killing. Those killed may take a moment to be gone.
@@ -105,10 +107,11 @@ fn kill_pid(pid: u32) {
     }
 }
 
-fn read_pids(procs: &Path) -> io::Result<Vec<u32>> {
+/// None if the group is gone.
+fn read_pids(procs: &Path) -> io::Result<Option<Vec<u32>>> {
     match fs::read_to_string(procs) {
-        Ok(text) => Ok(text.lines().filter_map(|line| line.trim().parse().ok()).collect()),
-        Err(error) if is_gone(&error) => Ok(Vec::new()),
+        Ok(text) => Ok(Some(text.lines().filter_map(|line| line.trim().parse().ok()).collect())),
+        Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -7,6 +7,7 @@
 //! the container behind.
 
 mod output;
+mod sandbox;
 mod sys;
 mod watch;
 

@@ -11,6 +11,8 @@ use std::process::{Command, Stdio};
 
 use nm_shim::{Order, User};
 
+use crate::sandbox::Prepared;
+
 /// Starts the process of `order`; an error means that nothing runs. The child is in its cgroups, in a session of
 /// its own, and dies with the shim. It writes into `output`.
 pub(crate) fn spawn(order: &Order, output: [OwnedFd; 2]) -> io::Result<u32> {
@@ -21,7 +23,7 @@ pub(crate) fn spawn(order: &Order, output: [OwnedFd; 2]) -> io::Result<u32> {
         .map(|path| OpenOptions::new().write(true).open(path))
         .collect::<io::Result<Vec<File>>>()?;
     let join_fds: Vec<RawFd> = join.iter().map(AsRawFd::as_raw_fd).collect();
-    let user = order.user;
+    let (user, sandbox) = (order.user, Prepared::new(&order.sandbox)?);
     let (program, args) = order
         .argv
         .split_first()
@@ -36,16 +38,17 @@ pub(crate) fn spawn(order: &Order, output: [OwnedFd; 2]) -> io::Result<u32> {
         .stdout(stdout)
         .stderr(stderr);
     // SAFETY: the shim has one thread, and the closure makes only system calls on memory prepared before the fork.
-    unsafe { command.pre_exec(move || in_child(&join_fds, user)) };
+    unsafe { command.pre_exec(move || in_child(&join_fds, user, &sandbox)) };
     Ok(command.spawn()?.id())
 }
 
 /// Runs in the child between fork and exec.
-fn in_child(join: &[RawFd], user: Option<User>) -> io::Result<()> {
+fn in_child(join: &[RawFd], user: Option<User>, sandbox: &Prepared) -> io::Result<()> {
     for fd in join {
         // SAFETY: writes one byte of a static string to a descriptor that the parent keeps open across the fork.
         check(unsafe { libc::write(*fd, c"0".as_ptr().cast(), 1) } as libc::c_int)?;
     }
+    sandbox.enter()?;
     // SAFETY: plain system calls; `none` is initialised by sigemptyset before it is read.
     unsafe {
         check(libc::setsid())?;
@@ -60,7 +63,7 @@ fn in_child(join: &[RawFd], user: Option<User>) -> io::Result<()> {
         check(libc::sigemptyset(none.as_mut_ptr()))?;
         check(libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()))?;
     }
-    Ok(())
+    sandbox.seal()
 }
 
 /// Blocks the signals that would end the shim, and returns a file that is readable when a child ended.

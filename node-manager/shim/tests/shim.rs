@@ -23,6 +23,7 @@ fn order(dir: &Path, script: &str) -> Order {
         join: Vec::new(),
         kill: KillPlan::Descendants,
         user: None,
+        sandbox: files::Sandbox::default(),
         lease: None,
         nm_lock: dir.join("nm.lock"),
         abandon_ms: 600_000,

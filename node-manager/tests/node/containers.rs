@@ -77,6 +77,30 @@ async fn containers_that_start_together_share_one_download_and_a_wrong_digest_ru
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_archive_is_unpacked_into_the_work_directory_also_for_another_user() {
+    let mut rm = FakeRm::start().await;
+    let node = Node::start(&rm, &["--user", "65534:65534"]);
+    fs::set_permissions(node.root.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut session = rm.join().await;
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("bin")).unwrap();
+    fs::write(folder.path().join("bin/run"), "#!/bin/sh\ncat conf && echo more >> conf\n").unwrap();
+    fs::write(folder.path().join("conf"), "of the archive\n").unwrap();
+    let pack = "chmod 700 bin bin/run && tar -c bin conf | gzip > job.tar.gz";
+    let packed = std::process::Command::new("sh").args(["-c", pack]).current_dir(folder.path()).status();
+    assert!(packed.unwrap().success());
+    for seq in 1..=2 {
+        let mut start = shell(seq, seq as u32, "");
+        start.artefacts = vec![rm.upload("job.tar.gz", &fs::read(folder.path().join("job.tar.gz")).unwrap())];
+        start.command = vec!["./bin/run".into()];
+        session.start(&start);
+        assert_eq!(session.exit(id(seq)).await, ExitCause::Success);
+        let text = logs(&session.hello.address, id(seq).to_string(), false).await;
+        assert_eq!(text, "of the archive\n", "each container has its own");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_memory_hog_is_killed_as_out_of_memory_and_its_neighbour_is_not() {
     let mut rm = FakeRm::start().await;
     let _node = Node::start(&rm, &[]);

@@ -124,6 +124,27 @@ async fn of_a_container_out_of_memory_every_process_ends() {
     assert_eq!(node.cgroups(), Vec::<std::path::PathBuf>::new());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_sandbox_a_container_has_a_tmp_of_its_own_no_rights_of_root_and_writes_only_where_it_should() {
+    let mut rm = FakeRm::start().await;
+    let walls = "no-new-privileges,no-capabilities,private-tmp,read-only-root";
+    let node = Node::start(&rm, &["--sandbox", walls]);
+    let mut session = rm.join().await;
+    let name = format!("samza-sandbox-{}", std::process::id());
+    let script = format!(
+        "touch /tmp/{name} mine $SAMZA_STATE_DIR/kept || exit 11; touch /dev/shm/{name} && rm /dev/shm/{name}; \
+         touch ../../../{name} 2>/dev/null && exit 12; touch /{name} 2>/dev/null && exit 13; \
+         grep -q 'NoNewPrivs:.*1' /proc/self/status || exit 14; \
+         grep -q 'CapEff:.*0000000000000000' /proc/self/status || exit 15; exit 0"
+    );
+    session.start(&shell(1, 1, &script));
+    assert_eq!(session.exit(id(1)).await, ExitCause::Success);
+    assert!(!Path::new("/tmp").join(&name).exists(), "its /tmp is the machine's");
+    assert!(node.work(id(1)).join("mine").exists());
+    session.send(types::ToNode::Forget { container: id(1) });
+    until("the removal of all of it", || !node.work(id(1)).parent().unwrap().exists()).await;
+}
+
 #[test]
 fn nm_doctor_says_what_containers_are_held_to_and_leaves_nothing() {
     let doctor = |args: &[&str]| {

@@ -3,6 +3,7 @@
 
 mod containers;
 mod crashes;
+mod faults;
 mod limits;
 mod restart;
 mod stage;

@@ -31,6 +31,8 @@ pub struct FakeRm {
     pub addr: String,
     pub files: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
     pub fetches: Arc<AtomicU32>,
+    /// How many of the next fetches never come to an end.
+    pub hangs: Arc<AtomicU32>,
     incoming: mpsc::Receiver<NodeIncoming>,
     sessions: u64,
     server: tokio::task::JoinHandle<()>,
@@ -49,13 +51,14 @@ impl FakeRm {
         let (to, incoming) = mpsc::channel(4);
         let files = Arc::new(Mutex::new(BTreeMap::new()));
         let fetches = Arc::new(AtomicU32::new(0));
-        let store = Store { files: files.clone(), fetches: fetches.clone() };
+        let hangs = Arc::new(AtomicU32::new(0));
+        let store = Store { files: files.clone(), fetches: fetches.clone(), hangs: hangs.clone() };
         let server = tonic::transport::Server::builder()
             .add_service(proto::node_service(to))
             .add_service(proto::artefact_service(store))
             .serve_with_incoming(TcpListenerStream::new(listener));
         let server = tokio::spawn(async move { server.await.unwrap() });
-        FakeRm { addr, files, fetches, incoming, sessions: 0, server }
+        FakeRm { addr, files, fetches, hangs, incoming, sessions: 0, server }
     }
 
     /// Puts a file into the store.
@@ -199,6 +202,7 @@ impl Session {
 struct Store {
     files: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
     fetches: Arc<AtomicU32>,
+    hangs: Arc<AtomicU32>,
 }
 
 #[tonic::async_trait]
@@ -220,7 +224,12 @@ impl pb::artefact_service_server::ArtefactService for Store {
         let content = content.ok_or_else(|| Status::not_found(format!("no artefact {digest}")))?;
         self.fetches.fetch_add(1, Ordering::SeqCst);
         let (tx, rx) = mpsc::channel(4);
+        let one_less = |left: u32| left.checked_sub(1);
+        let hangs = self.hangs.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok();
         tokio::spawn(async move {
+            if hangs {
+                return tx.closed().await;
+            }
             for chunk in content.chunks(64 << 10) {
                 let _ = tx.send(Ok(pb::ArtefactChunk { chunk: chunk.to_vec().into() })).await;
             }
@@ -265,8 +274,14 @@ impl Node {
     }
 
     fn new(rm: &FakeRm, extra: &[&str]) -> Node {
+        Node::below("/var/tmp".as_ref(), rm, extra)
+    }
+
+    /// One whose folder is below `base`, and that does not run yet.
+    pub fn below(base: &Path, rm: &FakeRm, extra: &[&str]) -> Node {
         install_shim();
-        let root = tempfile::Builder::new().prefix("samza-nm-").tempdir().unwrap();
+        // Not in /tmp, which a sandbox hides.
+        let root = tempfile::Builder::new().prefix("samza-nm-").tempdir_in(base).unwrap();
         let parent = format!("samza-test-{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::SeqCst));
         let mut args: Vec<String> = ["--rm", &rm.addr, "--root", root.path().to_str().unwrap()]
             .into_iter()

@@ -18,6 +18,7 @@ mount -t proc none /proc
 mount -t sysfs none /sys
 mount -t devtmpfs none /dev
 mount -t tmpfs none /tmp
+mount -t tmpfs none /var/tmp
 mount -t cgroup2 none /sys/fs/cgroup
 ip link set lo up
 hostname vm
@@ -55,7 +56,7 @@ fn install(tree: &Path, program: &Path) {
 /// The file system as a compressed archive.
 fn image(folder: &Path) -> PathBuf {
     let tree = folder.join("tree");
-    for empty in ["bin", "proc", "sys", "dev", "tmp", "root"] {
+    for empty in ["bin", "proc", "sys", "dev", "tmp", "var/tmp", "root"] {
         fs::create_dir_all(tree.join(empty)).unwrap();
     }
     let this = std::env::current_exe().unwrap();

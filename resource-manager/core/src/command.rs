@@ -121,6 +121,9 @@ pub struct StoredNode {
     pub rack: String,
     /// Whether its lease had ended.
     pub lost: bool,
+    /// Whether it is being emptied, and how long containers have from TERM to KILL, ms.
+    #[serde(default)]
+    pub draining: Option<u64>,
 }
 
 /// All that was stored.
@@ -141,6 +144,9 @@ pub enum Denied {
     /// No such application or job.
     #[error("no application or job `{0}`; `samza list` shows what there is")]
     UnknownApp(String),
+    /// No such node.
+    #[error("no node `{0}`; `samza nodes` shows what there is")]
+    UnknownNode(NodeId),
     /// A live application has this (name, id).
     #[error(
         "job {job} is already running as {app}; stop it first (`samza stop {app}`), or submit with --replace to roll it"

@@ -20,6 +20,13 @@ pub enum Event {
     },
     /// [`RmCore::purge`].
     Purge(JobId),
+    /// [`RmCore::drain`].
+    Drain {
+        /// The node.
+        node: NodeId,
+        /// From TERM to KILL, ms; none takes it back.
+        grace_ms: Option<u64>,
+    },
     /// [`RmCore::node_hello`].
     NodeHello(Box<NodeHello>),
     /// [`RmCore::node_item`].
@@ -88,6 +95,9 @@ impl RmCore {
             Event::Submit(submit) => self.submit(now, *submit, out).map(Outcome::App),
             Event::Stop { name, kill } => self.stop(now, &name, kill, out).map(Outcome::App),
             Event::Purge(job) => self.purge(now, &job, out).map(|()| Outcome::Done),
+            Event::Drain { node, grace_ms } => {
+                self.drain(now, &node, grace_ms, out).map(|()| Outcome::Done)
+            }
             Event::NodeHello(hello) => self.node_hello(now, *hello, out).map(Outcome::NodeWelcome),
             Event::NodeItem { node, session, item } => {
                 self.node_item(now, &node, session, item, out).map(|()| Outcome::Done)

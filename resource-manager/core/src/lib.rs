@@ -18,6 +18,7 @@
 //! | `node_session.rs` | Hello resync, leases, what a lost node's containers become |
 //! | `am_session.rs` | register, asks, stops, acknowledgements |
 //! | `containers.rs` | a container's life as told by its node |
+//! | `drain.rs` | what leaves a node that is to be emptied |
 //! | `placing.rs` | the queue; `scheduler/` where each goes |
 //! | `app.rs`, `node.rs`, `container.rs` | the state machines and their tables |
 
@@ -29,6 +30,7 @@ mod client;
 mod command;
 mod container;
 mod containers;
+mod drain;
 mod ending;
 mod event;
 mod node;

@@ -41,6 +41,8 @@ pub(crate) struct Node {
     pub(crate) address: String,
     pub(crate) liveness: Liveness,
     pub(crate) unhealthy: Option<String>,
+    /// Whether it is being emptied, and how long containers have from TERM to KILL, ms.
+    pub(crate) draining: Option<u64>,
     /// When its last beat or Hello came.
     pub(crate) heard: Timestamp,
     pub(crate) session: Option<u64>,
@@ -63,7 +65,8 @@ impl Node {
 
     /// Whether new containers may go there at all.
     pub(crate) fn takes_containers(&self) -> bool {
-        self.liveness == Liveness::Active && self.session.is_some() && self.unhealthy.is_none()
+        let open = self.unhealthy.is_none() && self.draining.is_none();
+        open && self.liveness == Liveness::Active && self.session.is_some()
     }
 
     pub(crate) fn hold(&mut self, id: ContainerId, resource: Resource) {
@@ -82,6 +85,10 @@ impl Node {
 
     pub(crate) fn state_name(&self) -> NodeStateName {
         match (self.liveness, &self.unhealthy) {
+            (Liveness::Active, _) if self.draining.is_some() && self.holding.is_empty() => {
+                NodeStateName::Drained
+            }
+            (Liveness::Active, _) if self.draining.is_some() => NodeStateName::Draining,
             (Liveness::Active, None) => NodeStateName::Active,
             (Liveness::Active, Some(_)) => NodeStateName::Unhealthy,
             (Liveness::Suspect, _) => NodeStateName::Suspect,
@@ -101,6 +108,7 @@ impl Node {
             hosts: self.hosts.clone(),
             rack: self.rack.clone(),
             lost: self.liveness == Liveness::Lost,
+            draining: self.draining,
         }
     }
 
@@ -172,6 +180,7 @@ impl Nodes {
             address: String::new(),
             liveness,
             unhealthy: None,
+            draining: stored.draining,
             heard: now,
             session: None,
             holding: BTreeMap::new(),
@@ -194,6 +203,7 @@ impl Nodes {
                     hosts: Vec::new(),
                     rack: String::new(),
                     lost: false,
+                    draining: None,
                 },
                 now,
             ),

@@ -262,3 +262,41 @@ fn words_of_a_former_session_change_nothing() {
     let event = Event::NodeItem { node: "a".into(), session: old, item };
     assert_eq!(world.try_apply(event), Err(Denied::StaleSession));
 }
+
+#[test]
+fn a_drained_node_gives_its_containers_away_the_master_last_and_stays_empty_until_it_is_taken_back() {
+    let mut world = World::new();
+    world.join("a", "r1");
+    let (app, ids) = world.running_job("flights", 1);
+    world.join("b", "r2");
+    world.nodes.get_mut(&"a".into()).expect("joined").stubborn = true;
+    world.apply(Event::Drain { node: "a".into(), grace_ms: Some(5_000) });
+    let told = |world: &World| world.nodes[&"a".into()].stops.clone();
+    assert_eq!(told(&world), [ids[0]].into(), "the container is told to end, the master is not yet");
+    assert_eq!(world.node_report("a").state, NodeStateName::Draining);
+    world.restart();
+    world.connect("a");
+    world.connect("b");
+    world.register(&app, vec![]);
+    assert_eq!(world.node_report("a").state, NodeStateName::Draining, "it is remembered");
+    world.exit(ids[0], ExitCause::Preempted);
+    let (_, master) = world.master_container(&app).expect("it lives");
+    assert_eq!(told(&world), [ids[0], master.id].into(), "now the master goes");
+    world.exit(master.id, ExitCause::Preempted);
+    let (place, next) = world.master_container(&app).expect("the next attempt is placed at once");
+    assert_eq!((place.0.as_str(), next.role), ("b", types::Role::AppMaster { attempt: 2 }));
+    assert_eq!(world.node_report("a").state, NodeStateName::Drained);
+    world.register(&app, vec![]);
+    world.say(&app, FromAm::AckExit(ids[0]));
+    world.say(&app, FromAm::Ask(ask(request(2, 0, 1))));
+    assert_eq!(world.container_of(&app, 0).map(|it| it.1.0), Some("b".to_owned()));
+    world.apply(Event::Drain { node: "a".into(), grace_ms: None });
+    assert_eq!(world.node_report("a").state, NodeStateName::Active);
+}
+
+#[test]
+fn an_unknown_node_cannot_be_drained() {
+    let mut world = World::new();
+    let denied = world.try_apply(Event::Drain { node: "z".into(), grace_ms: None }).expect_err("it never joined");
+    assert_eq!(denied.to_string(), "no node `z`; `samza nodes` shows what there is");
+}

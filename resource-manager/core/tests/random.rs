@@ -24,6 +24,7 @@ enum Step {
     PowerOff { node: usize },
     Connect { node: usize },
     Deafen { node: usize },
+    Drain { node: usize, back: bool },
     RestartRm,
     Pass { ms: u64 },
 }
@@ -41,7 +42,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => node.clone().prop_map(|node| Step::Cut { node }),
         1 => node.clone().prop_map(|node| Step::PowerOff { node }),
         4 => node.clone().prop_map(|node| Step::Connect { node }),
-        1 => node.prop_map(|node| Step::Deafen { node }),
+        1 => node.clone().prop_map(|node| Step::Deafen { node }),
+        2 => (node, any::<bool>()).prop_map(|(node, back)| Step::Drain { node, back }),
         1 => Just(Step::RestartRm),
         4 => prop_oneof![Just(100u64), Just(600), Just(2_000), Just(7_000), Just(12_000)]
             .prop_map(|ms| Step::Pass { ms }),
@@ -135,6 +137,11 @@ fn apply(world: &mut World, step: Step) {
         Step::Deafen { node } => {
             world.nodes.get_mut(&NodeId::from(NODES[node])).expect("joined").session = None;
         }
+        Step::Drain { node, back } => {
+            let grace_ms = (!back).then_some(1_000);
+            world.try_apply(Event::Drain { node: NODES[node].into(), grace_ms }).expect("it has joined");
+            world.settle();
+        }
         Step::RestartRm => world.restart(),
         Step::Pass { ms } => world.pass(ms, &[]),
     }
@@ -142,6 +149,9 @@ fn apply(world: &mut World, step: Step) {
 
 /// No more trouble: nodes connect, masters beat and ask.
 fn calm(world: &mut World) {
+    for node in NODES {
+        world.try_apply(Event::Drain { node: node.into(), grace_ms: None }).expect("it has joined");
+    }
     for _ in 0..8 {
         for node in NODES {
             if world.nodes[&NodeId::from(node)].session.is_none() {

@@ -207,6 +207,13 @@ impl ClientService for Client {
         self.ask(|reply| Message::Purge(job, reply)).await?;
         Ok(Response::new(pb::PurgeResponse {}))
     }
+
+    async fn drain(&self, request: Request<pb::DrainRequest>) -> Result<Response<pb::DrainResponse>, Status> {
+        let request = request.into_inner();
+        let node = types::NodeId(request.node);
+        self.ask(|reply| Message::Drain(node, request.grace_ms, reply)).await?;
+        Ok(Response::new(pb::DrainResponse {}))
+    }
 }
 
 /// A report without what changes by itself.

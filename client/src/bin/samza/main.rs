@@ -16,7 +16,7 @@ use client::output::{print, print_json, say};
 use client::resource_manager::ResourceManager;
 use client::tables;
 use client::wait::{Goal, wait};
-use types::AppReport;
+use types::{AppReport, NodeStateName};
 
 use checkpoint::{CheckpointArgs, checkpoint};
 
@@ -47,7 +47,8 @@ Examples:
   samza logs flight-delays -f --slot 0 --stderr
   samza stop flight-delays --wait
   samza checkpoint job.toml --set kafka.flights=oldest
-  samza nodes -o json";
+  samza nodes -o json
+  samza node drain worker-2 --deadline 5m --wait";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -96,10 +97,33 @@ enum OnCluster {
     Logs(LogArgs),
     /// List the nodes and what is free on them
     Nodes,
+    /// Empty a node, for its maintenance, or take that back
+    #[command(subcommand)]
+    Node(NodeVerb),
     /// Remove the local state that nodes keep of a job that is over (its topics stay)
     Purge {
         /// The job
         job: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum NodeVerb {
+    /// Give the node no new containers and move away those it has: each commits, exits and is replaced elsewhere
+    Drain {
+        /// The node, as `samza nodes` names it
+        node: String,
+        /// How long each container may take to end by itself before it is killed, such as 5m
+        #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+        deadline: Duration,
+        /// Wait until the node is empty
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Let a drained node take containers again
+    Undrain {
+        /// The node
+        node: String,
     },
 }
 
@@ -165,6 +189,9 @@ struct LogArgs {
     tail: Option<u64>,
 }
 
+/// Between two looks at a node that is being emptied: there is no stream of nodes to wait on.
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     exit("samza", run(Cli::parse()).await)
@@ -221,12 +248,48 @@ async fn ask(common: Common, command: OnCluster, headers: bool) -> Result<(), Fa
             say(&tables::cluster_line(&cluster));
             print(&tables::nodes(&cluster.nodes, headers))
         }
+        OnCluster::Node(NodeVerb::Drain { node, deadline, wait }) => {
+            rm.drain(&node, Some(deadline)).await?;
+            if wait {
+                return drained(&mut rm, &node).await;
+            }
+            say(&format!("{node} is being emptied; `samza nodes` shows how far it is"));
+            Ok(())
+        }
+        OnCluster::Node(NodeVerb::Undrain { node }) => {
+            rm.drain(&node, None).await?;
+            say(&format!("{node} takes containers again"));
+            Ok(())
+        }
         OnCluster::Purge { job } => {
             let job = application(&rm.list().await?, &job).map_or(job, |app| app.job.to_string());
             rm.purge(&job).await?;
             say(&format!("the nodes remove what they keep of {job}"));
             Ok(())
         }
+    }
+}
+
+/// Waits until the node is empty, telling how much is left.
+async fn drained(rm: &mut ResourceManager, name: &str) -> Result<(), Failure> {
+    let mut told = None;
+    loop {
+        let cluster = rm.nodes().await?;
+        let node = cluster.nodes.iter().find(|node| node.node.0 == name);
+        match node {
+            Some(node) if node.state == NodeStateName::Drained => {
+                say(&format!("{name} is empty"));
+                return Ok(());
+            }
+            Some(node) if matches!(node.state, NodeStateName::Draining | NodeStateName::Suspect) => {
+                if told.replace(node.containers) != Some(node.containers) {
+                    say(&format!("{name}: {} containers are left", node.containers));
+                }
+            }
+            Some(node) => return Err(Failure::other(format!("{name} is {}, not draining", node.state))),
+            None => return Err(Failure::other(format!("{name} is gone"))),
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 

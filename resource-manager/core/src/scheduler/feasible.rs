@@ -19,6 +19,8 @@ pub(crate) enum Unfit {
     Disconnected,
     /// It said it is not well.
     Unhealthy(String),
+    /// It is being emptied.
+    Draining,
     /// It lacks this label.
     Label(String),
     /// It will never be big enough.
@@ -35,6 +37,9 @@ pub(crate) fn suits(node: &Node, want: &Want<'_>) -> Result<(), Unfit> {
         Liveness::Suspect => return Err(Unfit::Suspect),
         Liveness::Lost => return Err(Unfit::Lost),
         Liveness::Active => {}
+    }
+    if node.draining.is_some() {
+        return Err(Unfit::Draining);
     }
     if let Some(why) = &node.unhealthy {
         return Err(Unfit::Unhealthy(why.clone()));
@@ -83,7 +88,12 @@ impl Tally {
                 self.largest.memory_bytes = self.largest.memory_bytes.max(node.total.memory_bytes);
                 self.largest.cpu_millis = self.largest.cpu_millis.max(node.total.cpu_millis);
             }
-            Unfit::Suspect | Unfit::Lost | Unfit::Disconnected | Unfit::Unhealthy(_) | Unfit::Label(_) => {}
+            Unfit::Suspect
+            | Unfit::Lost
+            | Unfit::Disconnected
+            | Unfit::Draining
+            | Unfit::Unhealthy(_)
+            | Unfit::Label(_) => {}
         }
         *self.counts.entry(unfit).or_default() += 1;
     }
@@ -103,6 +113,7 @@ impl Tally {
             Unfit::Suspect => format!("{nodes} {is} suspect"),
             Unfit::Lost => format!("{nodes} {is} lost"),
             Unfit::Disconnected => format!("{nodes} {is} disconnected"),
+            Unfit::Draining => format!("{nodes} {is} draining"),
             Unfit::Unhealthy(why) => format!("{nodes} {is} unhealthy: {why}"),
             Unfit::Label(label) => format!("{nodes} {lacks} label {label}"),
             Unfit::TooSmall => format!("{nodes} {is} too small (need {need}, largest {})", self.largest),

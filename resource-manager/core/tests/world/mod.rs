@@ -2,7 +2,7 @@
 //! has them say, a store that survives the core. Everything happens in order and at once; time moves when told.
 #![allow(dead_code, unreachable_pub, missing_docs)] // Each test file uses its own part.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rm_core::{
     Command, Config, Denied, Event, Outcome, Record, RmCore, Stored, StoredApp, StoredNode, Submit,
@@ -28,6 +28,8 @@ pub struct FakeNode {
     pub addresses: Vec<(AppId, u32, String)>,
     /// Whether Stop is heard and never followed by an exit.
     pub stubborn: bool,
+    /// Whom Stop was heard for.
+    pub stops: BTreeSet<ContainerId>,
     /// What Start does: runs, or fails with this reason.
     pub launch_failure: Option<String>,
 }
@@ -182,6 +184,7 @@ impl World {
             forgotten: vec![],
             addresses: vec![],
             stubborn: false,
+            stops: BTreeSet::new(),
             launch_failure: None,
         };
         self.nodes.insert(node.into(), fake);
@@ -305,7 +308,10 @@ impl World {
         }
         match item {
             ToNode::Start(start) => fake.start(*start, unix),
-            ToNode::Stop { container, cause, .. } if !fake.stubborn => fake.end(container, cause),
+            ToNode::Stop { container, cause, .. } => {
+                fake.stops.insert(container);
+                if fake.stubborn { vec![] } else { fake.end(container, cause) }
+            }
             ToNode::Forget { container } => {
                 let gone = fake.containers.remove(&container);
                 assert!(
@@ -319,7 +325,7 @@ impl World {
                 fake.addresses.push((app, attempt, address));
                 vec![]
             }
-            ToNode::Stop { .. } | ToNode::BeatAck { .. } | ToNode::Purge { .. } => vec![],
+            ToNode::BeatAck { .. } | ToNode::Purge { .. } => vec![],
         }
     }
 

@@ -18,6 +18,8 @@ use crate::peers::{self, RDKAFKA};
 const PARTITIONS: i32 = 12;
 const COMMITS: usize = 100;
 const TAKEOVERS: usize = 10;
+/// Between two commits: one that follows at once waits for the markers of the one before.
+const BETWEEN: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A transactional producer, ours or the peer's.
@@ -107,6 +109,7 @@ fn commits<P: Transactions>(brokers: &Brokers, topic: &str) -> Result<Vec<f64>> 
     let mut producer = P::take_over(brokers, &format!("{}-commits", std::any::type_name::<P>()))?;
     let mut times = Vec::with_capacity(COMMITS + 1);
     for _ in 0..=COMMITS {
+        std::thread::sleep(BETWEEN);
         let begun = Instant::now();
         producer.open(topic)?;
         producer.commit()?;
