@@ -9,6 +9,7 @@ use clap::Parser;
 use nm_shim::User;
 
 use crate::health::Checks;
+use crate::launch::Wall;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,19 +37,6 @@ pub(crate) enum Verb {
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
-}
-
-/// One thing that containers may not see or do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Wall {
-    /// No program they run gives them more rights than they have
-    NoNewPrivileges,
-    /// None of root's capabilities, even as root
-    NoCapabilities,
-    /// A /tmp of their own, which goes with the container
-    PrivateTmp,
-    /// Nothing but their work, their job's state, /dev and a private /tmp can be written to; needs Linux 5.12
-    ReadOnlyRoot,
 }
 
 /// How something is said.

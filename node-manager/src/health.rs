@@ -5,11 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use nm_core::Event;
 use tokio::process::Command;
-use tokio::sync::mpsc;
-
-use crate::driver::Inbox;
 
 /// How often disks and pressure are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -34,8 +30,8 @@ pub(crate) struct Checks {
 }
 
 impl Checks {
-    /// Looks again and again, and tells what changes.
-    pub(crate) async fn watch(self, inbox: mpsc::UnboundedSender<Inbox>) {
+    /// Looks again and again, and tells what changes, until nobody listens.
+    pub(crate) async fn watch(self, tell: impl Fn(Option<String>) -> bool) {
         let mut look = tokio::time::interval(LOOK_EVERY);
         let mut ask = tokio::time::interval(SCRIPT_EVERY);
         for ticks in [&mut look, &mut ask] {
@@ -58,7 +54,7 @@ impl Checks {
                     None => tracing::info!("this node is well again"),
                 }
                 told.clone_from(&unhealthy);
-                if inbox.send(Inbox::Core(Event::Health { unhealthy })).is_err() {
+                if !tell(unhealthy) {
                     return;
                 }
             }

@@ -16,7 +16,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Gid, Uid, chown};
 use types::{OnLeaseLoss, Role, StartContainer};
 
-use crate::args::Wall;
 use crate::cgroup::{Cgroups, Limits};
 use crate::points;
 use crate::root::{Root, make_dir};
@@ -30,6 +29,19 @@ const ABANDON_MS: u64 = 600_000;
 const TMP: &str = "tmp";
 /// The file that tells a container where its master is.
 pub(crate) const AM_ADDRESS: &str = "am-address";
+
+/// One thing that containers may not see or do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Wall {
+    /// No program they run gives them more rights than they have
+    NoNewPrivileges,
+    /// None of root's capabilities, even as root
+    NoCapabilities,
+    /// A /tmp of their own, which goes with the container
+    PrivateTmp,
+    /// Nothing but their work, their job's state, /dev and a private /tmp can be written to; needs Linux 5.12
+    ReadOnlyRoot,
+}
 
 /// What is the same for every container of this node.
 pub(crate) struct Launcher {

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use nm_core::Core;
+use nm_core::{Core, Event};
 use proto::Token;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch as sync_watch};
@@ -53,7 +53,7 @@ async fn main() -> Result<()> {
     let total = total(&args)?;
     let root = Arc::new(Root::open(args.root.as_deref().context("--root")?)?);
     ensure!(
-        !(args.sandbox.contains(&args::Wall::PrivateTmp) && root.path().starts_with("/tmp")),
+        !(args.sandbox.contains(&launch::Wall::PrivateTmp) && root.path().starts_with("/tmp")),
         "--sandbox private-tmp hides what is in /tmp from containers: put --root {} elsewhere",
         root.path().display()
     );
@@ -140,7 +140,9 @@ async fn serve(
     let logs = grpc::Logs { root, known: known_rx, shutdown: shutdown.clone() };
     let routes = tonic::service::Routes::new(proto::node_log_service(logs));
     let serving = tokio::spawn(daemon::serve_grpc(listener, routes, token.clone(), shutdown.clone()));
-    let health = tokio::spawn(args::checks(args, driver.root.path())?.watch(inbox.clone()));
+    let telling = inbox.clone();
+    let tell = move |unhealthy| telling.send(Inbox::Core(Event::Health { unhealthy })).is_ok();
+    let health = tokio::spawn(args::checks(args, driver.root.path())?.watch(tell));
     let session = tokio::spawn(session::run(args.rm.clone(), token, inbox));
     driver.run(inbox_rx, shutdown.clone()).await;
     session.abort();
