@@ -306,7 +306,8 @@ fn start_points_of_a_live_job_are_not_moved() {
 fn a_node_is_drained_with_its_deadline_and_taken_back() {
     let fake = Fake::start();
     fake.with(|state| {
-        state.nodes = vec![NodeReport { state: NodeStateName::Drained, containers: 0, ..node("worker-2", "r1") }];
+        state.nodes =
+            vec![NodeReport { state: NodeStateName::Drained, containers: 0, ..node("worker-2", "r1") }];
     });
     let output = samza(&fake, &["node", "drain", "worker-2", "--deadline", "5m", "--wait"]);
     assert_eq!((output.status.code(), err(&output).as_str()), (Some(0), "worker-2 is empty\n"));

@@ -86,7 +86,10 @@ impl Localizer {
             let Err(error) = result else { break };
             // The error that matters is the download's.
             let _ = tokio::fs::remove_file(&draft).await;
-            let full = error.root_cause().downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::StorageFull);
+            let full = error
+                .root_cause()
+                .downcast_ref::<io::Error>()
+                .is_some_and(|e| e.kind() == io::ErrorKind::StorageFull);
             if tries == TRIES || full {
                 return Err(error);
             }

@@ -43,7 +43,10 @@ pub(crate) fn unpack(archive: &Path, packed: Packed, into: &Path) -> Result<()> 
         Packed::TarGz => untar(flate2::bufread::MultiGzDecoder::new(file), into),
         Packed::TarZst => {
             let decoder = ruzstd::decoding::StreamingDecoder::new(file);
-            untar(decoder.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?, into)
+            untar(
+                decoder.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?,
+                into,
+            )
         }
         Packed::Zip => unzip(file, into),
     }
@@ -177,7 +180,8 @@ mod tests {
     fn archives_of_every_kind_are_unpacked_with_their_modes() {
         let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gz.write_all(&good()).unwrap();
-        let zst = ruzstd::encoding::compress_to_vec(good().as_slice(), ruzstd::encoding::CompressionLevel::Fastest);
+        let zst =
+            ruzstd::encoding::compress_to_vec(good().as_slice(), ruzstd::encoding::CompressionLevel::Fastest);
         for (packed, bytes) in
             [(Packed::Tar, good()), (Packed::TarGz, gz.finish().unwrap()), (Packed::TarZst, zst)]
         {

@@ -275,7 +275,8 @@ fn a_drained_node_gives_its_containers_away_with_their_state() {
     assert!(drain.status.success() && told.ends_with(&format!("{node} is empty\n")), "{told}");
     let after = cluster.wait("all of it on the other node", SOON, |cluster| {
         let app = cluster.all_running(&job)?;
-        let elsewhere = app.status.iter().flat_map(|s| &s.slots).all(|s| s.node.as_ref().is_some_and(|n| n.0 != node));
+        let elsewhere =
+            app.status.iter().flat_map(|s| &s.slots).all(|s| s.node.as_ref().is_some_and(|n| n.0 != node));
         check(elsewhere && master(&app)?.node.0 != node, || "not yet".into()).map(|()| app)
     });
     for slot in 0..2 {
@@ -284,6 +285,9 @@ fn a_drained_node_gives_its_containers_away_with_their_state() {
         assert_eq!(slot_of(&after, slot).last_exit.clone(), moved.then_some(ExitCause::Preempted));
     }
     wait_progress(&cluster, &topics, &job, output);
-    assert!(cluster.node_processes(cluster.place_of(&node.as_str().into())).is_empty(), "nothing is left there");
+    assert!(
+        cluster.node_processes(cluster.place_of(&node.as_str().into())).is_empty(),
+        "nothing is left there"
+    );
     finish(feed, Counts::new(), &topics, &cluster, &job);
 }

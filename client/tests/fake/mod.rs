@@ -142,7 +142,10 @@ impl ClientService for Service {
         let request = request.into_inner();
         let known = self.with(|state| state.nodes.iter().any(|node| node.node.0 == request.node));
         if !known {
-            return Err(Status::not_found(format!("no node `{}`; `samza nodes` shows what there is", request.node)));
+            return Err(Status::not_found(format!(
+                "no node `{}`; `samza nodes` shows what there is",
+                request.node
+            )));
         }
         self.with(|state| state.drains.push((request.node, request.grace_ms)));
         Ok(Response::new(pb::DrainResponse {}))

@@ -26,7 +26,8 @@ async fn a_store_that_says_nothing_is_asked_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_fails_launches_and_containers_by_its_name_and_keeps_no_half_of_an_artefact() {
     let disk = tempfile::tempdir().unwrap();
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "none"]).arg(disk.path()).status();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "none"]).arg(disk.path()).status();
     assert!(mounted.unwrap().success(), "mount needs root");
     let mut rm = FakeRm::start().await;
     let mut node = Node::below(disk.path(), &rm, &[]);

@@ -286,10 +286,14 @@ impl Node {
         let mut args: Vec<String> = ["--rm", &rm.addr, "--root", root.path().to_str().unwrap()]
             .into_iter()
             .chain(["--cgroup-parent", &parent, "--host", "127.0.0.1", "--rack", "r1"])
-            .chain(["--memory", "1GiB", "--cpu", "2"])
+            .chain(extra.iter().copied())
             .map(str::to_owned)
             .collect();
-        args.extend(extra.iter().map(|arg| (*arg).to_owned()));
+        for (option, value) in [("--memory", "1GiB"), ("--cpu", "2")] {
+            if !extra.contains(&option) {
+                args.extend([option.to_owned(), value.to_owned()]);
+            }
+        }
         Node { root, parent, args, crash_at: None, nm: None }
     }
 

@@ -95,9 +95,7 @@ impl RmCore {
             Event::Submit(submit) => self.submit(now, *submit, out).map(Outcome::App),
             Event::Stop { name, kill } => self.stop(now, &name, kill, out).map(Outcome::App),
             Event::Purge(job) => self.purge(now, &job, out).map(|()| Outcome::Done),
-            Event::Drain { node, grace_ms } => {
-                self.drain(now, &node, grace_ms, out).map(|()| Outcome::Done)
-            }
+            Event::Drain { node, grace_ms } => self.drain(now, &node, grace_ms, out).map(|()| Outcome::Done),
             Event::NodeHello(hello) => self.node_hello(now, *hello, out).map(Outcome::NodeWelcome),
             Event::NodeItem { node, session, item } => {
                 self.node_item(now, &node, session, item, out).map(|()| Outcome::Done)

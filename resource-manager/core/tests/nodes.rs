@@ -297,6 +297,7 @@ fn a_drained_node_gives_its_containers_away_the_master_last_and_stays_empty_unti
 #[test]
 fn an_unknown_node_cannot_be_drained() {
     let mut world = World::new();
-    let denied = world.try_apply(Event::Drain { node: "z".into(), grace_ms: None }).expect_err("it never joined");
+    let denied =
+        world.try_apply(Event::Drain { node: "z".into(), grace_ms: None }).expect_err("it never joined");
     assert_eq!(denied.to_string(), "no node `z`; `samza nodes` shows what there is");
 }

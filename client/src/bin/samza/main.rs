@@ -286,7 +286,7 @@ async fn drained(rm: &mut ResourceManager, name: &str) -> Result<(), Failure> {
                     say(&format!("{name}: {} containers are left", node.containers));
                 }
             }
-            Some(node) => return Err(Failure::other(format!("{name} is {}, not draining", node.state))),
+            Some(node) => return Err(Failure::other(format!("{name} is {:?}, not draining", node.state))),
             None => return Err(Failure::other(format!("{name} is gone"))),
         }
         tokio::time::sleep(LOOK_AGAIN).await;
