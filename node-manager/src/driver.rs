@@ -74,6 +74,8 @@ pub(crate) struct Driver {
     pub(crate) preparing: HashMap<ContainerId, JoinHandle<()>>,
     /// None while a reading is under way.
     pub(crate) meter: Option<Box<Meter>>,
+    /// A session has begun that knows of no usage yet.
+    pub(crate) tell_usage: bool,
     pub(crate) state_sent: Vec<StateEntry>,
     pub(crate) state_scan: bool,
 }
@@ -130,6 +132,7 @@ impl Driver {
             }
             Inbox::Opened { session, welcome, sent_at, tx } => {
                 self.session = Some((session, tx));
+                self.tell_usage = true;
                 match self.core.welcome(now, &welcome, sent_at, out) {
                     Ok(()) => {
                         tracing::info!(epoch = welcome.epoch.0, session = welcome.session, "joined");
@@ -261,6 +264,9 @@ impl Driver {
             return;
         }
         let Some(mut meter) = self.meter.take() else { return };
+        if std::mem::take(&mut self.tell_usage) {
+            meter.tell_all();
+        }
         let (cgroups, inbox) = (self.cgroups.clone(), self.inbox.clone());
         tokio::task::spawn_blocking(move || {
             let reading = meter.read(cgroups.as_ref(), &running);

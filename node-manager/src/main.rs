@@ -133,6 +133,7 @@ async fn serve(
         shims: HashMap::new(),
         preparing: HashMap::new(),
         meter: Some(Box::default()),
+        tell_usage: false,
         state_sent,
         state_scan: false,
     };

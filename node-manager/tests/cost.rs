@@ -68,15 +68,16 @@ async fn starts(session: &mut Session) {
     println!("kill to exit told     p50 {p50:.1} ms, p99 {p99:.1} ms");
 }
 
-/// As many as can be, that end at once.
+/// As many as can be, a hundred at a time, that end at once.
 async fn lives(session: &mut Session) {
     let asked = Instant::now();
-    for seq in 1_001..=1_000 + LIVES {
-        session.start(&program(seq, &["true"]));
-    }
-    for seq in 1_001..=1_000 + LIVES {
-        assert_eq!(session.exit(id(seq)).await, ExitCause::Success);
-        session.send(ToNode::Forget { container: id(seq) });
+    let all: Vec<u64> = (1_001..=1_000 + LIVES).collect();
+    for some in all.chunks(100) {
+        some.iter().for_each(|seq| session.start(&program(*seq, &["true"])));
+        for seq in some {
+            assert_eq!(session.exit(id(*seq)).await, ExitCause::Success);
+            session.send(ToNode::Forget { container: id(*seq) });
+        }
     }
     println!(
         "starts and exits      {:.0} per second (target 1000)",
@@ -98,11 +99,12 @@ async fn kill(session: &mut Session) {
 
 /// Memory with many containers, and CPU while they do nothing.
 async fn running(session: &mut Session, node: &Node, idle_kib: u64) {
-    for seq in 10_001..=10_000 + RUNNING {
-        session.start(&program(seq, &["sleep", "1000"]));
-    }
-    for seq in 10_001..=10_000 + RUNNING {
-        session.running(id(seq)).await;
+    let all: Vec<u64> = (10_001..=10_000 + RUNNING).collect();
+    for some in all.chunks(100) {
+        some.iter().for_each(|seq| session.start(&program(*seq, &["sleep", "1000"])));
+        for seq in some {
+            session.running(id(*seq)).await;
+        }
     }
     let shims: Vec<u64> = shims(node.root.path()).into_iter().map(memory_kib).collect();
     let each = shims.iter().sum::<u64>() / shims.len().max(1) as u64;

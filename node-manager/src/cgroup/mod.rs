@@ -70,15 +70,6 @@ fn held(what: &'static str, folder: &Path, files: &[&str]) -> Held {
     Held { what, by: by.map(|file| (*file).to_owned()) }
 }
 
-/// What a container uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Usage {
-    /// Bytes now, without page cache that can be dropped.
-    pub(crate) memory_bytes: u64,
-    /// CPU time since it began, ns.
-    pub(crate) cpu_ns: u64,
-}
-
 /// What the kernel says of a container's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct MemoryEvidence {
@@ -100,8 +91,10 @@ pub(crate) trait Cgroups: Send + Sync {
     fn join_files(&self, container: &str) -> Vec<PathBuf>;
     /// How to kill all that is in it.
     fn kill_plan(&self, container: &str) -> KillPlan;
-    /// What it uses now; none if it cannot be known.
-    fn usage(&self, container: &str) -> Option<Usage>;
+    /// CPU time since it began, ns; none if it cannot be known.
+    fn cpu_ns(&self, container: &str) -> Option<u64>;
+    /// Bytes it uses now, without page cache that can be dropped; none if it cannot be known.
+    fn memory_bytes(&self, container: &str) -> Option<u64>;
     /// What the kernel says of its memory; none if it cannot be known.
     fn memory(&self, container: &str) -> Option<MemoryEvidence>;
     /// Removes an empty group. One that is not there is removed.
@@ -146,7 +139,8 @@ fn self_test(groups: &dyn Cgroups) -> Result<Vec<Held>> {
     let limits = Limits { memory_bytes: 16 << 20, cpu_millis: 500, cpu_limit_millis: Some(500), pids: 16 };
     let made = groups.create(&name, &limits);
     let usable = made.and_then(|()| {
-        if groups.usage(&name).is_none() || groups.memory(&name).is_none() {
+        let used = groups.cpu_ns(&name).zip(groups.memory_bytes(&name));
+        if used.is_none() || groups.memory(&name).is_none() {
             bail!("usage cannot be read");
         }
         kills(groups, &name)?;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use nm_shim::KillPlan;
 
-use super::{Cgroups, Held, Limits, MemoryEvidence, Usage};
+use super::{Cgroups, Held, Limits, MemoryEvidence};
 
 pub(super) struct Unlimited;
 
@@ -24,7 +24,10 @@ impl Cgroups for Unlimited {
     fn kill_plan(&self, _container: &str) -> KillPlan {
         KillPlan::Descendants
     }
-    fn usage(&self, _container: &str) -> Option<Usage> {
+    fn cpu_ns(&self, _container: &str) -> Option<u64> {
+        None
+    }
+    fn memory_bytes(&self, _container: &str) -> Option<u64> {
         None
     }
     fn memory(&self, _container: &str) -> Option<MemoryEvidence> {

@@ -11,7 +11,7 @@ use cgroups_rs::fs::pid::PidController;
 use cgroups_rs::fs::{Cgroup, Controllers, MaxValue};
 use nm_shim::KillPlan;
 
-use super::{Cgroups, Held, Limits, MemoryEvidence, Usage, held};
+use super::{Cgroups, Held, Limits, MemoryEvidence, held};
 
 const NAMES: [&str; 5] = ["cpu", "cpuacct", "freezer", "memory", "pids"];
 /// Where the weight of disk access is, by scheduler.
@@ -181,12 +181,15 @@ impl Cgroups for V1 {
         KillPlan::V1 { procs: dir.join("cgroup.procs"), freezer: dir.join("freezer.state") }
     }
 
-    fn usage(&self, container: &str) -> Option<Usage> {
+    fn cpu_ns(&self, container: &str) -> Option<u64> {
+        super::read_u64(&self.cpuacct.join(container).join("cpuacct.usage"))
+    }
+
+    fn memory_bytes(&self, container: &str) -> Option<u64> {
         let dir = self.memory.join(container);
         let all = super::read_u64(&dir.join("memory.usage_in_bytes"))?;
         let droppable = super::read_keyed(&dir.join("memory.stat"), "total_inactive_file").unwrap_or(0);
-        let cpu_ns = super::read_u64(&self.cpuacct.join(container).join("cpuacct.usage"))?;
-        Some(Usage { memory_bytes: all.saturating_sub(droppable), cpu_ns })
+        Some(all.saturating_sub(droppable))
     }
 
     fn memory(&self, container: &str) -> Option<MemoryEvidence> {

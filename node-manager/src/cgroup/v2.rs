@@ -15,7 +15,7 @@ use cgroups_rs::fs::pid::PidController;
 use cgroups_rs::fs::{Cgroup, MaxValue};
 use nm_shim::KillPlan;
 
-use super::{Cgroups, Held, Limits, MemoryEvidence, Usage, held};
+use super::{Cgroups, Held, Limits, MemoryEvidence, held};
 
 const NAMES: [&str; 3] = ["cpu", "memory", "pids"];
 /// Where the weight of disk access is, by scheduler.
@@ -167,12 +167,16 @@ impl Cgroups for V2 {
         KillPlan::V2 { procs: dir.join("cgroup.procs"), kill: dir.join("cgroup.kill") }
     }
 
-    fn usage(&self, container: &str) -> Option<Usage> {
+    fn cpu_ns(&self, container: &str) -> Option<u64> {
+        let used = super::read_keyed(&self.dir.join(container).join("cpu.stat"), "usage_usec")?;
+        Some(used.saturating_mul(1000))
+    }
+
+    fn memory_bytes(&self, container: &str) -> Option<u64> {
         let dir = self.dir.join(container);
         let all = super::read_u64(&dir.join("memory.current"))?;
         let droppable = super::read_keyed(&dir.join("memory.stat"), "inactive_file").unwrap_or(0);
-        let cpu_us = super::read_keyed(&dir.join("cpu.stat"), "usage_usec")?;
-        Some(Usage { memory_bytes: all.saturating_sub(droppable), cpu_ns: cpu_us.saturating_mul(1000) })
+        Some(all.saturating_sub(droppable))
     }
 
     fn memory(&self, container: &str) -> Option<MemoryEvidence> {

@@ -13,6 +13,7 @@ use proto::{Incoming, Tx, pb};
 use sha2::{Digest as _, Sha256};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 use types::{
@@ -56,7 +57,10 @@ impl FakeRm {
         let server = tonic::transport::Server::builder()
             .add_service(proto::node_service(to))
             .add_service(proto::artefact_service(store))
-            .serve_with_incoming(TcpListenerStream::new(listener));
+            .serve_with_incoming(
+                TcpListenerStream::new(listener)
+                    .map(|stream| stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream))),
+            );
         let server = tokio::spawn(async move { server.await.unwrap() });
         FakeRm { addr, files, fetches, hangs, incoming, sessions: 0, server }
     }
