@@ -7,7 +7,6 @@
 //! the container behind.
 
 mod output;
-mod sandbox;
 mod sys;
 mod watch;
 

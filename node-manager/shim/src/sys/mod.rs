@@ -2,6 +2,8 @@
 //! file, and the question who holds a lock.
 #![allow(unsafe_code)] // pre_exec, sigprocmask/signalfd and F_GETLK have no safe form.
 
+mod sandbox;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::MaybeUninit;
@@ -11,7 +13,7 @@ use std::process::{Command, Stdio};
 
 use nm_shim::{Order, User};
 
-use crate::sandbox::Prepared;
+use self::sandbox::Prepared;
 
 /// Starts the process of `order`; an error means that nothing runs. The child is in its cgroups, in a session of
 /// its own, and dies with the shim. It writes into `output`.
