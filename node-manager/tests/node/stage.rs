@@ -72,9 +72,9 @@ impl FakeRm {
         Artefact { name: name.into(), digest: Digest(digest), bytes: content.len() as u64 }
     }
 
-    /// Waits for the node's next Hello and accepts it.
+    /// Waits for the node's next Hello and accepts it, with a lease that outlasts what an emulated machine may be busy.
     pub async fn join(&mut self) -> Session {
-        self.join_with_lease(5_000).await
+        self.join_with_lease(60_000).await
     }
 
     pub async fn join_with_lease(&mut self, lease_ms: u64) -> Session {
