@@ -359,6 +359,22 @@ fn headers_are_sent_and_a_message_that_is_too_large_is_refused_alone() {
 }
 
 #[test]
+fn a_commit_that_fails_for_a_topic_that_is_not_there_names_it() {
+    // How long a new topic's absence is put up with.
+    let config = BTreeMap::from([("topic.metadata.propagation.max.ms".to_owned(), "200".to_owned())]);
+    let mut producer =
+        KafkaProducer::transactional(&bootstrap(), "no-topic", &config).expect("settings are right");
+    producer.init(SOON).expect("init");
+    producer.begin().expect("begin");
+    let nowhere = TopicPartition { topic: "kafka-that-was-never-made".into(), partition: -1 };
+    let topic = producer.topic(&nowhere.topic).expect("what is not there may come");
+    let sent = producer.send(topic, None, Some(b"k"), Some(b"v"), &[]);
+    let told = sent.and_then(|()| producer.commit(SOON)).expect_err("there is no such topic").to_string();
+    assert!(told.contains("kafka-that-was-never-made") && told.contains("nknown topic"), "{told}");
+    producer.abort(SOON).expect("abort");
+}
+
+#[test]
 fn messages_that_are_gone_are_told() {
     let admin = admin();
     let at = topic(&admin, "lost");

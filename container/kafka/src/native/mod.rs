@@ -182,10 +182,12 @@ unsafe extern "C" fn on_delivery(
     message: *const rd::rd_kafka_message_t,
     mailbox: *mut c_void,
 ) {
-    // SAFETY: librdkafka hands us a live message, and the opaque pointer is the client's mailbox.
+    // SAFETY: librdkafka hands us a live message with its topic, and the opaque pointer is the client's mailbox.
     let (code, mailbox) = unsafe { ((*message).err, &*mailbox.cast_const().cast::<Mailbox>()) };
     if code != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
-        let error = classify(code, &code_text(code));
+        // SAFETY: as above; the name lives as long as the topic.
+        let topic = unsafe { rust_text(rd::rd_kafka_topic_name((*message).rkt)) };
+        let error = classify(code, &format!("a message for topic {topic}: {}", code_text(code)));
         let mut failed = mailbox.failed.lock().unwrap_or_else(PoisonError::into_inner);
         failed.get_or_insert(error);
     }

@@ -228,10 +228,11 @@ impl Producer {
         let committed =
             self.client.check(unsafe { rd::rd_kafka_commit_transaction(self.client.rk, millis(timeout)) });
         match (committed, self.client.delivery_failure()) {
+            // Which message it was, and what became of it, says more than that there was one.
             (
                 Err(SystemError::Fatal(_) | SystemError::Retriable(_) | SystemError::Refused(_)),
-                Err(fenced @ SystemError::Fenced(_)),
-            ) => Err(fenced),
+                Err(cause),
+            ) => Err(cause),
             (committed, _) => committed,
         }
     }
