@@ -5,17 +5,17 @@ set -euo pipefail
 export SAMZA_SOAK_MINUTES=${SAMZA_SOAK_MINUTES:-30}
 end=$((SECONDS + SAMZA_SOAK_MINUTES * 60))
 # Once: a gigabyte of state under a tenth of that in memory.
-cargo test --quiet -p tests --test e2e_memory -- --ignored --nocapture
+cargo test --quiet --workspace --test e2e_memory -- --ignored --nocapture
 # Once: the crate that `samza new` makes, built anew as a user would.
-cargo test --quiet -p client --test new_job -- --ignored --nocapture
+cargo test --quiet --workspace --test new_job -- --ignored --nocapture
 round=0
 while [ $SECONDS -lt $end ]; do
   round=$((round + 1))
   echo "soak: round $round, $(((end - SECONDS) / 60)) minutes left"
-  SIM_SEEDS=${SIM_SEEDS:-20000} cargo test --quiet -p tests --test sim
-  cargo test --quiet -p tests --test e2e_recovery --test e2e_fencing -- --test-threads 1
-  SAMZA_LEASE_CUTS=100 cargo test --quiet -p tests --test e2e_lease -- --nocapture
+  SIM_SEEDS=${SIM_SEEDS:-20000} cargo test --quiet --workspace --test sim
+  cargo test --quiet --workspace --test e2e_recovery --test e2e_fencing -- --test-threads 1
+  SAMZA_LEASE_CUTS=100 cargo test --quiet --workspace --test e2e_lease -- --nocapture
   # Crashes at every named point, broken brokers and disks; it tells how often each point was hit.
-  cargo test --quiet -p samza --test real_broker -- --nocapture --include-ignored
+  cargo test --quiet --workspace --test real_broker -- --nocapture --include-ignored
 done
 echo "soak: $round rounds, no failure"
