@@ -35,7 +35,13 @@ pub fn spec() -> JobSpec {
         queue: "default".into(),
         priority: 0,
         app_master: Resource { memory_bytes: 64 << 20, cpu_millis: 100 },
-        package: PackageSpec { source: "j".into(), artefact: None, command: vec![], env: BTreeMap::new() },
+        package: PackageSpec {
+            source: "j".into(),
+            artefact: None,
+            command: vec![],
+            env: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+        },
         containers: ContainersSpec {
             count: 2,
             resource: Resource::default(),

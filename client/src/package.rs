@@ -1,4 +1,4 @@
-//! The job's binary: found, looked at, digested.
+//! What a job file names on this machine: the job's binary, found, looked at, digested; and its secrets.
 
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use job_file::JobFile;
 use sha2::{Digest as _, Sha256};
-use types::{Artefact, Digest};
+use types::{Artefact, Digest, Secrets};
 
 use crate::failure::{Code, Failure};
 
@@ -38,11 +38,27 @@ pub fn read_job_file(path: &Path) -> Result<JobFile, Failure> {
         .map_err(|problems| Failure::new(Code::BadJobFile, problems.to_string()))
 }
 
-/// Finds the binary that `package.path` names, relative to the folder of the job file.
+/// Where a job's program is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Here; the resource manager keeps it for the nodes.
+    Here(Package),
+    /// At a URL, from where the nodes fetch it.
+    There(Artefact),
+}
+
+/// Finds what `[package]` names: a URL, or a binary relative to the folder of the job file.
 ///
 /// # Errors
-/// `BadJobFile` if it is not there, no file, or cannot be run.
-pub fn find(file: &JobFile, job_file: &Path) -> Result<Package, Failure> {
+/// `BadJobFile` if the binary is not there, no file, or cannot be run.
+pub fn find(file: &JobFile, job_file: &Path) -> Result<Found, Failure> {
+    match &file.spec.package.artefact {
+        Some(artefact) => Ok(Found::There(artefact.clone())),
+        None => binary(file, job_file).map(Found::Here),
+    }
+}
+
+fn binary(file: &JobFile, job_file: &Path) -> Result<Package, Failure> {
     let path = job_file.parent().unwrap_or(Path::new("")).join(&file.spec.package.source);
     let bad = |why: String| Failure::new(Code::BadJobFile, file.at("package.path", why).to_string());
     let shown = path.display();
@@ -68,6 +84,41 @@ pub fn find(file: &JobFile, job_file: &Path) -> Result<Package, Failure> {
     Ok(Package { bytes: metadata.len(), path, name })
 }
 
+/// Reads the files of `[package.secrets]`, relative to the folder of the job file.
+///
+/// # Errors
+/// `BadJobFile` if one cannot be read, is no text, or all are too large together.
+pub fn secrets(file: &JobFile, job_file: &Path) -> Result<Secrets, Failure> {
+    let folder = job_file.parent().unwrap_or(Path::new(""));
+    let mut secrets = Secrets::default();
+    for (name, source) in &file.spec.package.secrets {
+        let bad = |why: String| {
+            let key = format!("package.secrets.{name}.file");
+            Failure::new(Code::BadJobFile, file.at(&key, why).to_string())
+        };
+        let path = folder.join(source);
+        let text = std::fs::read_to_string(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => bad(format!(
+                "there is no file {}; give its path relative to the job file's folder",
+                path.display()
+            )),
+            std::io::ErrorKind::InvalidData => {
+                bad(format!("{} is not text in UTF-8; valid for other content: its base64", path.display()))
+            }
+            _ => bad(format!("cannot read {}: {error}", path.display())),
+        })?;
+        secrets.0.insert(name.clone(), text);
+        if secrets.bytes() > Secrets::MAX_BYTES {
+            return Err(bad(format!(
+                "with it the job's secrets hold {} bytes; valid: {} together",
+                secrets.bytes(),
+                Secrets::MAX_BYTES
+            )));
+        }
+    }
+    Ok(secrets)
+}
+
 impl Package {
     /// Reads it all once for its digest.
     ///
@@ -90,6 +141,6 @@ impl Package {
             }
         }
         let digest = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Artefact { name: self.name.clone(), digest: Digest(digest), bytes })
+        Ok(Artefact { name: self.name.clone(), digest: Digest(digest), bytes, from: None })
     }
 }

@@ -7,7 +7,7 @@ use proto::{DialError, Link, Token, pb};
 use tokio::io::AsyncReadExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
-use types::{AppId, AppReport, Artefact, ClusterReport, Digest, JobSpec};
+use types::{AppId, AppReport, Artefact, ClusterReport, Digest, JobSpec, Secrets};
 
 use crate::args::Common;
 use crate::failure::{Code, Failure};
@@ -35,6 +35,17 @@ pub struct LogQuery {
     pub follow: bool,
     /// Only that many last lines.
     pub tail: Option<u64>,
+}
+
+/// What is handed in.
+#[derive(Debug, Clone, Copy)]
+pub struct Submission<'a> {
+    /// The job.
+    pub spec: &'a JobSpec,
+    /// The content of its secrets.
+    pub secrets: &'a Secrets,
+    /// Whether a live application of the same (name, id) is to be rolled.
+    pub replace: bool,
 }
 
 impl ResourceManager {
@@ -120,9 +131,15 @@ impl ResourceManager {
     ///
     /// # Errors
     /// As all calls; `Refused` if a live job has the name, `BadJobFile` if the resource manager finds the job wrong.
-    pub async fn submit(&mut self, client_id: &str, spec: &JobSpec, replace: bool) -> Result<AppId, Failure> {
-        let job_json = serde_json::to_string(spec).map_err(|error| Failure::other(error.to_string()))?;
-        let request = pb::SubmitRequest { client_id: client_id.to_owned(), job_json, replace };
+    pub async fn submit(&mut self, client_id: &str, submission: &Submission<'_>) -> Result<AppId, Failure> {
+        let job_json =
+            serde_json::to_string(submission.spec).map_err(|error| Failure::other(error.to_string()))?;
+        let request = pb::SubmitRequest {
+            client_id: client_id.to_owned(),
+            job_json,
+            replace: submission.replace,
+            secrets: submission.secrets.0.clone().into_iter().collect(),
+        };
         match proto::client_service_client(&self.link).submit(request).await {
             Ok(answer) => Ok(AppId(answer.into_inner().app_id)),
             Err(status) if status.code() == tonic::Code::InvalidArgument => {

@@ -8,7 +8,7 @@ use std::process::Command;
 use types::PackageSpec;
 
 use crate::failure::{Code, Failure};
-use crate::package;
+use crate::package::{self, Found};
 
 /// Executes the job's binary with `--local --job <job_file>` and `args`; returns only if it cannot.
 ///
@@ -23,7 +23,14 @@ pub fn run(job_file: &Path, local: bool, args: &[String]) -> Result<Infallible, 
         return Err(Failure::new(Code::Usage, told));
     }
     let file = package::read_job_file(job_file)?;
-    let package = package::find(&file, job_file)?;
+    let package = match package::find(&file, job_file)? {
+        Found::Here(package) => package,
+        Found::There(_) => {
+            let told =
+                file.at("package.url", "is for clusters; a local run needs `package.path`, the job's binary");
+            return Err(Failure::new(Code::BadJobFile, told.to_string()));
+        }
+    };
     let own = own_arguments(&file.spec.package, &package.name).ok_or_else(|| {
         let told =
             format!("it does not start `./{}`, the package; a local run is the package itself", package.name);

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use job_file::{JobFile, Problem};
 use serde_json::json;
-use types::{AppId, Delivery, JobSpec, SystemKind};
+use types::{AppId, Artefact, Delivery, JobSpec, SystemKind};
 
 use crate::args::{Common, Format};
 use crate::failure::{Code, Failure};
 use crate::output::{Progress, bytes, duration, print, print_json, say};
-use crate::package::{self, Package};
-use crate::resource_manager::ResourceManager;
+use crate::package::{self, Found, Package};
+use crate::resource_manager::{ResourceManager, Submission};
 use crate::wait::{Goal, wait};
 use crate::{brokers, tables};
 
@@ -39,9 +39,10 @@ pub struct Request<'a> {
 /// See [`Code`]; nothing has been changed unless the resource manager accepted the job.
 pub async fn submit(common: &Common, request: &Request<'_>) -> Result<(), Failure> {
     let file = package::read_job_file(request.job_file)?;
-    let package = package::find(&file, request.job_file)?;
+    let found = package::find(&file, request.job_file)?;
+    let secrets = package::secrets(&file, request.job_file)?;
     if request.check {
-        return check(common, &file, &package);
+        return check(common, &file, &found);
     }
     if let Some(told) = only_local(&file) {
         return Err(Failure::new(Code::BadJobFile, told.to_string()));
@@ -53,8 +54,12 @@ pub async fn submit(common: &Common, request: &Request<'_>) -> Result<(), Failur
     if !request.replace {
         refuse_if_live(&mut rm, &file).await?;
     }
-    let spec = upload(&mut rm, &file, &package).await?;
-    let app = hand_in(&mut rm, &file, &spec, request.replace).await?;
+    let mut spec = file.spec.clone();
+    if let Found::Here(package) = &found {
+        spec.package.artefact = Some(upload(&mut rm, package).await?);
+    }
+    let submission = Submission { spec: &spec, secrets: &secrets, replace: request.replace };
+    let app = hand_in(&mut rm, &file, &submission).await?;
     match common.output {
         Format::Table => print(&format!("{app}\n"))?,
         Format::Json => print_json(
@@ -80,28 +85,31 @@ fn only_local(file: &JobFile) -> Option<Problem> {
     Some(file.at(&format!("systems.{name}.type"), told))
 }
 
-fn check(common: &Common, file: &JobFile, package: &Package) -> Result<(), Failure> {
+fn check(common: &Common, file: &JobFile, found: &Found) -> Result<(), Failure> {
     if let Some(told) = only_local(file) {
         say(&format!("note: {told}"));
     }
     if common.output == Format::Json {
         return print_json(&file.spec);
     }
-    print(&summary(&file.spec, package))
+    print(&summary(&file.spec, found))
 }
 
 /// What would be run, for people.
-fn summary(spec: &JobSpec, package: &Package) -> String {
+fn summary(spec: &JobSpec, found: &Found) -> String {
     let containers = &spec.containers;
     let delivery = match spec.task.delivery {
         Delivery::AtLeastOnce => "at-least-once",
         Delivery::ExactlyOnce => "exactly-once",
     };
-    let command = if spec.package.command.is_empty() {
-        format!("./{}", package.name)
-    } else {
-        spec.package.command.join(" ")
+    let (package, name) = match found {
+        Found::Here(package) => {
+            (format!("{}, {}", package.path.display(), bytes(package.bytes)), &package.name)
+        }
+        Found::There(artefact) => (format!("{}, which nodes fetch", spec.package.source), &artefact.name),
     };
+    let command =
+        if spec.package.command.is_empty() { format!("./{name}") } else { spec.package.command.join(" ") };
     let window = spec.task.window_ms.map_or_else(|| "none".to_owned(), duration);
     let stores: Vec<String> = spec
         .stores
@@ -121,7 +129,7 @@ fn summary(spec: &JobSpec, package: &Package) -> String {
         .collect();
     let mut lines = vec![
         ("job", spec.job.to_string()),
-        ("package", format!("{}, {}", package.path.display(), bytes(package.bytes))),
+        ("package", package),
         ("command", command),
         (
             "containers",
@@ -134,6 +142,10 @@ fn summary(spec: &JobSpec, package: &Package) -> String {
     ];
     if !stores.is_empty() {
         lines.push(("stores", stores.join(", ")));
+    }
+    if !spec.package.secrets.is_empty() {
+        let names: Vec<&str> = spec.package.secrets.keys().map(String::as_str).collect();
+        lines.push(("secrets", names.join(", ")));
     }
     let lines: String = lines.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect();
     format!("{lines}valid; nothing was submitted\n")
@@ -154,7 +166,8 @@ async fn refuse_if_live(rm: &mut ResourceManager, file: &JobFile) -> Result<(), 
     Err(Failure::new(Code::Refused, told.to_string()))
 }
 
-async fn upload(rm: &mut ResourceManager, file: &JobFile, package: &Package) -> Result<JobSpec, Failure> {
+/// Puts the binary into the resource manager's store unless it is there.
+async fn upload(rm: &mut ResourceManager, package: &Package) -> Result<Artefact, Failure> {
     let artefact = package.artefact()?;
     if !rm.has(&artefact.digest).await? {
         let mut progress =
@@ -163,23 +176,20 @@ async fn upload(rm: &mut ResourceManager, file: &JobFile, package: &Package) -> 
         progress.done();
         uploaded?;
     }
-    let mut spec = file.spec.clone();
-    spec.package.artefact = Some(artefact);
-    Ok(spec)
+    Ok(artefact)
 }
 
 /// Submits under one client-made id, so that a repetition after a lost answer starts nothing twice.
 async fn hand_in(
     rm: &mut ResourceManager,
     file: &JobFile,
-    spec: &JobSpec,
-    replace: bool,
+    submission: &Submission<'_>,
 ) -> Result<AppId, Failure> {
     const TRIES: u32 = 5;
     let client_id = client_id()?;
     let mut tries = 1;
     loop {
-        match rm.submit(&client_id, spec, replace).await {
+        match rm.submit(&client_id, submission).await {
             Err(failure) if failure.code == Code::Unreachable && tries < TRIES => {
                 tries += 1;
                 tokio::time::sleep(Duration::from_millis(300)).await;

@@ -74,6 +74,35 @@ fn a_package_is_uploaded_once_and_the_id_printed() {
 }
 
 #[test]
+fn a_package_at_a_url_is_left_to_the_nodes_and_secrets_are_sent_beside_the_job() {
+    let (fake, job) = (Fake::start(), job());
+    let path = job.folder.path().join("job.toml");
+    let text = std::fs::read_to_string(&path).expect("a file");
+    let url = format!("url = \"https://example.org/flights\"\nsha256 = \"{}\"", "0a".repeat(32));
+    let text = text.replace("path = \"flights\"", &url) + "[package.secrets]\npassword = { file = \"pw\" }\n";
+    std::fs::write(&path, text).expect("a file");
+    let refused = submit(&fake, &job, &[]);
+    assert_eq!(
+        err(&refused),
+        "job.toml:12: `package.secrets.password.file`: there is no file pw; give its path relative to the \
+         job file's folder\n"
+    );
+    std::fs::write(job.folder.path().join("pw"), "swordfish").expect("a file");
+    let checked = submit(&fake, &job, &["--check"]);
+    assert!(out(&checked).contains("https://example.org/flights, which nodes fetch"), "{}", out(&checked));
+    assert!(out(&checked).contains("secrets     password\n") && !out(&checked).contains("swordfish"));
+    let output = submit(&fake, &job, &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+    fake.with(|state| {
+        let spec = &state.submitted[0].1;
+        let artefact = spec.package.artefact.as_ref().expect("it is filled in");
+        assert_eq!(artefact.from.as_deref(), Some("https://example.org/flights"));
+        assert_eq!((state.uploads, &state.secrets), (0, &vec![("password".into(), "swordfish".into())]));
+        assert!(!serde_json::to_string(spec).expect("JSON").contains("swordfish"));
+    });
+}
+
+#[test]
 fn a_second_submit_of_a_live_job_is_refused_and_changes_nothing() {
     let (fake, job) = (Fake::start(), job());
     fake.with(|state| state.apps = vec![live_app("application_7_0009", "flights")]);

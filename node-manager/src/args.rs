@@ -99,6 +99,10 @@ pub(crate) struct Args {
     /// How much of each container's standard output is kept, and as much of its standard error; the oldest goes first
     #[arg(long, value_name = "SIZE", default_value = "64MiB")]
     pub(crate) log_size: String,
+    /// How much the cache keeps of artefacts that no container uses, the least recently used going first; a larger one is
+    /// refused
+    #[arg(long, value_name = "SIZE", default_value = "10GiB")]
+    pub(crate) cache_size: String,
     /// Free space that the node's disks must have for it to get new containers; of one folder with containers=SIZE,
     /// logs=SIZE, state=SIZE or cache=SIZE [default: 256MiB]
     #[arg(long = "min-free", value_name = "[FOLDER=]SIZE")]

@@ -301,14 +301,14 @@ impl Driver {
     }
 
     fn sweep(&self) {
-        let (root, jobs) = (self.root.clone(), self.jobs());
+        let (root, localizer, jobs) = (self.root.clone(), self.hands.localizer.clone(), self.jobs());
         let known: Vec<ContainerId> = self.core.view().containers.iter().map(|c| c.id).collect();
         tokio::task::spawn_blocking(move || {
             let results = [crate::logs::sweep(&root, &known), crate::state::sweep(&root, &jobs)];
             for error in results.into_iter().filter_map(Result::err) {
                 tracing::warn!(%error, "old logs or state cannot be removed");
             }
-            crate::localize::sweep(&root);
+            localizer.sweep(&root);
         });
     }
 }

@@ -69,12 +69,19 @@ impl Hands {
     }
 
     async fn fetch_and_prepare(&self, start: StartContainer) -> Result<()> {
+        let mut in_use = Vec::new();
         for artefact in &start.artefacts {
-            self.localizer.fetch(&self.root, artefact).await?;
+            in_use.push(self.localizer.fetch(&self.root, artefact).await?);
         }
         points::at("localized");
         let hands = self.clone();
-        tokio::task::spawn_blocking(move || hands.launcher.prepare(&hands.root, &start)).await?
+        let prepared = tokio::task::spawn_blocking(move || {
+            let prepared = hands.launcher.prepare(&hands.root, &start);
+            // Given to the container by now.
+            drop(in_use);
+            prepared
+        });
+        prepared.await?
     }
 
     pub(crate) fn launch(&self, start: StartContainer, master: Option<Master>) {

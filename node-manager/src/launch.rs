@@ -14,7 +14,7 @@ use nm_shim::files::Sandbox;
 use nm_shim::{Order, ProcessFile, Reply, User};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Gid, Uid, chown};
-use types::{OnLeaseLoss, Role, StartContainer};
+use types::{OnLeaseLoss, Role, Secrets, StartContainer};
 
 use crate::cgroup::{Cgroups, Limits};
 use crate::points;
@@ -27,6 +27,8 @@ const SHIM_PATIENCE_S: i64 = 10;
 const ABANDON_MS: u64 = 600_000;
 /// A container's own `/tmp`, below its folder.
 const TMP: &str = "tmp";
+/// The folder of a container's secrets, below its work folder.
+const SECRETS: &str = "secrets";
 /// The file that tells a container where its master is.
 pub(crate) const AM_ADDRESS: &str = "am-address";
 
@@ -84,6 +86,9 @@ impl Launcher {
         }
         write_private(&work.join("job.json"), &serde_json::to_vec(&*start.spec)?)?;
         write_private(&work.join("token"), start.token.as_bytes())?;
+        if !start.secrets.0.is_empty() {
+            self.write_secrets(&work.join(SECRETS), &start.secrets).context("secrets")?;
+        }
         if self.walls.contains(&Wall::PrivateTmp) {
             make_dir(&dir.join(TMP), 0o700).context("private /tmp")?;
             self.own(&dir.join(TMP))?;
@@ -97,6 +102,16 @@ impl Launcher {
         }
         for path in [&work, &work.join("job.json"), &work.join("token"), &logs, &state] {
             self.own(path)?;
+        }
+        Ok(())
+    }
+
+    fn write_secrets(&self, dir: &Path, secrets: &Secrets) -> io::Result<()> {
+        make_dir(dir, 0o700)?;
+        self.own(dir)?;
+        for (name, text) in &secrets.0 {
+            write_private(&dir.join(name), text.as_bytes())?;
+            self.own(&dir.join(name))?;
         }
         Ok(())
     }
@@ -211,6 +226,7 @@ impl Launcher {
             ("SAMZA_RM", self.rm.clone()),
             ("SAMZA_JOB_FILE", text(work.join("job.json"))),
             ("SAMZA_TOKEN_FILE", text(work.join("token"))),
+            ("SAMZA_SECRETS_DIR", text(work.join(SECRETS))),
         ];
         env.extend(own.map(|(name, value)| (name.to_owned(), value)));
         env

@@ -13,6 +13,7 @@ mod logs;
 mod points;
 mod root;
 mod session;
+mod sources;
 mod state;
 mod unpack;
 mod usage;
@@ -38,6 +39,7 @@ use crate::hands::Hands;
 use crate::launch::Launcher;
 use crate::localize::Localizer;
 use crate::root::Root;
+use crate::sources::Sources;
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -108,7 +110,8 @@ async fn serve(
 ) -> Result<()> {
     let shutdown = daemon::Shutdown::on_signals();
     let (inbox, inbox_rx) = mpsc::unbounded_channel::<Inbox>();
-    let localizer = Arc::new(Localizer::new(args.rm.clone(), token.clone()));
+    let sources = Sources::new(args.rm.clone(), token.clone())?;
+    let localizer = Arc::new(Localizer::new(sources, args::size("--cache-size", &args.cache_size)?));
     let hands =
         Hands { root: root.clone(), cgroups: cgroups.clone(), launcher, localizer, inbox: inbox.clone() };
     let mut core = Core::new(hello.incarnation.clone(), root.top_epoch());

@@ -173,7 +173,7 @@ async fn add_app_master(artefacts: &Artefacts, path: Option<PathBuf>) -> anyhow:
     let (digest, bytes) = stored.with_context(|| {
         format!("the application master's binary {}; name it with --app-master", path.display())
     })?;
-    Ok(Artefact { name: "app-master".to_owned(), digest, bytes })
+    Ok(Artefact { name: "app-master".to_owned(), digest, bytes, from: None })
 }
 
 /// Says where it listens: first in `addresses.json`, then on the standard output.

@@ -25,6 +25,8 @@ impl Store {
         let database = Database::create(path).with_context(|| {
             format!("opening {}; is another resource manager using this --data folder?", path.display())
         })?;
+        // It holds applications' tokens and secrets.
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
         let store = Store { database };
         let write = store.database.begin_write()?;
         let epoch = {

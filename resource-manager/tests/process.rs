@@ -91,7 +91,7 @@ fn spec(name: &str) -> JobSpec {
 
 fn submission(client_id: &str, spec: &JobSpec) -> pb::SubmitRequest {
     let job_json = serde_json::to_string(spec).expect("jobs are JSON");
-    pb::SubmitRequest { client_id: client_id.into(), job_json, replace: false }
+    pb::SubmitRequest { client_id: client_id.into(), job_json, ..Default::default() }
 }
 
 fn node_hello(containers: Vec<ContainerReport>) -> NodeHello {
@@ -294,8 +294,12 @@ async fn refusals_have_codes_and_say_the_way_out() {
         client.stop(pb::StopRequest { app: "none".into(), kill: false }).await.expect_err("unknown");
     assert_eq!(unknown.code(), Code::NotFound);
     let mut missing = spec("other");
-    missing.package.artefact =
-        Some(types::Artefact { name: "job".into(), digest: types::Digest("ab".repeat(32)), bytes: 1 });
+    missing.package.artefact = Some(types::Artefact {
+        name: "job".into(),
+        digest: types::Digest("ab".repeat(32)),
+        bytes: 1,
+        from: None,
+    });
     let missing = client.submit(submission("c3", &missing)).await.expect_err("it was not uploaded");
     assert_eq!(missing.code(), Code::FailedPrecondition);
     client.stop(pb::StopRequest { app: "flights".into(), kill: false }).await.expect("it is live");

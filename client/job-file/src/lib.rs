@@ -6,6 +6,7 @@
 
 mod check;
 mod keys;
+mod package;
 mod problem;
 mod render;
 mod sections;
@@ -28,7 +29,8 @@ pub use units::{MEMORY_FORM, memory_bytes};
 /// A job file that is valid.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobFile {
-    /// The job, with defaults filled in. `package.source` is the path as written; `package.artefact` is empty.
+    /// The job, with defaults filled in. `package.source` is the path or URL as written; only a URL's
+    /// `package.artefact` is known.
     pub spec: JobSpec,
     /// The file's name as it was given to [`parse`].
     pub name: String,

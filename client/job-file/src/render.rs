@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use types::{
-    Compression, Delivery, ErrorsSpec, Grouper, JobSpec, OffsetLost, OnError, OnExhausted, OnLargeValue,
-    OnLeaseLoss, Resource, RestartSpec, Spread, StoreKind, StoreSpec, StreamSpec, SystemKind, TIMERS_STORE,
+    Artefact, Compression, Delivery, ErrorsSpec, Grouper, JobSpec, OffsetLost, OnError, OnExhausted,
+    OnLargeValue, OnLeaseLoss, PackageSpec, Resource, RestartSpec, Spread, StoreKind, StoreSpec, StreamSpec,
+    SystemKind, TIMERS_STORE,
 };
 
 use crate::start_point::print_start_point;
@@ -23,9 +24,7 @@ pub fn render(spec: &JobSpec) -> String {
     out.section("app-master");
     out.resource(&spec.app_master);
     out.section("package");
-    out.text("path", &spec.package.source);
-    out.list("command", &spec.package.command);
-    out.table("env", &spec.package.env);
+    package(&mut out, &spec.package);
     out.section("containers");
     out.plain("count", spec.containers.count);
     out.resource(&spec.containers.resource);
@@ -39,6 +38,22 @@ pub fn render(spec: &JobSpec) -> String {
     errors(&mut out, &spec.errors);
     restart(&mut out, &spec.restart);
     out.0
+}
+
+fn package(out: &mut Toml, package: &PackageSpec) {
+    match &package.artefact {
+        Some(Artefact { from: Some(url), digest, .. }) => {
+            out.text("url", url);
+            out.text("sha256", &digest.0);
+        }
+        Some(_) | None => out.text("path", &package.source),
+    }
+    out.list("command", &package.command);
+    out.table("env", &package.env);
+    for (name, file) in &package.secrets {
+        out.section(&format!("package.secrets.{}", quoted(name)));
+        out.text("file", file);
+    }
 }
 
 fn task(out: &mut Toml, spec: &JobSpec) {

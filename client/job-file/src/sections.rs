@@ -7,15 +7,15 @@ use std::collections::BTreeMap;
 use toml::de::{DeTable, DeValue};
 use types::{
     ContainersSpec, Delivery, ErrorsSpec, Grouper, JobId, JobSpec, OnError, OnExhausted, OnLeaseLoss,
-    PackageSpec, PlacementSpec, Resource, RestartSpec, Spread, TaskSpec,
+    PlacementSpec, Resource, RestartSpec, Spread, TaskSpec,
 };
 
+use crate::package::package;
 use crate::stores::stores;
 use crate::streams::{streams, systems};
 use crate::table::{File, Section};
 use crate::value::{
-    boolean, cpu, duration, environment, id, integer, memory, name, one_of, settings, some_duration,
-    stream_name, text,
+    boolean, cpu, duration, id, integer, memory, name, one_of, settings, some_duration, stream_name,
 };
 
 /// The whole file.
@@ -72,24 +72,6 @@ fn app_master(section: &Section<'_, '_>) -> Resource {
     };
     section.finish();
     resource
-}
-
-fn package(mut section: Section<'_, '_>) -> PackageSpec {
-    let source = section.required("path", "path = \"target/debug/flight-delays\"", |value| {
-        text(value).and_then(|path| {
-            if path.trim().is_empty() || path.ends_with('/') {
-                return Err(format!("\"{path}\" names no file; valid: the path of the job's binary"));
-            }
-            Ok(path)
-        })
-    });
-    let command = section.strings("command", "[\"./flight-delays\", \"--verbose\"]").unwrap_or_default();
-    if command.first().is_some_and(|program| program.is_empty()) {
-        section.file.bad(&section.full("command[0]"), "must not be empty");
-    }
-    let env = section.optional("env", environment).unwrap_or_default();
-    section.finish();
-    PackageSpec { source, artefact: None, command, env }
 }
 
 fn containers(section: &Section<'_, '_>) -> ContainersSpec {

@@ -84,6 +84,16 @@ impl<'f, 't> Section<'f, 't> {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 
+    /// Whether the file has the key, valid or not.
+    pub(crate) fn holds(&self, key: &str) -> bool {
+        self.table.is_some_and(|table| table.contains_key(key))
+    }
+
+    /// Reports what is wrong with one of its keys.
+    pub(crate) fn bad(&self, key: &str, message: &str) {
+        self.file.bad(&self.full(key), message);
+    }
+
     fn entry(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
         debug_assert!(keys_of(self.pattern).contains(&key), "`{key}` is not in the list of keys");
         let (name, value) = self.table?.get_key_value(key)?;
@@ -114,7 +124,7 @@ impl<'f, 't> Section<'f, 't> {
         example: &'static str,
         read: impl FnOnce(&'t DeValue<'t>) -> Result<T, Refusal>,
     ) -> T {
-        if self.table.is_none_or(|table| !table.contains_key(key)) {
+        if !self.holds(key) {
             self.missing.push((key, example));
         }
         self.optional(key, read).unwrap_or_default()
@@ -149,7 +159,7 @@ impl<'f, 't> Section<'f, 't> {
         let outer = self.section(key, pattern);
         let mut sections = Vec::new();
         for (name, value) in outer.table.into_iter().flatten() {
-            let path = format!("{key}.{}", name.get_ref());
+            let path = outer.full(name.get_ref());
             self.file.lines.borrow_mut().insert(path.clone(), self.file.line(&name.span()));
             let Some(table) = value.get_ref().as_table() else {
                 self.file.bad(&path, &wrong_type(value.get_ref(), &format!("a table, written as [{path}]")));

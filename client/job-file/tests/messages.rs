@@ -194,6 +194,59 @@ fn a_bad_value_is_named_with_what_is_valid() {
 }
 
 #[test]
+fn a_package_is_a_path_or_a_url_with_its_digest() {
+    let digest = "ab".repeat(32);
+    let with_url =
+        |url: &str| with("path = \"flight-delays\"", &format!("url = \"{url}\"\nsha256 = \"{digest}\""));
+    for url in [
+        "https://example.org/jobs/flights.tar.zst?v=2",
+        "s3://jobs/1/flights.tar.zst",
+        "file:///opt/flights.tar.zst",
+    ] {
+        let file = job_file::parse(&with_url(url), "job.toml").unwrap();
+        let artefact = file.spec.package.artefact.unwrap();
+        assert_eq!((artefact.name.as_str(), artefact.from.as_deref()), ("flights.tar.zst", Some(url)));
+        assert_eq!((artefact.digest.0, file.spec.package.source.as_str()), (digest.clone(), url));
+    }
+    const VALID: &str =
+        "valid: https://, http:// or s3:// with a host or bucket, or file:/// with a path on every node";
+    for url in ["ftp://example.org/flights", "https:///flights", "file://host/flights"] {
+        says(&with_url(url), &format!("job.toml:5: `package.url`: \"{url}\" cannot be fetched; {VALID}"));
+    }
+    says(&with_url("flights"), &format!("job.toml:5: `package.url`: \"flights\" is no URL; {VALID}"));
+    says(
+        &with_url("https://example.org/"),
+        "job.toml:5: `package.url`: \"https://example.org/\" names no file; valid: a URL that ends with the name of a \
+         binary or archive",
+    );
+    assert!(errors(&with_url("https://me:pw@example.org/flights")).contains("holds credentials"));
+    says(
+        &with("path =", "url = \"https://example.org/flights\"\npath ="),
+        "job.toml:5: `package.url`: needs `sha256`, the digest of what it holds, as `sha256sum` prints it\n\
+         job.toml:6: `package.path`: and `url` are both given; valid: one of them",
+    );
+    says(
+        &with("path =", "sha256 = \"abc\"\npath ="),
+        "job.toml:5: `package.sha256`: \"abc\" is no digest; valid: 64 lower-case hexadecimal digits, as `sha256sum` \
+         prints\n\
+         job.toml:5: `package.sha256`: is that of a `url`; the content of a `path` is digested when it is uploaded",
+    );
+}
+
+#[test]
+fn a_secret_has_a_files_name_and_a_file() {
+    let file = format!("{GOOD}[package.secrets]\nkafka-password = {{ file = \"secret/password\" }}\n");
+    let file = job_file::parse(&file, "job.toml").unwrap();
+    assert_eq!(file.spec.package.secrets["kafka-password"], "secret/password");
+    says(
+        &format!("{GOOD}[package.secrets]\n\"a/b\" = {{ file = \"x\" }}\nc = {{ value = \"swordfish\" }}\n"),
+        "job.toml:14: `package.secrets.a/b`: \"a/b\" cannot be a file's name; valid: letters, digits, `.`, `_`, `-`\n\
+         job.toml:15: unknown key `package.secrets.c.value`; valid keys: file\n\
+         job.toml:15: missing key `package.secrets.c.file`; write, for example, `file = \"kafka-password\"`",
+    );
+}
+
+#[test]
 fn missing_keys_are_named_with_an_example() {
     says(
         "[job]\nid = \"2\"\n[systems.kafka]\ntype = \"kafka\"\n",

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use types::{
-    Compression, ContainersSpec, Delivery, ErrorsSpec, Grouper, JobId, JobSpec, OffsetDefault, OffsetLost,
-    OnError, OnExhausted, OnLargeValue, OnLeaseLoss, PackageSpec, PlacementSpec, Resource, RestartSpec,
-    Spread, StoreKind, StoreSpec, StreamSpec, SystemKind, SystemSpec, TIMERS_STORE, TaskSpec,
+    Artefact, Compression, ContainersSpec, Delivery, Digest, ErrorsSpec, Grouper, JobId, JobSpec,
+    OffsetDefault, OffsetLost, OnError, OnExhausted, OnLargeValue, OnLeaseLoss, PackageSpec, PlacementSpec,
+    Resource, RestartSpec, Spread, StoreKind, StoreSpec, StreamSpec, SystemKind, SystemSpec, TIMERS_STORE,
+    TaskSpec,
 };
 
 fn name() -> impl Strategy<Value = String> {
@@ -148,6 +149,19 @@ fn placement() -> impl Strategy<Value = PlacementSpec> {
     )
 }
 
+/// A package by path or by URL, with or without secrets.
+fn package(source: String, command: Vec<String>, env: BTreeMap<String, String>) -> PackageSpec {
+    let secrets = env.keys().map(|name| (name.clone(), source.clone())).collect();
+    let mut package = PackageSpec { source, artefact: None, command, env, secrets };
+    if package.source.chars().all(|c| c.is_ascii_alphanumeric()) {
+        let name = package.source;
+        package.source = format!("s3://bucket/{name}?version=1");
+        let from = Some(package.source.clone());
+        package.artefact = Some(Artefact { name, digest: Digest("0a".repeat(32)), bytes: 0, from });
+    }
+    package
+}
+
 prop_compose! {
     fn spec()(
         job in (name(), "[a-z0-9]{1,8}"),
@@ -194,7 +208,7 @@ prop_compose! {
             queue: "default".to_owned(),
             priority,
             app_master,
-            package: PackageSpec { source, artefact: None, command, env },
+            package: package(source, command, env),
             containers: ContainersSpec {
                 count,
                 resource,

@@ -28,6 +28,7 @@ pub struct State {
     pub artefacts: BTreeMap<String, Vec<u8>>,
     pub uploads: u32,
     pub submitted: Vec<(String, JobSpec, bool)>,
+    pub secrets: Vec<(String, String)>,
     pub stopped: Vec<(String, bool)>,
     pub drains: Vec<(String, Option<u64>)>,
 }
@@ -95,6 +96,7 @@ impl ClientService for Service {
             if let Some(status) = &state.refuse {
                 return Err(status.clone());
             }
+            state.secrets = request.secrets.into_iter().collect();
             state.submitted.push((request.client_id, spec, request.replace));
             if state.lose_answers > 0 {
                 state.lose_answers -= 1;

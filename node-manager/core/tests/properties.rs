@@ -338,6 +338,7 @@ fn start(seq: u64, stop_with_lease: bool) -> StartContainer {
         env: BTreeMap::new(),
         spec,
         token: String::new(),
+        secrets: Default::default(),
         am_address: None,
         on_lease_loss: if stop_with_lease { OnLeaseLoss::Stop } else { OnLeaseLoss::Keep },
     }

@@ -1,6 +1,7 @@
 //! The node manager on a real machine: real processes, real cgroups, the real `nm`; only the resource manager is
 //! played. The same tests run once more on cgroup v2, in a small virtual machine.
 
+mod artefacts;
 mod containers;
 mod crashes;
 mod faults;

@@ -69,7 +69,7 @@ impl FakeRm {
     pub fn upload(&self, name: &str, content: &[u8]) -> Artefact {
         let digest: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
         self.files.lock().unwrap().insert(digest.clone(), content.to_vec());
-        Artefact { name: name.into(), digest: Digest(digest), bytes: content.len() as u64 }
+        Artefact { name: name.into(), digest: Digest(digest), bytes: content.len() as u64, from: None }
     }
 
     /// Waits for the node's next Hello and accepts it, with a lease that outlasts what an emulated machine may be busy.
@@ -247,6 +247,8 @@ pub struct Node {
     pub root: tempfile::TempDir,
     pub parent: String,
     args: Vec<String>,
+    /// What nm's environment has besides the test's own.
+    pub env: Vec<(&'static str, String)>,
     /// At which point of its work nm kills itself, if at any.
     pub crash_at: Option<String>,
     nm: Option<Child>,
@@ -298,14 +300,14 @@ impl Node {
                 args.extend([option.to_owned(), value.to_owned()]);
             }
         }
-        Node { root, parent, args, crash_at: None, nm: None }
+        Node { root, parent, args, env: Vec::new(), crash_at: None, nm: None }
     }
 
     /// Starts `nm` (again).
     pub fn run(&mut self) {
         assert!(self.nm.is_none());
         let mut command = Command::new(env!("CARGO_BIN_EXE_nm"));
-        command.args(&self.args).stdout(Stdio::null()).process_group(0);
+        command.args(&self.args).envs(self.env.iter().cloned()).stdout(Stdio::null()).process_group(0);
         if let Some(point) = &self.crash_at {
             command.env("SAMZA_NM_TEST_CRASH_AT", point);
         }
@@ -459,6 +461,7 @@ pub fn shell(seq: u64, slot: u32, script: &str) -> StartContainer {
         env: BTreeMap::new(),
         spec: serde_json::from_str(SPEC).unwrap(),
         token: "secret".into(),
+        secrets: Default::default(),
         am_address: None,
         on_lease_loss: OnLeaseLoss::Keep,
     }

@@ -57,13 +57,17 @@ pub const TIMERS_STORE: &str = "timers";
 pub struct PackageSpec {
     /// Where the client found it: a path, or a URL. For people; nodes use [`PackageSpec::artefact`].
     pub source: String,
-    /// The content in the resource manager's artefact store; filled in by the client's upload.
+    /// The content; filled in by the job file for a URL, else by the client's upload.
     pub artefact: Option<Artefact>,
     /// The command line; empty means the artefact itself without arguments. Its first word may be a path in the
     /// work directory.
     pub command: Vec<String>,
     /// Extra environment.
     pub env: BTreeMap<String, String>,
+    /// The secrets' names, and the files that the client reads them from. Their content never is part of the job: see
+    /// [`Secrets`](crate::Secrets).
+    #[serde(default)]
+    pub secrets: BTreeMap<String, String>,
 }
 
 /// One file that a container is given.
@@ -73,8 +77,11 @@ pub struct Artefact {
     pub name: String,
     /// Its content.
     pub digest: Digest,
-    /// Its size, bytes.
+    /// Its size, bytes; 0 if that is not known.
     pub bytes: u64,
+    /// The URL that nodes fetch it from (http, https, s3, file); none: the resource manager's artefact store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
 }
 
 /// `[containers]`.

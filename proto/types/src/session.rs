@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AppId, Artefact, ContainerId, ContainerModel, Epoch, ExitCause, Incarnation, JobId, JobSpec, JobStatus,
-    NodeId, NodeIncarnation, OnLeaseLoss, RequestId, Resource, Spread, TaskName,
+    NodeId, NodeIncarnation, OnLeaseLoss, RequestId, Resource, Secrets, Spread, TaskName,
 };
 
 // ---------------------------------------------------------------- node manager → resource manager
@@ -260,6 +260,9 @@ pub struct StartContainer {
     pub spec: Box<JobSpec>,
     /// The application's token, written 0600 into the work directory.
     pub token: String,
+    /// The job's secrets, written 0600 into a folder of their own.
+    #[serde(default)]
+    pub secrets: Secrets,
     /// Where the application's master is, if known; kept up to date by [`ToNode::AmAddress`].
     pub am_address: Option<String>,
     /// What it does at lease end.

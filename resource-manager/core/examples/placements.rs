@@ -81,8 +81,9 @@ impl Bench {
             client_id: "bench".into(),
             spec,
             replace: false,
-            app_master: Artefact { name: "am".into(), digest: Digest(String::new()), bytes: 0 },
+            app_master: Artefact { name: "am".into(), digest: Digest(String::new()), bytes: 0, from: None },
             token: String::new(),
+            secrets: Default::default(),
         };
         let app = self.core.submit(self.now, submit, &mut self.out).expect("it is the first");
         self.core.handle_deadline(self.now, &mut self.out);

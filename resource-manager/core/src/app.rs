@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use types::{
     AppId, AppState, Artefact, Ask, ContainerId, ExitCause, JobId, JobOutcome, JobSpec, JobStatus, NodeId,
-    RequestId, Timestamp,
+    RequestId, Secrets, Timestamp,
 };
 
 use crate::command::{StoredApp, StoredMaster};
@@ -121,6 +121,7 @@ pub(crate) struct App {
     pub(crate) spec: Arc<JobSpec>,
     pub(crate) app_master: Artefact,
     pub(crate) token: String,
+    pub(crate) secrets: Secrets,
     pub(crate) submitted_unix_ms: u64,
     pub(crate) state: AppState,
     /// Whether a user wants it gone without grace, and since when.
@@ -192,6 +193,7 @@ impl App {
             spec: stored.spec,
             app_master: stored.app_master,
             token: stored.token,
+            secrets: stored.secrets,
             submitted_unix_ms: stored.submitted_unix_ms,
             state: stored.state,
             kill: stored.kill,
@@ -229,6 +231,7 @@ impl App {
             spec: self.spec.clone(),
             app_master: self.app_master.clone(),
             token: self.token.clone(),
+            secrets: self.secrets.clone(),
             submitted_unix_ms: self.submitted_unix_ms,
             state: self.state,
             kill: self.kill,

@@ -1,12 +1,13 @@
 //! What users ask for: submit, stop, kill, purge.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use types::{AppId, AppState, Artefact, JobId, JobOutcome, JobSpec, StopJob, Timestamp, ToAm, ToNode};
+use types::{
+    AppId, AppState, Artefact, JobId, JobOutcome, JobSpec, Secrets, StopJob, Timestamp, ToAm, ToNode,
+};
 
-use crate::app::{App, AppEvent, Attempt, app_after};
-use crate::command::{Command, Denied};
+use crate::app::{App, AppEvent, app_after};
+use crate::command::{Command, Denied, StoredApp};
 use crate::timers::TimerKey;
 use crate::{NodeIx, RmCore};
 
@@ -21,8 +22,10 @@ pub struct Submit {
     pub replace: bool,
     /// The application master's binary, pinned now.
     pub app_master: Artefact,
-    /// The application's secret, random.
+    /// The application's own token, random.
     pub token: String,
+    /// The job's secrets: all that the job names.
+    pub secrets: Secrets,
 }
 
 impl RmCore {
@@ -39,7 +42,7 @@ impl RmCore {
         if let Some(app) = self.clients.get(&submit.client_id) {
             return Ok(app.clone());
         }
-        admissible(&submit.spec)?;
+        admissible(&submit.spec, &submit.secrets)?;
         let job = submit.spec.job.clone();
         let former = self.live.get(&job).cloned();
         if let Some(app) = &former
@@ -53,7 +56,24 @@ impl RmCore {
         let order = self.next_order;
         self.next_order += 1;
         let diagnostics = former.as_ref().map(|app| format!("waits for {app} to stop")).unwrap_or_default();
-        let app = self.new_app(now, id.clone(), order, submit, former.clone(), diagnostics);
+        let stored = StoredApp {
+            app: id.clone(),
+            client_id: submit.client_id,
+            spec: Arc::new(submit.spec),
+            app_master: submit.app_master,
+            token: submit.token,
+            secrets: submit.secrets,
+            submitted_unix_ms: self.unix_ms(now),
+            state: AppState::Accepted,
+            kill: false,
+            diagnostics,
+            ended_unix_ms: None,
+            attempt: 1,
+            master: None,
+            registered: false,
+            waits_for: former.clone(),
+        };
+        let app = App { recovered: false, ..App::from_stored(stored, order, now) };
         self.clients.insert(app.client_id.clone(), id.clone());
         self.orders.insert(order, id.clone());
         self.apps.insert(id.clone(), app);
@@ -69,51 +89,6 @@ impl RmCore {
             }
         }
         Ok(id)
-    }
-
-    fn new_app(
-        &self,
-        now: Timestamp,
-        id: AppId,
-        order: u64,
-        submit: Submit,
-        waits_for: Option<AppId>,
-        diagnostics: String,
-    ) -> App {
-        App {
-            id,
-            order,
-            client_id: submit.client_id,
-            spec: Arc::new(submit.spec),
-            app_master: submit.app_master,
-            token: submit.token,
-            submitted_unix_ms: self.unix_ms(now),
-            state: AppState::Accepted,
-            kill: false,
-            kill_since: None,
-            diagnostics,
-            ended_unix_ms: None,
-            ended_at: None,
-            registered: false,
-            waits_for,
-            recovered: false,
-            attempt_no: 1,
-            attempt: Attempt::Scheduling,
-            not_before: now,
-            master: None,
-            session: None,
-            address: None,
-            heard: now,
-            running_since: None,
-            failures: VecDeque::new(),
-            failed_on: None,
-            master_waits: Vec::new(),
-            asks: BTreeMap::new(),
-            answered: BTreeMap::new(),
-            unmatched: BTreeMap::new(),
-            containers: BTreeSet::new(),
-            status: None,
-        }
     }
 
     /// A job that waited to replace another and is now itself replaced never starts.
@@ -218,7 +193,7 @@ impl RmCore {
     }
 }
 
-fn admissible(spec: &JobSpec) -> Result<(), Denied> {
+fn admissible(spec: &JobSpec, secrets: &Secrets) -> Result<(), Denied> {
     let bad = |why: &str| Err(Denied::BadJob(format!("job {}: {why}", spec.job)));
     if spec.job.name.is_empty() {
         return bad("[job] name is empty");
@@ -228,6 +203,12 @@ fn admissible(spec: &JobSpec) -> Result<(), Denied> {
     }
     if spec.package.artefact.is_none() && spec.package.command.is_empty() {
         return bad("nothing to run: upload an artefact or give [package] command");
+    }
+    if !spec.package.secrets.keys().eq(secrets.0.keys()) {
+        return bad("the secrets sent with it are not those that [package.secrets] names");
+    }
+    if secrets.bytes() > Secrets::MAX_BYTES || !secrets.0.keys().all(|name| Secrets::is_name(name)) {
+        return bad("its secrets are too large, or not named as files can be");
     }
     Ok(())
 }

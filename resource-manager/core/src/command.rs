@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use types::{
-    AppId, AppState, Artefact, CommandStamp, ContainerId, JobSpec, NodeId, NodeIncarnation, Resource, ToAm,
-    ToNode,
+    AppId, AppState, Artefact, CommandStamp, ContainerId, JobSpec, NodeId, NodeIncarnation, Resource,
+    Secrets, ToAm, ToNode,
 };
 
 /// One effect. Every [`Command::Persist`] of a batch must be durable before anything else of that batch, replies
@@ -75,8 +75,11 @@ pub struct StoredApp {
     pub spec: Arc<JobSpec>,
     /// The application master's binary, pinned at submit.
     pub app_master: Artefact,
-    /// Its secret.
+    /// Its own token.
     pub token: String,
+    /// The job's secrets.
+    #[serde(default)]
+    pub secrets: Secrets,
     /// When it was submitted, unix ms.
     pub submitted_unix_ms: u64,
     /// Its state.

@@ -42,6 +42,7 @@ impl RmCore {
             env,
             spec: Box::new(spec.as_ref().clone()),
             token: app.token.clone(),
+            secrets: app.secrets.clone(),
             am_address: app.address.clone(),
             on_lease_loss,
         }

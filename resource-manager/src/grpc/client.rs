@@ -13,7 +13,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
-use types::{AppReport, Artefact, ContainerId, JobId, JobSpec};
+use types::{AppReport, Artefact, ContainerId, JobId, JobSpec, Secrets};
 
 use super::status_of;
 use crate::artefacts::Artefacts;
@@ -55,7 +55,7 @@ impl Client {
 
     fn check_artefact(&self, spec: &JobSpec) -> Result<(), Status> {
         match &spec.package.artefact {
-            Some(artefact) if !self.artefacts.has(&artefact.digest) => {
+            Some(artefact) if artefact.from.is_none() && !self.artefacts.has(&artefact.digest) => {
                 Err(Status::failed_precondition(format!(
                     "artefact {} ({}) is not stored here; upload it first",
                     artefact.name, artefact.digest
@@ -102,6 +102,7 @@ impl ClientService for Client {
             replace: request.replace,
             app_master: self.app_master.clone(),
             token,
+            secrets: Secrets(request.secrets.into_iter().collect()),
         };
         let app = self.ask(|reply| Message::Submit(Box::new(submit), reply)).await?;
         Ok(Response::new(pb::SubmitResponse { app_id: app.0 }))

@@ -50,9 +50,15 @@ pub fn spec(name: &str) -> JobSpec {
         app_master: small,
         package: PackageSpec {
             source: "job".into(),
-            artefact: Some(Artefact { name: "job".into(), digest: Digest("ab".into()), bytes: 1 }),
+            artefact: Some(Artefact {
+                name: "job".into(),
+                digest: Digest("ab".into()),
+                bytes: 1,
+                from: None,
+            }),
             command: Vec::new(),
             env: BTreeMap::new(),
+            secrets: BTreeMap::new(),
         },
         containers: ContainersSpec {
             count: 3,
@@ -280,8 +286,14 @@ impl World {
             client_id: name.into(),
             spec: spec(name),
             replace: false,
-            app_master: Artefact { name: "app-master".into(), digest: Digest("cd".into()), bytes: 1 },
+            app_master: Artefact {
+                name: "app-master".into(),
+                digest: Digest("cd".into()),
+                bytes: 1,
+                from: None,
+            },
             token: "secret".into(),
+            secrets: Default::default(),
         };
         self.rm_apply(Event::Submit(Box::new(submit)), None);
     }

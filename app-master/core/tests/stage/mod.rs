@@ -31,6 +31,7 @@ pub fn spec(containers: u32) -> JobSpec {
             artefact: None,
             command: Vec::new(),
             env: BTreeMap::new(),
+            secrets: BTreeMap::new(),
         },
         containers: ContainersSpec {
             count: containers,

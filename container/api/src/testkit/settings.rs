@@ -201,6 +201,7 @@ fn empty_job() -> JobSpec {
             artefact: None,
             command: Vec::new(),
             env: BTreeMap::new(),
+            secrets: BTreeMap::new(),
         },
         containers: ContainersSpec { count: 1, resource: none, threads: 1, cpu_limit_millis: None },
         task: TaskSpec {

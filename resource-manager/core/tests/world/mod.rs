@@ -66,9 +66,15 @@ pub fn spec(name: &str, containers: u32) -> JobSpec {
         app_master: Resource { memory_bytes: 64 * MIB, cpu_millis: 100 },
         package: PackageSpec {
             source: "job".into(),
-            artefact: Some(Artefact { name: "job".into(), digest: Digest("ab".into()), bytes: 3 }),
+            artefact: Some(Artefact {
+                name: "job".into(),
+                digest: Digest("ab".into()),
+                bytes: 3,
+                from: None,
+            }),
             command: vec![],
             env: BTreeMap::new(),
+            secrets: BTreeMap::new(),
         },
         containers: ContainersSpec {
             count: containers,
@@ -380,8 +386,9 @@ impl World {
             client_id: format!("client {}", self.submissions),
             spec,
             replace,
-            app_master: Artefact { name: "am".into(), digest: Digest("cd".into()), bytes: 4 },
+            app_master: Artefact { name: "am".into(), digest: Digest("cd".into()), bytes: 4, from: None },
             token: "secret".into(),
+            secrets: Default::default(),
         };
         let outcome = self.try_apply(Event::Submit(Box::new(submit)))?;
         self.settle();
