@@ -387,6 +387,9 @@ impl Driver {
                 self.verb(|core, now, out| core.minted(now, nonce, incarnation, out));
             }
             ToAm::State(state) => self.verb(|core, now, out| core.node_state(now, state, out)),
+            ToAm::Leave { container, within_ms } => {
+                self.verb(|core, _, out| core.leave(container, within_ms, out));
+            }
             ToAm::Stop(stop) => self.verb(|core, now, out| core.stop(now, stop, out)),
         }
     }

@@ -256,12 +256,28 @@ impl AmCore {
     }
 
     fn stop_silent(&mut self, id: ContainerId, out: &mut Vec<Command>) {
+        self.end_in_slot(id, "silent for 10 s; being stopped");
+        self.stop_container(id, 0, ExitCause::KilledByAm, out);
+    }
+
+    /// The node of a container is being emptied. It gets all the time there is to commit; its slot is asked for
+    /// elsewhere when it has ended, since two containers of one slot would only fence each other.
+    pub fn leave(&mut self, id: ContainerId, within_ms: u64, out: &mut Vec<Command>) {
+        let known = self.containers.get(&id).is_some_and(Tracked::is_live);
+        // In other phases containers are ending anyway, or not yet known for what they are.
+        if known && self.phase == Phase::Running {
+            self.end_in_slot(id, "its node is being drained; it moves");
+            self.stop_container(id, within_ms, ExitCause::Preempted, out);
+        }
+    }
+
+    /// Notes that a container is told to end, and why.
+    fn end_in_slot(&mut self, id: ContainerId, why: &str) {
         let number = self.containers[&id].slot;
         if let Some(slot) = self.slots.get_mut(&number).filter(|s| s.state.container() == Some(id)) {
             slot.step(&SlotInput::StopSent);
-            slot.waiting = vec!["silent for 10 s; being stopped".into()];
+            slot.waiting = vec![why.into()];
         }
-        self.stop_container(id, 0, ExitCause::KilledByAm, out);
     }
 
     /// More than half are silent at once: the fault is rather here than there. None is stopped; after a minute

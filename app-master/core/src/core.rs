@@ -465,6 +465,7 @@ impl AmCore {
             Event::Waiting { request, reasons } => self.waiting(request, reasons),
             Event::Minted { nonce, incarnation } => self.minted(now, nonce, incarnation, out),
             Event::State(state) => self.node_state(now, state, out),
+            Event::Leave { container, within_ms } => self.leave(container, within_ms, out),
             Event::Stop(stop) => self.stop(now, stop, out),
             Event::ContainerHello(hello) => self.apply_hello(now, &hello, out),
             Event::ContainerStatus { container, status } => self.container_status(now, container, status),

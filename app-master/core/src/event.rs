@@ -44,6 +44,13 @@ pub enum Event {
     },
     /// Local state on a node.
     State(NodeState),
+    /// The node of a container is being emptied.
+    Leave {
+        /// Which.
+        container: ContainerId,
+        /// When it must be gone, ms from now.
+        within_ms: u64,
+    },
     /// A user wants the job gone.
     Stop(StopJob),
     /// A container's session begins.

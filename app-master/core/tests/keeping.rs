@@ -183,6 +183,20 @@ fn a_silent_container_is_stopped_and_replaced_after_its_exit() {
 }
 
 #[test]
+fn a_container_whose_node_is_drained_may_commit_and_runs_elsewhere_without_a_failure() {
+    let (mut stage, launched) = running(spec(2));
+    let (ask, container) = &launched[0];
+    let out = stage.run(|c, _, out| c.leave(*container, 20_000, out));
+    assert_eq!(stops(&out), [(*container, 20_000)]);
+    assert_eq!(asks(&out), [], "two of one slot would fence each other");
+    let again = stage.run(|c, _, out| c.leave(*container, 19_000, out));
+    assert_eq!(stops(&again), [(*container, 19_000)], "the shorter time counts");
+    assert_eq!(stage.run(|c, _, out| c.leave(id(99), 20_000, out)), [], "it is none of ours");
+    let out = stage.exit(ask.request, *container, "n0", ExitCause::Preempted);
+    assert_eq!(asks(&out)[0].request, RequestId { attempt: 1, slot: 0, try_no: 2 });
+}
+
+#[test]
 fn silence_is_not_judged_while_the_resource_manager_is_away() {
     let (mut stage, launched) = running(spec(3));
     stage.core.session_lost();

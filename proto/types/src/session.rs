@@ -445,6 +445,14 @@ pub enum ToAm {
     },
     /// Local state changed on a node: replaces what was known of it.
     State(NodeState),
+    /// The node of one of its containers is being emptied: the container is to commit, end as Preempted and run
+    /// elsewhere. Whoever is not told to end by its master is told by the resource manager.
+    Leave {
+        /// Which.
+        container: ContainerId,
+        /// When it must be gone, ms from now.
+        within_ms: u64,
+    },
     /// A user wants the job gone.
     Stop(StopJob),
 }

@@ -129,7 +129,7 @@ impl RmCore {
             Role::AppMaster { .. } => {}
             Role::Worker { .. } => self.tell_am(id, out),
         }
-        self.move_away(ix, out);
+        self.move_away(now, ix, out);
         self.try_forget(id, out);
     }
 

@@ -188,6 +188,7 @@ impl RmCore {
         while let Some(key) = self.timers.pop(now) {
             match key {
                 TimerKey::Node(ix) => self.node_deadline(now, ix, out),
+                TimerKey::Drain(ix) => self.move_away(now, ix, out),
                 TimerKey::App(app) => self.app_deadline(now, &app, out),
                 TimerKey::Ask(app, request) => self.ask_deadline(now, &app, request),
             }

@@ -43,6 +43,8 @@ pub(crate) struct Node {
     pub(crate) unhealthy: Option<String>,
     /// Whether it is being emptied, and how long containers have from TERM to KILL, ms.
     pub(crate) draining: Option<u64>,
+    /// While it is draining: when all that it has is to be gone.
+    pub(crate) gone_by: Option<Timestamp>,
     /// When its last beat or Hello came.
     pub(crate) heard: Timestamp,
     pub(crate) session: Option<u64>,
@@ -181,6 +183,7 @@ impl Nodes {
             liveness,
             unhealthy: None,
             draining: stored.draining,
+            gone_by: None,
             heard: now,
             session: None,
             holding: BTreeMap::new(),

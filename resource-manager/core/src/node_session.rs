@@ -58,7 +58,7 @@ impl RmCore {
         }
         self.awaited.remove(&ix);
         self.resync(now, ix, inventory, out);
-        self.move_away(ix, out);
+        self.move_away(now, ix, out);
         self.tell_addresses(ix, out);
         self.node_state(ix, state, out);
         self.queue.all_due();

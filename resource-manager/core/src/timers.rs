@@ -12,6 +12,8 @@ use crate::node::NodeIx;
 pub(crate) enum TimerKey {
     /// A node's lease.
     Node(NodeIx),
+    /// The masters' time to move away from a node that is draining.
+    Drain(NodeIx),
     /// An application: its master's silence, its backoff, its end.
     App(AppId),
     /// An ask's wait for a better place.

@@ -272,6 +272,11 @@ fn a_drained_node_gives_its_containers_away_the_master_last_and_stays_empty_unti
     world.nodes.get_mut(&"a".into()).expect("joined").stubborn = true;
     world.apply(Event::Drain { node: "a".into(), grace_ms: Some(5_000) });
     let told = |world: &World| world.nodes[&"a".into()].stops.clone();
+    let leave = ToAm::Leave { container: ids[0], within_ms: 5_000 };
+    assert!(world.heard(&app).contains(&leave), "the master is asked first");
+    assert_eq!(told(&world), [].into());
+    let stop = FromAm::Stop { container: ids[0], grace_ms: 5_000, cause: ExitCause::Preempted };
+    world.say(&app, stop);
     assert_eq!(told(&world), [ids[0]].into(), "the container is told to end, the master is not yet");
     assert_eq!(world.node_report("a").state, NodeStateName::Draining);
     world.restart();
@@ -292,6 +297,33 @@ fn a_drained_node_gives_its_containers_away_the_master_last_and_stays_empty_unti
     assert_eq!(world.container_of(&app, 0).map(|it| it.1.0), Some("b".to_owned()));
     world.apply(Event::Drain { node: "a".into(), grace_ms: None });
     assert_eq!(world.node_report("a").state, NodeStateName::Active);
+}
+
+#[test]
+fn containers_whose_masters_do_nothing_are_told_to_leave_at_half_of_the_time() {
+    let mut world = World::new();
+    world.join("a", "r1");
+    let (app, ids) = world.running_job("flights", 1);
+    world.join("b", "r2");
+    world.nodes.get_mut(&"a".into()).expect("joined").stubborn = true;
+    world.apply(Event::Drain { node: "a".into(), grace_ms: Some(5_000) });
+    let told = |world: &World| world.nodes[&"a".into()].stops.clone();
+    world.pass(2_000, &[&app]);
+    assert_eq!(told(&world), [].into());
+    world.pass(600, &[&app]);
+    assert_eq!(told(&world), [ids[0]].into());
+}
+
+#[test]
+fn containers_whose_master_is_away_are_told_to_leave_at_once() {
+    let mut world = World::new();
+    world.join("a", "r1");
+    let (app, ids) = world.running_job("flights", 1);
+    world.nodes.get_mut(&"a".into()).expect("joined").stubborn = true;
+    let session = world.masters[&app].session.expect("it has registered");
+    world.apply(Event::AmGone { app, session });
+    world.apply(Event::Drain { node: "a".into(), grace_ms: Some(5_000) });
+    assert_eq!(world.nodes[&"a".into()].stops, [ids[0]].into());
 }
 
 #[test]

@@ -165,6 +165,7 @@ impl World {
                     ToAm::Waiting { request, reasons } => Event::Waiting { request, reasons },
                     ToAm::Minted { nonce, incarnation } => Event::Minted { nonce, incarnation },
                     ToAm::State(state) => Event::State(state),
+                    ToAm::Leave { container, within_ms } => Event::Leave { container, within_ms },
                     ToAm::Stop(stop) => Event::Stop(stop),
                 };
                 self.master_apply(id, event);

@@ -15,6 +15,7 @@ pub const KINDS: &[&str] = &[
     "worker killed",
     "cut from rm",
     "machines cut",
+    "node drained",
 ];
 
 /// One fault.
@@ -27,6 +28,7 @@ pub enum Fault {
     WorkerKilled { code: Option<i32> },
     CutFromRm { node: usize, during: u64 },
     MachinesCut { a: usize, b: usize, during: u64 },
+    NodeDrained { node: usize, grace: u64, during: u64 },
 }
 
 impl World {
@@ -43,13 +45,17 @@ impl World {
         let machines = self.machines.len() as u64;
         let node = usize::try_from(self.random(0..machines)).expect("a small number");
         let other = usize::try_from(self.random(0..machines)).expect("a small number");
-        match self.random(0..7) {
+        match self.random(0..8) {
             0 => Fault::RmKilled { down: self.random(50..12_000) },
             1 => Fault::NmKilled { node, down: self.random(50..9_000) },
             2 => Fault::MachineLost { node, down: self.random(500..15_000) },
             3 => Fault::MasterKilled,
             4 => Fault::WorkerKilled { code: (self.random(0..2) == 0).then_some(3) },
             5 => Fault::CutFromRm { node, during: self.random(50..14_000) },
+            6 => {
+                let (grace, during) = (self.random(0..5_000), self.random(50..14_000));
+                Fault::NodeDrained { node, grace, during }
+            }
             _ => Fault::MachinesCut { a: node, b: other, during: self.random(50..14_000) },
         }
     }
@@ -83,6 +89,10 @@ impl World {
             Fault::MachinesCut { a, b, during } => (a != b).then(|| {
                 self.cut((Some(a.min(b)), Some(a.max(b))), during);
                 "machines cut"
+            }),
+            Fault::NodeDrained { node, grace, during } => self.drain(node, Some(grace)).then(|| {
+                self.later(during, Happening::Undrained { node });
+                "node drained"
             }),
         };
         if let Some(done) = done {
@@ -133,6 +143,9 @@ impl World {
     pub fn heal(&mut self) {
         self.network.cuts.clear();
         self.start_rm();
+        for node in 0..self.machines.len() {
+            self.drain(node, None);
+        }
         for node in 0..self.machines.len() {
             if self.machines[node].core.is_none() && self.machines[node].running.is_empty() {
                 self.machines[node].reboot();

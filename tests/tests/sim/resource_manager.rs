@@ -128,6 +128,16 @@ impl World {
         self.rearm_rm();
     }
 
+    /// An operator drains a node, or takes that back. Whether the resource manager was there and knew the node.
+    pub fn drain(&mut self, node: usize, grace_ms: Option<u64>) -> bool {
+        let node = self.machines[node].id.clone();
+        let knows = self.rm.core.is_some() && self.rm.nodes.contains_key(&node);
+        if knows {
+            self.rm_apply(Event::Drain { node, grace_ms }, None);
+        }
+        knows
+    }
+
     /// SIGKILL.
     pub fn crash_rm(&mut self) {
         self.rm.core = None;

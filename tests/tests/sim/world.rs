@@ -49,6 +49,8 @@ pub enum Happening {
     MasterHears { master: ContainerId, event: Box<am_core::Event> },
     /// A fault begins.
     Fault(Fault),
+    /// A node that is being drained is taken back.
+    Undrained { node: usize },
     /// The resource manager is started again.
     RmStarts,
     /// A node manager is started again.
@@ -162,6 +164,7 @@ impl World {
             Happening::MasterBeats(master) => self.master_beats(master),
             Happening::MasterHears { master, event } => self.master_hears(master, *event),
             Happening::Fault(fault) => self.fault(fault),
+            Happening::Undrained { node } => drop(self.drain(node, None)),
             Happening::RmStarts => self.start_rm(),
             Happening::NodeStarts { node, new_boot } => {
                 if new_boot && self.machines[node].core.is_none() {
