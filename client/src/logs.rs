@@ -1,17 +1,19 @@
 //! `samza logs`: which containers are meant, and their lines.
 
-use types::{AppContainer, AppReport};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use types::{AppContainer, AppReport, ContainerId};
 
 use crate::failure::{Code, Failure};
 use crate::output::{print, print_bytes, say};
 use crate::resource_manager::{LogQuery, ResourceManager};
-use crate::tables::slots;
 
 /// Which containers' logs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whose {
     /// One, by its id.
-    Container(String),
+    Container(ContainerId),
     /// The newest of a slot.
     Slot(u32),
     /// The newest application master.
@@ -33,90 +35,167 @@ pub struct What {
     pub tail: Option<u64>,
 }
 
-/// Prints the logs to stdout; those of several containers each line under its slot's number.
+/// Before another try.
+const PAUSE: Duration = Duration::from_millis(300);
+/// How long a followed container's node, or the resource manager, may be away.
+const AWAY: Duration = Duration::from_secs(60);
+
+/// Prints the logs to stdout; those of several slots each line under its slot's number. Following goes on with the
+/// containers that take the place of those that end, wherever they run, until the application is over.
 ///
 /// # Errors
 /// `NotFound` if there is no such container.
 pub async fn show(
     rm: &mut ResourceManager,
     app: &AppReport,
-    whose: &Whose,
+    whose: Whose,
     what: What,
 ) -> Result<(), Failure> {
     let chosen = choose(app, whose, what.previous)?;
-    if let [(_, container)] = &chosen[..] {
-        let mut log = rm.logs(query(app, container, what)).await?;
-        while let Some(data) = log.next().await? {
-            print_bytes(&data)?;
-        }
-        return Ok(());
+    let single = matches!(whose, Whose::Container(_)) || what.previous;
+    if what.follow && !single {
+        return follow(rm, app, whose, what).await;
     }
-    let mut readers = tokio::task::JoinSet::new();
-    for (name, container) in chosen {
-        let mut log = rm.logs(query(app, &container, what)).await?;
-        let read = async move {
-            let mut lines = Lines::default();
-            while let Some(data) = log.next().await? {
-                print(&lines.take(&name, &data))?;
-            }
-            print(&lines.rest(&name))
-        };
-        if what.follow {
-            readers.spawn(read);
-        } else if let Err(failure) = read.await {
-            say(&format!("warning: {failure}"));
+    for run in &chosen {
+        let printed =
+            print_log(rm.clone(), run.container, (chosen.len() > 1).then(|| run.role.clone()), what).await;
+        match printed {
+            Err(failure) if chosen.len() > 1 => say(&format!("warning: {failure}")),
+            other => other?,
         }
-    }
-    while let Some(ended) = readers.join_next().await {
-        ended.map_err(|error| Failure::other(error.to_string()))??;
     }
     Ok(())
 }
 
-fn query(app: &AppReport, container: &str, what: What) -> LogQuery {
-    LogQuery {
-        app: app.app.clone(),
-        container: container.to_owned(),
-        stderr: what.stderr,
-        follow: what.follow,
-        tail: what.tail,
+/// Follows the newest container of each slot that is meant, and each that comes after it.
+async fn follow(rm: &mut ResourceManager, app: &AppReport, whose: Whose, what: What) -> Result<(), Failure> {
+    let named = whose == Whose::Everyone && app.containers_wanted > 1;
+    // By slot, the newest that is followed.
+    let mut newest: BTreeMap<Option<u32>, ContainerId> = BTreeMap::new();
+    let mut readers = tokio::task::JoinSet::new();
+    let mut heard = Instant::now();
+    loop {
+        let watched: Result<bool, Failure> = async {
+            let mut reports = rm.watch(&app.app).await?;
+            while let Some(report) = reports.next().await? {
+                heard = Instant::now();
+                for run in fresh(&report, whose, &newest) {
+                    let first = newest.insert(run.slot, run.container).is_none();
+                    if !first {
+                        say(&format!("{}: {} on {}", run.role, run.container, run.node));
+                    }
+                    let what = What { tail: what.tail.filter(|_| first), ..what };
+                    let name = named.then(|| run.role.clone());
+                    readers.spawn(print_log(rm.clone(), run.container, name, what));
+                }
+                if report.state.is_over() {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        }
+        .await;
+        match watched {
+            Ok(true) => break,
+            Ok(false) => {}
+            Err(failure) if failure.code == Code::Unreachable && heard.elapsed() < AWAY => {}
+            Err(failure) => return Err(failure),
+        }
+        tokio::time::sleep(PAUSE).await;
+        // Whether it is back shows at the next watch.
+        let _ = rm.reconnect().await;
+    }
+    while let Some(ended) = readers.join_next().await {
+        if let Err(failure) = ended.map_err(|error| Failure::other(error.to_string()))? {
+            say(&format!("warning: {failure}"));
+        }
+    }
+    Ok(())
+}
+
+/// What has begun to run since, the oldest first; of a slot that is not followed yet only the newest.
+fn fresh<'a>(
+    report: &'a AppReport,
+    whose: Whose,
+    newest: &BTreeMap<Option<u32>, ContainerId>,
+) -> Vec<&'a AppContainer> {
+    let began = |run: &&AppContainer| is_meant(run, whose) && run.started_unix_ms.is_some();
+    let mut runs: Vec<&AppContainer> = report.containers.iter().filter(began).collect();
+    runs.sort_by_key(|run| run.container);
+    let last: BTreeMap<Option<u32>, ContainerId> = runs.iter().map(|run| (run.slot, run.container)).collect();
+    runs.retain(|run| match newest.get(&run.slot) {
+        Some(followed) => run.container > *followed,
+        None => last[&run.slot] == run.container,
+    });
+    runs
+}
+
+/// Prints one container's log, each line under a name if there is one. A node that is away for a while, with its
+/// node manager or the network, is waited for and read on where it stopped.
+async fn print_log(
+    mut rm: ResourceManager,
+    container: ContainerId,
+    name: Option<String>,
+    what: What,
+) -> Result<(), Failure> {
+    let (stderr, follow, tail) = (what.stderr, what.follow, what.tail);
+    let mut query = LogQuery { container, stderr, follow, offset: None, tail };
+    let mut lines = Lines::default();
+    let mut heard = Instant::now();
+    loop {
+        let read: Result<(), Failure> = async {
+            let mut log = rm.logs(query.clone()).await?;
+            while let Some((data, next)) = log.next().await? {
+                (query.offset, heard) = (Some(next), Instant::now());
+                match &name {
+                    Some(name) => print(&lines.take(name, &data))?,
+                    None => print_bytes(&data)?,
+                }
+            }
+            Ok(())
+        }
+        .await;
+        match read {
+            Err(failure) if what.follow && failure.code == Code::Unreachable && heard.elapsed() < AWAY => {
+                tokio::time::sleep(PAUSE).await;
+                let _ = rm.reconnect().await;
+            }
+            other => {
+                print(&name.map(|name| lines.rest(&name)).unwrap_or_default())?;
+                return other;
+            }
+        }
     }
 }
 
-/// The names and ids of the containers that are meant.
-fn choose(app: &AppReport, whose: &Whose, previous: bool) -> Result<Vec<(String, String)>, Failure> {
-    let missing = |what: &str| {
-        let run = if previous { "no earlier run" } else { "no container" };
-        Err(Failure::new(
-            Code::NotFound,
-            format!("{} has {run} {what}; `samza status {}` shows what it has", app.job, app.job),
-        ))
-    };
-    let newest = |of: &dyn Fn(&AppContainer) -> bool| {
-        let mut runs: Vec<&AppContainer> = app.containers.iter().filter(|run| of(run)).collect();
-        runs.sort_by_key(|run| std::cmp::Reverse(run.container));
-        runs.get(usize::from(previous)).map(|run| (run.role.clone(), run.container.to_string()))
-    };
+fn is_meant(run: &AppContainer, whose: Whose) -> bool {
     match whose {
-        Whose::Container(id) => match app.containers.iter().find(|run| run.container.to_string() == *id) {
-            Some(run) => Ok(vec![(run.role.clone(), id.clone())]),
-            None => missing(id),
-        },
-        Whose::Slot(slot) => match newest(&|run| run.slot == Some(*slot)) {
-            Some(found) => Ok(vec![found]),
-            None => missing(&format!("of slot {slot}")),
-        },
-        Whose::AppMaster => match newest(&|run| run.slot.is_none()) {
-            Some(found) => Ok(vec![found]),
-            None => missing("of its application master"),
-        },
-        Whose::Everyone => {
-            let numbers: Vec<u32> = slots(app).iter().map(|slot| slot.slot).collect();
-            let all: Vec<_> =
-                numbers.iter().filter_map(|slot| newest(&|run| run.slot == Some(*slot))).collect();
-            if all.is_empty() { missing("yet (--app-master shows its master's log)") } else { Ok(all) }
-        }
+        Whose::Container(id) => run.container == id,
+        Whose::Slot(slot) => run.slot == Some(slot),
+        Whose::AppMaster => run.slot.is_none(),
+        Whose::Everyone => run.slot.is_some(),
     }
+}
+
+/// The newest container of each slot that is meant, or the one before it; in the order of slots.
+fn choose(app: &AppReport, whose: Whose, previous: bool) -> Result<Vec<&AppContainer>, Failure> {
+    let mut runs: Vec<&AppContainer> = app.containers.iter().filter(|run| is_meant(run, whose)).collect();
+    runs.sort_by_key(|run| (run.slot, std::cmp::Reverse(run.container)));
+    let nth = if matches!(whose, Whose::Container(_)) { 0 } else { usize::from(previous) };
+    let chosen: Vec<&AppContainer> =
+        runs.chunk_by(|a, b| a.slot == b.slot).filter_map(|of_slot| of_slot.get(nth).copied()).collect();
+    if !chosen.is_empty() {
+        return Ok(chosen);
+    }
+    let of = match whose {
+        Whose::Container(id) => id.to_string(),
+        Whose::Slot(slot) => format!("of slot {slot}"),
+        Whose::AppMaster => "of its application master".to_owned(),
+        Whose::Everyone => "yet (--app-master shows its master's log)".to_owned(),
+    };
+    let run = if previous { "no earlier run" } else { "no container" };
+    let told = format!("{} has {run} {of}; `samza status {}` shows what it has", app.job, app.job);
+    Err(Failure::new(Code::NotFound, told))
 }
 
 /// Cuts what comes in pieces into whole lines.

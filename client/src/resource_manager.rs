@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use bytes::Bytes;
 use proto::{DialError, Link, Token, pb};
 use tokio::io::AsyncReadExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
-use types::{AppId, AppReport, Artefact, ClusterReport, Digest, JobSpec, Secrets};
+use types::{AppId, AppReport, Artefact, ClusterReport, ContainerId, Digest, JobSpec, Secrets};
 
 use crate::args::Common;
 use crate::failure::{Code, Failure};
@@ -16,6 +17,7 @@ use crate::failure::{Code, Failure};
 const CHUNK: usize = 256 << 10;
 
 /// A connection to the resource manager.
+#[derive(Clone)]
 pub struct ResourceManager {
     address: String,
     token: Option<Token>,
@@ -25,14 +27,14 @@ pub struct ResourceManager {
 /// Which log is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogQuery {
-    /// Of which application.
-    pub app: AppId,
-    /// Of which of its containers.
-    pub container: String,
+    /// Of which container.
+    pub container: ContainerId,
     /// stderr instead of stdout.
     pub stderr: bool,
     /// Go on as it grows.
     pub follow: bool,
+    /// From where; none: from `tail`.
+    pub offset: Option<u64>,
     /// Only that many last lines.
     pub tail: Option<u64>,
 }
@@ -194,13 +196,10 @@ impl ResourceManager {
     /// As all calls.
     pub async fn logs(&mut self, query: LogQuery) -> Result<Log, Failure> {
         let request = pb::LogsRequest {
-            app: query.app.0,
-            container: Some(query.container),
-            slot: None,
+            container: query.container.to_string(),
             stream: if query.stderr { "stderr" } else { "stdout" }.to_owned(),
             follow: query.follow,
-            previous: false,
-            app_master: false,
+            offset: query.offset,
             tail_lines: query.tail,
         };
         let answer = proto::client_service_client(&self.link).logs(request).await;
@@ -258,13 +257,13 @@ pub struct Log {
 }
 
 impl Log {
-    /// The next piece; none at the end.
+    /// The next piece, and where what follows it begins; none at the end.
     ///
     /// # Errors
     /// As all calls.
-    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+    pub async fn next(&mut self) -> Result<Option<(Bytes, u64)>, Failure> {
         let chunk = self.stream.message().await.map_err(|status| failure_of(&self.address, &status))?;
-        Ok(chunk.map(|chunk| chunk.data.to_vec()))
+        Ok(chunk.map(|chunk| (chunk.data.clone(), chunk.offset + chunk.data.len() as u64)))
     }
 }
 

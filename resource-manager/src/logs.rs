@@ -1,7 +1,7 @@
 //! Reading containers' logs from their nodes.
 
-use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
+use futures_util::Stream;
+use proto::pb::LogData;
 use proto::{Link, Token};
 use tonic::Status;
 use types::ContainerId;
@@ -35,7 +35,9 @@ impl LogStream {
 pub(crate) struct Read {
     pub(crate) container: ContainerId,
     pub(crate) stream: LogStream,
-    /// Only the last lines; none reads all.
+    /// From where.
+    pub(crate) offset: Option<u64>,
+    /// Else only the last lines; without either all.
     pub(crate) tail_lines: Option<u64>,
     pub(crate) follow: bool,
 }
@@ -56,7 +58,7 @@ impl NodeLogs {
         &self,
         address: &str,
         read: Read,
-    ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + 'static + use<>, Status> {
+    ) -> Result<impl Stream<Item = Result<LogData, Status>> + Send + 'static + use<>, Status> {
         let link: Link = proto::connect(address, self.token.as_ref())
             .await
             .map_err(|error| Status::unavailable(error.to_string()))?;
@@ -64,11 +66,10 @@ impl NodeLogs {
         let request = proto::pb::ReadLogRequest {
             container: read.container.to_string(),
             stream: read.stream.name().to_owned(),
-            offset: None,
+            offset: read.offset,
             tail_lines: read.tail_lines,
             follow: read.follow,
         };
-        let chunks = client.read(request).await?.into_inner();
-        Ok(chunks.map(|chunk| chunk.map(|chunk| chunk.data)))
+        Ok(client.read(request).await?.into_inner())
     }
 }

@@ -304,9 +304,24 @@ impl Cluster {
     /// It cannot be started.
     #[must_use]
     pub fn client(&self, name: &str, arguments: &[&str]) -> Output {
+        self.client_command(name, arguments).output().unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    /// Starts a client that goes on, with what it prints in a file of this name.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    #[must_use]
+    pub fn client_into(&self, file: &str, name: &str, arguments: &[&str]) -> Child {
+        let output = File::create(self.folder.join(file)).expect("our own folder");
+        let mut command = self.client_command(name, arguments);
+        command.stdout(output).spawn().unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    fn client_command(&self, name: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program(name));
         command.args(arguments).env("SAMZA_RM", &self.grpc).env_remove("RUST_LOG").stdin(Stdio::null());
-        command.output().unwrap_or_else(|e| panic!("{name}: {e}"))
+        command
     }
 
     fn json<T: serde::de::DeserializeOwned>(&self, arguments: &[&str]) -> Result<T, Pending> {

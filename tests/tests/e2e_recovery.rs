@@ -1,5 +1,6 @@
 //! What is killed comes back; what is not is not disturbed.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
@@ -292,4 +293,57 @@ fn a_drained_node_gives_its_containers_away_with_their_state() {
         "nothing is left there"
     );
     finish(feed, Counts::new(), &topics, &cluster, &job);
+}
+
+/// By container: the numbers it printed, as `samza logs` told them.
+fn printed(file: &Path) -> BTreeMap<String, Vec<u64>> {
+    let mut printed: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for line in std::fs::read_to_string(file).unwrap().lines() {
+        let Some((name, rest)) = line.split_once(" | line of ") else { continue };
+        let [slot, container, number] = rest.split(' ').collect::<Vec<_>>()[..] else { continue };
+        assert_eq!(name, format!("slot {slot}"), "{line}");
+        printed.entry(container.to_owned()).or_default().push(number.parse().unwrap());
+    }
+    printed
+}
+
+#[test]
+fn logs_are_followed_over_restarts_of_containers_and_of_node_managers() {
+    let brokers = Brokers::shared();
+    let topics = Topics::on(brokers);
+    let mut cluster = Cluster::start(2);
+    let mut job = job("followed", &topics, brokers);
+    let script = "i=0; (while :; do echo line of $SAMZA_SLOT $SAMZA_CONTAINER_ID $i; i=$((i+1)); sleep 0.02; done) & \
+                  exec ./counter";
+    job.command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+    cluster.submit(&job);
+    let before = cluster.wait_running(&job);
+    let mut follower = cluster.client_into("followed", "samza", &["logs", &job.name, "-f"]);
+    let file = cluster.folder().join("followed");
+    let id = |app: &AppReport, slot| slot_of(app, slot).container.unwrap().to_string();
+    let heard_more = |cluster: &Cluster, container: &str| {
+        let count = || printed(&file).get(container).map_or(0, Vec::len);
+        let begun = count();
+        cluster
+            .wait("its lines", SOON, |_| check(count() > begun + 20, || format!("{begun}, now {}", count())));
+    };
+    heard_more(&cluster, &id(&before, 0));
+    heard_more(&cluster, &id(&before, 1));
+
+    process::send(pid_of(&before, 0), Signal::KILL);
+    let after = wait_replaced(&cluster, &job, 0, pid_of(&before, 0));
+    heard_more(&cluster, &id(&after, 0));
+
+    let place = cluster.place_of(slot_of(&after, 1).node.as_ref().unwrap());
+    cluster.kill_nm(place);
+    cluster.start_nm(place);
+    heard_more(&cluster, &id(&after, 1));
+
+    cluster.stop(&job);
+    assert!(follower.wait().unwrap().success());
+    let printed = printed(&file);
+    assert_eq!(printed.len(), 3);
+    for (container, numbers) in printed {
+        assert!(numbers.iter().copied().eq(0..numbers.len() as u64), "{container}: {numbers:?}");
+    }
 }

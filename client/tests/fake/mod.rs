@@ -131,10 +131,10 @@ impl ClientService for Service {
     }
     async fn logs(&self, request: Request<pb::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
         let request = request.into_inner();
-        let container = request.container.expect("the client names one");
+        let container = request.container;
         let tail = request.tail_lines.map_or_else(|| "all".to_owned(), |lines| format!("tail {lines}"));
         let pieces = [format!("{container} {}\n{}", request.stream, &tail[..2]), format!("{}\n", &tail[2..])];
-        let chunks = pieces.map(|data| Ok(pb::LogChunk { container: container.clone(), data: data.into() }));
+        let chunks = pieces.map(|data| Ok(pb::LogChunk { offset: 0, data: data.into() }));
         Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
     }
     async fn purge(&self, _: Request<pb::PurgeRequest>) -> Result<Response<pb::PurgeResponse>, Status> {

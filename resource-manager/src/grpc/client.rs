@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use daemon::Shutdown;
-use futures_util::stream::{SelectAll, Stream, StreamExt};
+use futures_util::stream::{Stream, StreamExt};
 use proto::Token;
 use proto::pb;
 use proto::pb::client_service_server::{ClientService, ClientServiceServer};
@@ -19,7 +19,7 @@ use super::status_of;
 use crate::artefacts::Artefacts;
 use crate::driver::{Message, Reply};
 use crate::logs::{LogStream, NodeLogs, Read};
-use crate::lookup::{Whose, find_app, log_address, logs_of};
+use crate::lookup::{find_app, find_container, log_address};
 use crate::secrets;
 
 /// The service's state.
@@ -166,39 +166,26 @@ impl ClientService for Client {
         let stream = LogStream::parse(&request.stream).ok_or_else(|| {
             Status::invalid_argument(format!("`{}` is neither stdout nor stderr", request.stream))
         })?;
-        let container: Option<ContainerId> = match request.container.as_deref() {
-            None | Some("") => None,
-            Some(text) => Some(text.parse().map_err(|error| Status::invalid_argument(format!("{error}")))?),
-        };
+        let id: ContainerId =
+            request.container.parse().map_err(|error| Status::invalid_argument(format!("{error}")))?;
         let view = self.view.borrow().clone();
-        let app = find_app(&view, &request.app)
-            .ok_or_else(|| status_of(&Denied::UnknownApp(request.app.clone())))?;
-        let whose = match (container, request.slot, request.app_master) {
-            (Some(id), _, _) => Whose::Container(id),
-            (None, _, true) => Whose::Master,
-            (None, Some(slot), false) => Whose::Slot(slot),
-            (None, None, false) => Whose::EverySlot,
+        let container = find_container(&view, id)
+            .ok_or_else(|| Status::not_found(format!("no container {id} is remembered here")))?;
+        let address = log_address(&view, container).ok_or_else(|| {
+            Status::unavailable(format!("node {} of {id} has not reported", container.node))
+        })?;
+        let read = Read {
+            container: id,
+            stream,
+            offset: request.offset,
+            tail_lines: request.tail_lines,
+            follow: request.follow,
         };
-        let wanted = logs_of(app, whose, request.previous);
-        if wanted.is_empty() {
-            return Err(Status::not_found(format!("{} has no such container yet", app.app)));
-        }
-        let mut all = SelectAll::new();
-        for it in wanted {
-            let id = it.container;
-            let address = log_address(&view, it)
-                .ok_or_else(|| Status::unavailable(format!("node {} of {id} has not reported", it.node)))?;
-            let read = Read { container: id, stream, tail_lines: request.tail_lines, follow: request.follow };
-            let chunks = self.logs.read(&address, read).await?;
-            all.push(
-                chunks
-                    .map(move |chunk| chunk.map(|data| pb::LogChunk { container: id.to_string(), data }))
-                    .boxed(),
-            );
-        }
+        let chunks = self.logs.read(&address, read).await?;
+        let chunks = chunks.map(|chunk| chunk.map(|it| pb::LogChunk { offset: it.offset, data: it.data }));
         let stopped = self.shutdown.clone();
         let until = async move { stopped.wait().await };
-        Ok(Response::new(all.take_until(Box::pin(until)).boxed()))
+        Ok(Response::new(chunks.take_until(Box::pin(until)).boxed()))
     }
 
     async fn purge(&self, request: Request<pb::PurgeRequest>) -> Result<Response<pb::PurgeResponse>, Status> {

@@ -4,6 +4,7 @@ use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
 use serde::Deserialize;
 use types::ContainerId;
 
@@ -59,13 +60,19 @@ async fn answer(web: &Web, container: &str, stream: &str, wanted: &Wanted) -> Re
     let Some(address) = log_address(&view, found) else {
         return (StatusCode::BAD_GATEWAY, format!("node {} has not reported", found.node)).into_response();
     };
-    let read =
-        Read { container: id, stream, tail_lines: wanted.tail, follow: wanted.follow.unwrap_or(false) };
+    let read = Read {
+        container: id,
+        stream,
+        offset: None,
+        tail_lines: wanted.tail,
+        follow: wanted.follow.unwrap_or(false),
+    };
     match web.logs.read(&address, read).await {
         Ok(chunks) => {
             let headers =
                 [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CACHE_CONTROL, "no-store")];
-            (headers, Body::from_stream(chunks)).into_response()
+            let data = chunks.map(|chunk| chunk.map(|chunk| chunk.data));
+            (headers, Body::from_stream(data)).into_response()
         }
         Err(status) => {
             let why = format!("node {} at {address}: {}", found.node, status.message());

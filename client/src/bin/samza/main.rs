@@ -16,7 +16,7 @@ use client::output::{print, print_json, say};
 use client::resource_manager::ResourceManager;
 use client::tables;
 use client::wait::{Goal, wait};
-use types::{AppReport, NodeStateName};
+use types::{AppReport, ContainerId, NodeStateName};
 
 use checkpoint::{CheckpointArgs, checkpoint};
 
@@ -171,7 +171,7 @@ struct LogArgs {
     follow: bool,
     /// Of one container, by its id
     #[arg(long, value_name = "ID", conflicts_with_all = ["slot", "app_master", "previous"])]
-    container: Option<String>,
+    container: Option<ContainerId>,
     /// Of one slot; without it, of all slots
     #[arg(long, value_name = "N", conflicts_with = "app_master")]
     slot: Option<u32>,
@@ -238,7 +238,7 @@ async fn ask(common: Common, command: OnCluster, headers: bool) -> Result<(), Fa
             };
             let what =
                 What { stderr: args.stderr, follow: args.follow, previous: args.previous, tail: args.tail };
-            show(&mut rm, &app, &whose, what).await
+            show(&mut rm, &app, whose, what).await
         }
         OnCluster::Nodes => {
             let cluster = rm.nodes().await?;
