@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use cgroups_rs::fs::cpu::CpuController;
 use cgroups_rs::fs::hierarchies::{UNIFIED_MOUNTPOINT, V2 as Mount, is_cgroup2_unified_mode};
 use cgroups_rs::fs::memory::MemController;
@@ -40,12 +40,7 @@ impl V2 {
         hand_down(&level)?;
         for part in path.components() {
             level.push(part);
-            match fs::create_dir(&level) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(anyhow!("cannot make {}: {error}", level.display()));
-                }
-                Ok(()) | Err(_) => {}
-            }
+            make_group(&level)?;
             if own_group().is_some_and(|own| Path::new(UNIFIED_MOUNTPOINT).join(own) == level) {
                 move_into_leaf(&level)?;
             }
@@ -71,14 +66,14 @@ pub(super) fn own_group() -> Option<PathBuf> {
     groups.lines().find_map(|line| Some(PathBuf::from(line.strip_prefix("0::/")?)))
 }
 
+/// Makes a group unless it is there.
+fn make_group(dir: &Path) -> Result<()> {
+    crate::root::make_dir(dir, 0o755).with_context(|| format!("cannot make {}", dir.display()))
+}
+
 fn move_into_leaf(level: &Path) -> Result<()> {
     let leaf = level.join("nm");
-    match fs::create_dir(&leaf) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(anyhow!("cannot make {}: {error}", leaf.display()));
-        }
-        Ok(()) | Err(_) => {}
-    }
+    make_group(&leaf)?;
     fs::write(leaf.join("cgroup.procs"), "0").with_context(|| format!("cannot move into {}", leaf.display()))
 }
 
@@ -114,12 +109,7 @@ impl Cgroups for V2 {
 
     fn create(&self, container: &str, limits: &Limits) -> Result<()> {
         let dir = self.dir.join(container);
-        match fs::create_dir(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(anyhow!("cannot make {}: {error}", dir.display()));
-            }
-            Ok(()) | Err(_) => {}
-        }
+        make_group(&dir)?;
         let cgroup = self.cgroup(container);
         let memory: &MemController = cgroup.controller_of().context("no memory controller")?;
         memory.set_limit(i64::try_from(limits.memory_bytes).unwrap_or(i64::MAX)).context("memory.max")?;
