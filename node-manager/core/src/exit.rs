@@ -56,7 +56,8 @@ pub fn cause_of(outcome: Outcome, evidence: &Evidence, stop: Option<&ExitCause>)
         Outcome::Code(0) => ExitCause::Success,
         Outcome::Code(EXIT_FENCED) => ExitCause::Fenced,
         Outcome::Code(_) | Outcome::Signal(_) | Outcome::Unknown if out_of_memory => oom,
-        Outcome::Code(_) if evidence.disk_full => ExitCause::DiskFull,
+        // A shim vanishes without a word also when there is no room for one.
+        Outcome::Code(_) | Outcome::Unknown if evidence.disk_full => ExitCause::DiskFull,
         Outcome::Code(code) => ExitCause::Failed { code },
         Outcome::Signal(signal) => ExitCause::Signal { signal },
         Outcome::Unknown => ExitCause::Signal { signal: 9 },
@@ -107,6 +108,7 @@ mod tests {
     fn a_failure_on_a_full_disk_is_called_disk_full() {
         let evidence = Evidence { disk_full: true, ..Evidence::default() };
         assert_eq!(cause_of(Outcome::Code(1), &evidence, None), ExitCause::DiskFull);
+        assert_eq!(cause_of(Outcome::Unknown, &evidence, None), ExitCause::DiskFull);
         assert_eq!(cause_of(Outcome::Code(0), &evidence, None), ExitCause::Success);
     }
 }

@@ -66,12 +66,12 @@ fn run() -> io::Result<()> {
     let end = hold(&order, process, children, &mut output)?;
     // Not synced: it survives this process, and a machine that crashes comes back as another boot, in which the
     // container is lost however it ended.
-    files::replace(&order.dir, files::EXIT, &end, false)?;
+    let recorded = files::replace(&order.dir, files::EXIT, &end, false);
     let killed = order.kill.kill_all(Some(own.pid), SWEEP);
     // Nobody is left that writes; the last words are in the pipes.
     output.drain();
     killed?;
-    Ok(())
+    recorded
 }
 
 fn read_order() -> io::Result<Order> {

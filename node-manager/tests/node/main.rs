@@ -4,6 +4,7 @@
 mod artefacts;
 mod containers;
 mod crashes;
+mod exits;
 mod faults;
 mod limits;
 mod restart;

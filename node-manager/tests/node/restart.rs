@@ -74,9 +74,7 @@ async fn a_shim_that_was_killed_takes_its_container_along() {
     })
     .await;
     let child: u32 = fs::read_to_string(node.work(id(1)).join("child")).unwrap().trim().parse().unwrap();
-    let claim = fs::read_to_string(node.work(id(1)).parent().unwrap().join("shim.json")).unwrap();
-    let claim: serde_json::Value = serde_json::from_str(&claim).unwrap();
-    stage::signal(claim["shim"]["pid"].as_u64().unwrap() as u32, Signal::KILL);
+    stage::signal(node.shim(id(1)), Signal::KILL);
     assert_eq!(session.exit(id(1)).await, ExitCause::Signal { signal: 9 });
     assert!(!alive(pid) && !alive(child));
     assert_eq!(node.cgroups(), Vec::<std::path::PathBuf>::new());
@@ -89,9 +87,7 @@ async fn a_stopped_shim_does_not_keep_its_containers_successor_waiting() {
     let mut session = rm.join().await;
     session.start(&shell(1, 1, "sleep 1000"));
     let pid = session.running(id(1)).await.pid.unwrap();
-    let claim = fs::read_to_string(node.work(id(1)).parent().unwrap().join("shim.json")).unwrap();
-    let claim: serde_json::Value = serde_json::from_str(&claim).unwrap();
-    stage::signal(claim["shim"]["pid"].as_u64().unwrap() as u32, Signal::STOP);
+    stage::signal(node.shim(id(1)), Signal::STOP);
     stage::signal(pid, Signal::STOP);
     session.start(&shell(2, 1, "sleep 1000"));
     session.running(id(2)).await;

@@ -106,7 +106,8 @@ impl FakeRm {
                 }
             }
         });
-        Session { hello, stamp, tx, reports: received, seen, last: BTreeMap::new() }
+        let last = hello.containers.iter().map(|report| (report.id, report.clone())).collect();
+        Session { hello, stamp, tx, reports: received, seen, last }
     }
 }
 
@@ -125,6 +126,7 @@ pub struct Session {
     tx: Tx<(CommandStamp, ToNode)>,
     reports: mpsc::UnboundedReceiver<ContainerReport>,
     pub seen: Arc<Mutex<Seen>>,
+    /// The newest report of each, in the Hello or since.
     last: BTreeMap<ContainerId, ContainerReport>,
 }
 
@@ -160,8 +162,7 @@ impl Session {
         while let Ok(report) = self.reports.try_recv() {
             self.last.insert(report.id, report);
         }
-        let in_hello = self.hello.containers.iter().find(|report| report.id == id);
-        self.last.get(&id).or(in_hello).map(|report| report.state.clone())
+        self.last.get(&id).map(|report| report.state.clone())
     }
 
     /// The newest report about `id` that came, else the next. Reports about others are kept.
@@ -305,9 +306,15 @@ impl Node {
 
     /// Starts `nm` (again).
     pub fn run(&mut self) {
+        self.run_inside(&[]);
+    }
+
+    /// Starts `nm` by a command that runs its arguments.
+    pub fn run_inside(&mut self, command: &[&str]) {
         assert!(self.nm.is_none());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nm"));
-        command.args(&self.args).envs(self.env.iter().cloned()).stdout(Stdio::null()).process_group(0);
+        let words = [command, &[env!("CARGO_BIN_EXE_nm")]].concat();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).args(&self.args).envs(self.env.iter().cloned()).stdout(Stdio::null()).process_group(0);
         if let Some(point) = &self.crash_at {
             command.env("SAMZA_NM_TEST_CRASH_AT", point);
         }
@@ -340,6 +347,13 @@ impl Node {
 
     pub fn work(&self, id: ContainerId) -> PathBuf {
         self.root.path().join("containers").join(id.to_string()).join("work")
+    }
+
+    /// The process of a container's shim.
+    pub fn shim(&self, id: ContainerId) -> u32 {
+        let claim = fs::read(self.work(id).parent().unwrap().join("shim.json")).unwrap();
+        let claim: serde_json::Value = serde_json::from_slice(&claim).unwrap();
+        claim["shim"]["pid"].as_u64().unwrap() as u32
     }
 
     /// A file of a container's group: by controller and name on v1, by name on v2.
