@@ -48,7 +48,7 @@ pub(crate) enum Inbox {
     /// Local state was looked at.
     State(Vec<StateEntry>),
     /// Usage was read.
-    Usage { meter: Box<Meter>, usage: Vec<ContainerUsage>, exhausted: Vec<ContainerId> },
+    Usage { meter: Box<Meter>, usage: Vec<ContainerUsage> },
 }
 
 /// What the log service needs to know of containers.
@@ -161,13 +161,10 @@ impl Driver {
                 self.scan_state(true);
             }
             Inbox::State(found) => self.state_found(found),
-            Inbox::Usage { meter, usage, exhausted } => {
+            Inbox::Usage { meter, usage } => {
                 self.meter = Some(meter);
                 if !usage.is_empty() {
                     self.send(FromNode::Usage(usage));
-                }
-                for id in exhausted {
-                    self.core.memory_exhausted(now, id, out);
                 }
             }
         }
@@ -269,10 +266,9 @@ impl Driver {
         }
         let (cgroups, inbox) = (self.cgroups.clone(), self.inbox.clone());
         tokio::task::spawn_blocking(move || {
-            let reading = meter.read(cgroups.as_ref(), &running);
-            let message = Inbox::Usage { meter, usage: reading.usage, exhausted: reading.exhausted };
+            let usage = meter.read(cgroups.as_ref(), &running);
             // The driver is gone only at shutdown.
-            let _ = inbox.send(message);
+            let _ = inbox.send(Inbox::Usage { meter, usage });
         });
     }
 

@@ -112,10 +112,16 @@ impl Hands {
         });
     }
 
-    /// Waits for the shim's end, then cleans up and tells.
+    /// Waits for the shim's end, then cleans up and tells; tells of memory that is exhausted before that.
     async fn follow(&self, id: ContainerId, shim: std::io::Result<Option<Shim>>) {
         match shim {
-            Ok(Some(mut shim)) => shim.ended().await,
+            Ok(Some(mut shim)) => tokio::select! {
+                () = shim.ended() => {}
+                () = watch::memory_exhausted(self.cgroups.as_ref(), id) => {
+                    self.tell(Inbox::Core(Event::MemoryExhausted { id }));
+                    shim.ended().await;
+                }
+            },
             Ok(None) => {}
             Err(error) => tracing::error!(container = %id, %error, "its shim cannot be watched; ending it"),
         }

@@ -21,23 +21,15 @@ struct Last {
     told: Option<ContainerUsage>,
 }
 
-/// One reading.
-pub(crate) struct Reading {
-    /// Of those that changed.
-    pub(crate) usage: Vec<ContainerUsage>,
-    /// Containers in which the kernel killed something at the memory limit.
-    pub(crate) exhausted: Vec<ContainerId>,
-}
-
 impl Meter {
     /// A new session knows nothing: all is told again.
     pub(crate) fn tell_all(&mut self) {
         self.last.values_mut().for_each(|last| last.told = None);
     }
 
-    /// Reads the containers that have processes.
-    pub(crate) fn read(&mut self, cgroups: &dyn Cgroups, running: &[ContainerId]) -> Reading {
-        let mut reading = Reading { usage: Vec::new(), exhausted: Vec::new() };
+    /// Reads the containers that have processes; the usage of those that changed.
+    pub(crate) fn read(&mut self, cgroups: &dyn Cgroups, running: &[ContainerId]) -> Vec<ContainerUsage> {
+        let mut changed = Vec::new();
         self.last.retain(|id, _| running.contains(id));
         for id in running {
             let name = id.to_string();
@@ -57,14 +49,11 @@ impl Meter {
             let cpu_millis = u32::try_from(cpu_millis).unwrap_or(u32::MAX);
             let now = ContainerUsage { container: *id, memory_bytes, cpu_millis };
             if told.as_ref() != Some(&now) {
-                reading.usage.push(now.clone());
+                changed.push(now.clone());
             }
             self.last.insert(*id, Last { at, cpu_ns, told: Some(now) });
-            if cgroups.memory(&name).is_some_and(|memory| memory.oom_kills > 0) {
-                reading.exhausted.push(*id);
-            }
         }
-        reading
+        changed
     }
 }
 
@@ -127,7 +116,7 @@ mod tests {
     fn one_that_is_idle_is_told_once_and_again_in_a_new_session() {
         let (fake, mut meter) = (Fake::default(), Meter::default());
         let running = [ContainerId::default()];
-        let told = |meter: &mut Meter| meter.read(&fake, &running).usage.len();
+        let told = |meter: &mut Meter| meter.read(&fake, &running).len();
         assert_eq!(told(&mut meter), 1);
         assert_eq!((told(&mut meter), told(&mut meter)), (0, 0));
         assert_eq!(fake.looks.load(Ordering::Relaxed), 1);

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Child;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nm_core::{Evidence, Outcome, Process, ShimReason};
 use nm_shim::files::{self, Pid};
@@ -21,6 +21,8 @@ use crate::points;
 const RETRY: Duration = Duration::from_secs(1);
 /// How long a shim may outlive the last process of its container.
 const SHIM_LINGERS: Duration = Duration::from_secs(2);
+/// How long after it met a memory limit the kernel may take to kill; it does so in the time of who met it.
+const KILL_FOLLOWS: Duration = Duration::from_secs(10);
 /// Free space under which a disk counts as full, bytes.
 const DISK_FULL: u64 = 64 << 20;
 
@@ -52,9 +54,7 @@ impl Shim {
         if !pid.exists() {
             return Ok(None);
         }
-        #[expect(deprecated, reason = "its successor is unsafe; an OwnedFd is what makes this use sound")]
-        let pidfd = AsyncFd::new(pidfd)?;
-        Ok(Some(Shim { pid, pidfd, child }))
+        Ok(Some(Shim { pid, pidfd: watched(pidfd)?, child }))
     }
 
     /// Returns when the shim has ended.
@@ -71,6 +71,41 @@ impl Shim {
             tracing::warn!(%error, "a shim cannot be reaped");
         }
     }
+}
+
+fn watched(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    #[expect(deprecated, reason = "its successor is unsafe; an OwnedFd is what makes this use sound")]
+    AsyncFd::new(descriptor)
+}
+
+/// Returns once the kernel has killed a process of the container at its memory limit and left the others alone. Never
+/// returns where it kills all of them by itself.
+pub(crate) async fn memory_exhausted(cgroups: &dyn Cgroups, id: ContainerId) {
+    let name = id.to_string();
+    if let Err(error) = killed_alone(cgroups, &name).await {
+        tracing::error!(container = %id, %error, "what it leaves when it is out of memory cannot be noticed");
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn killed_alone(cgroups: &dyn Cgroups, name: &str) -> io::Result<()> {
+    let Some(alarm) = cgroups.memory_alarm(name)? else { return std::future::pending().await };
+    let alarm = watched(alarm)?;
+    let has_killed = || cgroups.memory(name).is_some_and(|memory| memory.oom_kills > 0);
+    // Asked first: the alarm rings only for what comes after it was set.
+    while !has_killed() {
+        let mut rings = alarm.readable().await?;
+        rustix::io::read(&alarm, &mut [0u8; 8])?;
+        rings.clear_ready();
+        // It rings just before the kernel kills, and who is killed before that was not killed for its memory.
+        let deadline = Instant::now() + KILL_FOLLOWS;
+        let mut pause = Duration::from_millis(1);
+        while !has_killed() && Instant::now() < deadline {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(100));
+        }
+    }
+    Ok(())
 }
 
 /// What a container's folder says after a restart of the node manager.
@@ -152,9 +187,9 @@ pub(crate) fn kill(cgroups: &dyn Cgroups, id: ContainerId, shim: Option<Pid>) {
         Err(error) => return tracing::warn!(container = %id, %error, "it cannot be killed"),
     }
     let Some(shim) = shim else { return };
-    let deadline = std::time::Instant::now() + SHIM_LINGERS;
+    let deadline = Instant::now() + SHIM_LINGERS;
     while is_running(shim) {
-        if std::time::Instant::now() > deadline {
+        if Instant::now() > deadline {
             // Stopped or stuck, and nothing is left that it could hold.
             tracing::warn!(container = %id, "its shim does not end by itself");
             if let Ok(pid) = raw(shim.pid) {

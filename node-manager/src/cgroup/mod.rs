@@ -6,6 +6,7 @@ mod v1;
 mod v2;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -97,6 +98,11 @@ pub(crate) trait Cgroups: Send + Sync {
     fn memory_bytes(&self, container: &str) -> Option<u64>;
     /// What the kernel says of its memory; none if it cannot be known.
     fn memory(&self, container: &str) -> Option<MemoryEvidence>;
+    /// A descriptor that can be read each time the container meets its memory limit, where the kernel then kills one
+    /// process alone; none where it kills all of them by itself.
+    fn memory_alarm(&self, _container: &str) -> io::Result<Option<OwnedFd>> {
+        Ok(None)
+    }
     /// Removes an empty group. One that is not there is removed.
     fn remove(&self, container: &str) -> io::Result<()>;
     /// The containers that have groups.

@@ -1,6 +1,8 @@
 //! cgroup v1 (also the hybrid layout): one hierarchy per controller, a folder for the container in each.
 
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -10,6 +12,7 @@ use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
 use cgroups_rs::fs::{Cgroup, Controllers, MaxValue};
 use nm_shim::KillPlan;
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::{Cgroups, Held, Limits, MemoryEvidence, held};
 
@@ -88,7 +91,7 @@ impl V1 {
         if self.counts_swap {
             memory.set_memswap_limit(limit).context("memory.memsw.limit_in_bytes")?;
         } else {
-            std::fs::write(dir.join("memory.swappiness"), "0").context("memory.swappiness")?;
+            fs::write(dir.join("memory.swappiness"), "0").context("memory.swappiness")?;
         }
         let files: &[&str] = if self.counts_swap {
             &["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
@@ -106,14 +109,14 @@ impl V1 {
 
 /// Makes the node's group of the controller blkio, if that takes weights.
 fn weights(folder: PathBuf, cpu_millis: u32) -> Option<(PathBuf, &'static str)> {
-    let made = std::fs::create_dir_all(&folder);
+    let made = fs::create_dir_all(&folder);
     let file = IO_WEIGHTS.into_iter().find(|file| folder.join(file).exists());
-    let set = file.map(|file| std::fs::write(folder.join(file), io_weight(cpu_millis).to_string()));
+    let set = file.map(|file| fs::write(folder.join(file), io_weight(cpu_millis).to_string()));
     match (file, set, made) {
         (Some(file), Some(Ok(())), Ok(())) => Some((folder, file)),
         _ => {
             // Without weights the group is of no use; if it cannot be removed it does no harm.
-            let _ = std::fs::remove_dir(&folder);
+            let _ = fs::remove_dir(&folder);
             None
         }
     }
@@ -139,8 +142,8 @@ impl Cgroups for V1 {
         cgroup.create().with_context(|| format!("cannot make the cgroup of {container}"))?;
         if let Some((folder, file)) = &self.io {
             let folder = folder.join(container);
-            std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-            std::fs::write(folder.join(file), io_weight(limits.cpu_millis).to_string())
+            fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            fs::write(folder.join(file), io_weight(limits.cpu_millis).to_string())
                 .with_context(|| format!("{file} of {container}"))?;
         }
         for folder in self.folders() {
@@ -199,6 +202,15 @@ impl Cgroups for V1 {
             peak_bytes: super::read_u64(&dir.join("memory.max_usage_in_bytes"))?,
             limit_bytes: super::read_u64(&dir.join("memory.limit_in_bytes"))?,
         })
+    }
+
+    fn memory_alarm(&self, container: &str) -> io::Result<Option<OwnedFd>> {
+        let dir = self.memory.join(container);
+        let alarm = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let control = File::open(dir.join("memory.oom_control"))?;
+        let order = format!("{} {}", alarm.as_raw_fd(), control.as_raw_fd());
+        fs::write(dir.join("cgroup.event_control"), order)?;
+        Ok(Some(alarm))
     }
 
     fn remove(&self, container: &str) -> io::Result<()> {

@@ -124,6 +124,29 @@ async fn of_a_container_out_of_memory_every_process_ends() {
     assert_eq!(node.cgroups(), Vec::<std::path::PathBuf>::new());
 }
 
+/// On v1 the kernel kills one process alone, and nm is told of it at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_out_of_memory_kill_leaves_does_not_get_far() {
+    let mut rm = FakeRm::start().await;
+    let node = Node::start(&rm, &[]);
+    let mut session = rm.join().await;
+    // Each line is 20 ms of a life that should be over.
+    let script = "tail /dev/zero; while :; do echo on >> outlived; sleep 0.02; done";
+    for seq in 1..=8 {
+        session.start(&shell(seq, seq as u32, script));
+    }
+    let mut outlived = Vec::new();
+    for seq in 1..=8 {
+        let cause = session.exit(id(seq)).await;
+        assert!(matches!(cause, ExitCause::OutOfMemory { .. }), "{cause}");
+        let lines = fs::read_to_string(node.work(id(seq)).join("outlived")).unwrap_or_default();
+        outlived.push(lines.lines().count());
+    }
+    // A look once a second would let them live for 25 of them on average.
+    let total: usize = outlived.iter().sum();
+    assert!(total < 8 * 10, "{outlived:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn in_a_sandbox_a_container_has_a_tmp_of_its_own_no_rights_of_root_and_writes_only_where_it_should() {
     let mut rm = FakeRm::start().await;
