@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use types::{AppContainer, AppReport, ClusterReport, ContainerPhase, ContainerState, NodeReport, SlotStatus};
+use types::{
+    AppContainer, AppReport, ClusterReport, ContainerPhase, ContainerState, NodeReport, Pressure, SlotStatus,
+};
 
 use crate::output::{Rows, bytes, cores, duration};
 
@@ -131,6 +133,7 @@ fn slot_table(app: &AppReport, now_unix_ms: u64, headers: bool) -> String {
         ">LAG",
         ">MEMORY",
         ">CPU",
+        "WAITED",
         ">STARTED",
         ">RESTARTS",
         "LAST-EXIT",
@@ -157,6 +160,7 @@ fn slot_table(app: &AppReport, now_unix_ms: u64, headers: bool) -> String {
                 of(run.memory_bytes.map(bytes), bytes(run.resource.memory_bytes)).replace(' ', "")
             }),
             run.map_or_else(String::new, |run| of(run.cpu_millis.map(cores), cores(run.resource.cpu_millis))),
+            run.and_then(|run| run.pressure).map_or_else(String::new, waited),
             run.and_then(|run| run.started_unix_ms).map_or_else(String::new, |at| ago(now_unix_ms, at)),
             said.map_or_else(String::new, |said| said.restarts.to_string()),
             said.and_then(|said| said.last_exit.as_ref()).map_or_else(String::new, ToString::to_string),
@@ -165,6 +169,17 @@ fn slot_table(app: &AppReport, now_unix_ms: u64, headers: bool) -> String {
         ]);
     }
     if rows.is_empty() { String::new() } else { rows.text() }
+}
+
+/// What a container waited for, without what it did not.
+fn waited(pressure: Pressure) -> String {
+    let parts = [("cpu", pressure.cpu), ("memory", pressure.memory), ("io", pressure.io)];
+    let some: Vec<String> = parts
+        .iter()
+        .filter(|(_, percent)| *percent > 0)
+        .map(|(what, percent)| format!("{what}:{percent}%"))
+        .collect();
+    if some.is_empty() { "0%".to_owned() } else { some.join(",") }
 }
 
 fn tasks(said: &SlotStatus) -> String {

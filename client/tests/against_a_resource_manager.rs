@@ -248,8 +248,18 @@ fn status_shows_each_slot() {
     );
     let first = row("0 ");
     assert_eq!(
-        first[..8],
-        ["0", "running", "node-a", "yes", "Partition 0", "812", "300MiB/512MiB", "0.25/0.50"]
+        first[..9],
+        [
+            "0",
+            "running",
+            "node-a",
+            "yes",
+            "Partition 0",
+            "812",
+            "300MiB/512MiB",
+            "0.25/0.50",
+            "cpu:12%,io:3%"
+        ]
     );
     assert_eq!(first.last().map(String::as_str), Some("container_7_000002"));
     let second = row("1 ");

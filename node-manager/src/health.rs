@@ -84,12 +84,14 @@ fn free(folder: &Path) -> Option<u64> {
 
 /// How much of the last minute all work waited for `what`, percent.
 fn pressure(what: &str) -> Option<f64> {
-    full_avg60(&std::fs::read_to_string(format!("/proc/pressure/{what}")).ok()?)
+    waited(&std::fs::read_to_string(format!("/proc/pressure/{what}")).ok()?, "full", "avg60")
 }
 
-fn full_avg60(text: &str) -> Option<f64> {
-    let full = text.lines().find(|line| line.starts_with("full "))?;
-    full.split_ascii_whitespace().find_map(|word| word.strip_prefix("avg60=")?.parse().ok())
+/// How much of the `span` that ends now `some` or all (`full`) work waited, percent, by a pressure file of the kernel's.
+pub(crate) fn waited(text: &str, whose: &str, span: &str) -> Option<f64> {
+    let mut words =
+        text.lines().map(str::split_ascii_whitespace).find(|line| line.clone().next() == Some(whose))?;
+    words.find_map(|word| word.strip_prefix(span)?.strip_prefix('=')?.parse().ok())
 }
 
 /// Runs the script; why the node is not well, if so.
@@ -114,10 +116,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pressure_is_that_of_all_work_over_a_minute() {
+    fn pressure_is_read_by_whose_it_is_and_its_span() {
         let text = "some avg10=1.00 avg60=2.00 avg300=3.00 total=4\nfull avg10=5.00 avg60=6.50 avg300=7.00 total=8\n";
-        assert_eq!(full_avg60(text), Some(6.5));
-        assert_eq!(full_avg60(""), None);
+        assert_eq!(waited(text, "full", "avg60"), Some(6.5));
+        assert_eq!(waited(text, "some", "avg10"), Some(1.0));
+        assert_eq!(waited("", "full", "avg60"), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use types::{ContainerId, ContainerUsage};
+use types::{ContainerId, ContainerUsage, Pressure};
 
 use crate::cgroup::Cgroups;
 
@@ -35,9 +35,9 @@ impl Meter {
             let name = id.to_string();
             let Some(cpu_ns) = cgroups.cpu_ns(&name) else { continue };
             let before = self.last.get(id);
-            let told = before.and_then(|before| before.told.clone());
+            let told = before.and_then(|before| before.told);
             let is_idle = before.is_some_and(|before| before.cpu_ns == cpu_ns);
-            if is_idle && told.as_ref().is_some_and(|told| told.cpu_millis == 0) {
+            if is_idle && told.is_some_and(is_at_rest) {
                 continue;
             }
             let Some(memory_bytes) = cgroups.memory_bytes(&name) else { continue };
@@ -47,9 +47,10 @@ impl Meter {
                 u128::from(cpu_ns.saturating_sub(before.cpu_ns)) / wall_us
             });
             let cpu_millis = u32::try_from(cpu_millis).unwrap_or(u32::MAX);
-            let now = ContainerUsage { container: *id, memory_bytes, cpu_millis };
-            if told.as_ref() != Some(&now) {
-                changed.push(now.clone());
+            let pressure = cgroups.pressure(&name);
+            let now = ContainerUsage { container: *id, memory_bytes, cpu_millis, pressure };
+            if told != Some(now) {
+                changed.push(now);
             }
             self.last.insert(*id, Last { at, cpu_ns, told: Some(now) });
         }
@@ -57,21 +58,27 @@ impl Meter {
     }
 }
 
+/// Whether it is told as what it is while it does nothing. Pressure is of the last 10 s and fades for longer.
+fn is_at_rest(told: ContainerUsage) -> bool {
+    told.cpu_millis == 0 && told.pressure.is_none_or(|pressure| pressure == Pressure::default())
+}
+
 #[cfg(test)]
 mod tests {
     use std::io;
     use std::path::PathBuf;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
     use nm_shim::KillPlan;
 
     use super::*;
     use crate::cgroup::{Held, Limits, MemoryEvidence};
 
-    /// A container that has used so much CPU, and how often its memory was looked at.
+    /// A container that has used so much CPU and waits so much, and how often its memory was looked at.
     #[derive(Default)]
     struct Fake {
         cpu_ns: AtomicU64,
+        waits: AtomicU8,
         looks: AtomicU64,
     }
 
@@ -82,6 +89,9 @@ mod tests {
         fn memory_bytes(&self, _: &str) -> Option<u64> {
             self.looks.fetch_add(1, Ordering::Relaxed);
             Some(7)
+        }
+        fn pressure(&self, _: &str) -> Option<Pressure> {
+            Some(Pressure { io: self.waits.load(Ordering::Relaxed), ..Pressure::default() })
         }
         fn describe(&self) -> String {
             unreachable!()
@@ -96,7 +106,7 @@ mod tests {
             unreachable!()
         }
         fn memory(&self, _: &str) -> Option<MemoryEvidence> {
-            None
+            unreachable!()
         }
         fn remove(&self, _: &str) -> io::Result<()> {
             unreachable!()
@@ -126,5 +136,17 @@ mod tests {
         assert_eq!(told(&mut meter), 0);
         meter.tell_all();
         assert_eq!((told(&mut meter), told(&mut meter)), (1, 0));
+    }
+
+    #[test]
+    fn pressure_that_fades_after_the_work_is_told_until_it_is_gone() {
+        let (fake, mut meter) = (Fake::default(), Meter::default());
+        let mut waits = |percent| {
+            fake.waits.store(percent, Ordering::Relaxed);
+            let told = meter.read(&fake, &[ContainerId::default()]);
+            told.first().and_then(|usage| usage.pressure).map(|pressure| pressure.io)
+        };
+        assert_eq!([40, 20, 20, 0, 0].map(&mut waits), [Some(40), Some(20), None, Some(0), None]);
+        assert_eq!(fake.looks.load(Ordering::Relaxed), 4);
     }
 }

@@ -12,7 +12,7 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 use types::{
     AppContainer, AppReport, AppState, ClusterReport, ContainerPhase, ContainerState, ContainerStatus, JobId,
-    JobSpec, JobStatus, NodeReport, NodeStateName, Resource, SlotStatus, TaskStatus,
+    JobSpec, JobStatus, NodeReport, NodeStateName, Pressure, Resource, SlotStatus, TaskStatus,
 };
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -219,6 +219,7 @@ pub fn live_app(id: &str, name: &str) -> AppReport {
         ended_unix_ms: None,
         memory_bytes: Some(300 << 20),
         cpu_millis: Some(250),
+        pressure: Some(Pressure { cpu: 12, memory: 0, io: 3 }),
     };
     AppReport {
         containers_running: 1,

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nm_shim::KillPlan;
 use serde::Serialize;
-use types::{Role, StartContainer};
+use types::{Pressure, Role, StartContainer};
 
 /// Where containers' groups are, unless told.
 const PARENT: &str = "samza";
@@ -98,6 +98,10 @@ pub(crate) trait Cgroups: Send + Sync {
     fn memory_bytes(&self, container: &str) -> Option<u64>;
     /// What the kernel says of its memory; none if it cannot be known.
     fn memory(&self, container: &str) -> Option<MemoryEvidence>;
+    /// What it waits for; none if it cannot be known.
+    fn pressure(&self, _container: &str) -> Option<Pressure> {
+        None
+    }
     /// A descriptor that can be read each time the container meets its memory limit, where the kernel then kills one
     /// process alone; none where it kills all of them by itself.
     fn memory_alarm(&self, _container: &str) -> io::Result<Option<OwnedFd>> {

@@ -14,6 +14,7 @@ use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
 use cgroups_rs::fs::{Cgroup, MaxValue};
 use nm_shim::KillPlan;
+use types::Pressure;
 
 use super::{Cgroups, Held, Limits, MemoryEvidence, held};
 
@@ -177,6 +178,19 @@ impl Cgroups for V2 {
             // memory.peak came with Linux 5.19; who was killed at the limit had reached it.
             peak_bytes: super::read_u64(&dir.join("memory.peak")).unwrap_or(limit_bytes),
             limit_bytes,
+        })
+    }
+
+    fn pressure(&self, container: &str) -> Option<Pressure> {
+        let dir = self.dir.join(container);
+        let percent = |file: &str| {
+            let text = fs::read_to_string(dir.join(file)).ok()?;
+            Some(crate::health::waited(&text, "some", "avg10")?.round() as u8)
+        };
+        Some(Pressure {
+            cpu: percent("cpu.pressure")?,
+            memory: percent("memory.pressure")?,
+            io: percent("io.pressure")?,
         })
     }
 

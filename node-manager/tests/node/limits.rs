@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use types::{ExitCause, StartContainer};
+use types::{ContainerUsage, ExitCause, StartContainer};
 
 use crate::stage::{FakeRm, Node, alive, id, is_v2, shell, until};
 
@@ -63,6 +63,25 @@ async fn under_contention_cpu_goes_by_the_shares() {
     let used = cpu_during(&node, &[1, 2], Duration::from_secs(4)).await;
     let ratio = used[0].as_secs_f64() / used[1].as_secs_f64();
     assert!((2.7..3.3).contains(&ratio), "{used:?}: {ratio:.2} instead of 3");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_who_share_a_processor_are_told_as_waiting_for_it_where_the_kernel_knows() {
+    let mut rm = FakeRm::start().await;
+    let _node = Node::start(&rm, &[]);
+    let mut session = rm.join().await;
+    for seq in [1, 2] {
+        session.start(&spinning(seq, 500));
+        session.running(id(seq)).await;
+    }
+    for seq in [1, 2] {
+        let waits = |usage: &ContainerUsage| match usage.pressure {
+            Some(pressure) => is_v2() && pressure.cpu > 20 && pressure.cpu <= 100 && pressure.memory < 20,
+            None => !is_v2() && usage.cpu_millis > 0,
+        };
+        let told = |usage: &ContainerUsage| usage.container == id(seq) && waits(usage);
+        session.until("what it waits for", |seen| seen.usage.iter().any(told)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AppId, ContainerId, ContainerState, ContainerStatus, ExitCause, JobId, NodeId, Resource, TaskName,
+    AppId, ContainerId, ContainerState, ContainerStatus, ExitCause, JobId, NodeId, Pressure, Resource,
+    TaskName,
 };
 
 /// The application master's report on its job.
@@ -191,6 +192,8 @@ pub struct AppContainer {
     pub memory_bytes: Option<u64>,
     /// Thousandths of a core in use, as last heard.
     pub cpu_millis: Option<u32>,
+    /// What it waits for, as last heard.
+    pub pressure: Option<Pressure>,
 }
 
 /// An ask that no node has answered yet.

@@ -81,7 +81,7 @@ pub struct NodeBeat {
 }
 
 /// What a container's cgroup says.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerUsage {
     /// Whose.
     pub container: ContainerId,
@@ -89,6 +89,19 @@ pub struct ContainerUsage {
     pub memory_bytes: u64,
     /// CPU used over the last interval, thousandths of a core.
     pub cpu_millis: u32,
+    /// What it waits for; none where the kernel does not tell (cgroup v1).
+    pub pressure: Option<Pressure>,
+}
+
+/// How much of the last 10 s some of a container's work waited for each, percent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Pressure {
+    /// For a processor.
+    pub cpu: u8,
+    /// For memory.
+    pub memory: u8,
+    /// For disks.
+    pub io: u8,
 }
 
 /// A node's word about one container.

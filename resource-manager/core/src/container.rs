@@ -13,7 +13,7 @@
 //! An exit is final. It is kept until the application master has acted on it (`AckExit`) and the node has told of
 //! it (`settled`); then the node may forget it.
 
-use types::{AppId, ContainerId, ContainerState, ExitCause, Resource, Role};
+use types::{AppId, ContainerId, ContainerState, ContainerUsage, ExitCause, Resource, Role};
 
 use crate::node::NodeIx;
 
@@ -29,8 +29,8 @@ pub(crate) struct Container {
     pub(crate) pid: Option<u32>,
     pub(crate) started_unix_ms: Option<u64>,
     pub(crate) ended_unix_ms: Option<u64>,
-    /// Memory in bytes and CPU in thousandths of a core, as last heard.
-    pub(crate) usage: Option<(u64, u32)>,
+    /// As last heard.
+    pub(crate) usage: Option<ContainerUsage>,
     /// How it is to end, if somebody wants that.
     pub(crate) stop: Option<StopOrder>,
     /// Whether all who must have acted on its exit.

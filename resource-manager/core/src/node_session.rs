@@ -157,7 +157,7 @@ impl RmCore {
             FromNode::Usage(usages) => {
                 for usage in usages {
                     if let Some(container) = self.containers.get_mut(&usage.container) {
-                        container.usage = Some((usage.memory_bytes, usage.cpu_millis));
+                        container.usage = Some(usage);
                     }
                 }
             }

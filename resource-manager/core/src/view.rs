@@ -77,6 +77,7 @@ impl RmCore {
     }
 
     fn app_container(&self, it: &Container) -> AppContainer {
+        let usage = it.usage.filter(|_| it.is_live());
         AppContainer {
             container: it.id,
             role: it.slot().map_or_else(|| "app-master".to_owned(), |slot| format!("slot {slot}")),
@@ -87,8 +88,9 @@ impl RmCore {
             pid: it.pid,
             started_unix_ms: it.started_unix_ms,
             ended_unix_ms: it.ended_unix_ms,
-            memory_bytes: it.usage.filter(|_| it.is_live()).map(|(memory, _)| memory),
-            cpu_millis: it.usage.filter(|_| it.is_live()).map(|(_, cpu)| cpu),
+            memory_bytes: usage.map(|usage| usage.memory_bytes),
+            cpu_millis: usage.map(|usage| usage.cpu_millis),
+            pressure: usage.and_then(|usage| usage.pressure),
         }
     }
 }

@@ -4,7 +4,10 @@ mod world;
 
 use rm_core::Denied;
 use rm_core::Event;
-use types::{AppState, ContainerState, ExitCause, FromAm, FromNode, NodeBeat, NodeStateName, ToAm};
+use types::{
+    AppState, ContainerState, ContainerUsage, ExitCause, FromAm, FromNode, NodeBeat, NodeStateName, Pressure,
+    ToAm,
+};
 use world::{World, ask, request, spec};
 
 #[test]
@@ -250,6 +253,25 @@ fn an_unhealthy_node_gets_nothing_new_and_says_why() {
     assert!(world.report(&app).diagnostics.contains("1 node is unhealthy: disk full"));
     world.pass(1_000, &[]);
     assert!(world.master_container(&app).is_some(), "its next beat was well again");
+}
+
+#[test]
+fn what_a_container_uses_and_waits_for_is_shown_while_it_lives() {
+    let mut world = World::new();
+    world.join("a", "r1");
+    let (app, ids) = world.running_job("flights", 1);
+    let session = world.nodes[&"a".into()].session.as_ref().expect("connected").session;
+    let pressure = Some(Pressure { cpu: 7, memory: 0, io: 90 });
+    let usage = ContainerUsage { container: ids[0], memory_bytes: 5, cpu_millis: 30, pressure };
+    world.apply(Event::NodeItem { node: "a".into(), session, item: FromNode::Usage(vec![usage]) });
+    let shown = |world: &World| {
+        let report = world.report(&app);
+        let container = report.containers.into_iter().find(|it| it.container == ids[0]).expect("known");
+        (container.memory_bytes, container.cpu_millis, container.pressure)
+    };
+    assert_eq!(shown(&world), (Some(5), Some(30), pressure));
+    world.exit(ids[0], ExitCause::Failed { code: 1 });
+    assert_eq!(shown(&world), (None, None, None));
 }
 
 #[test]

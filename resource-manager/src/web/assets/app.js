@@ -390,6 +390,12 @@ function nodeCell(slot) {
   return [h("span", {}, slot.run.node), marks && h("span", { class: "mark", "data-preferred": marks[0], title: marks[1] }, marks[0])];
 }
 
+// How much of the last 10 s some of a container's work waited; cgroup v1 does not tell.
+function waitedText(pressure) {
+  const some = pressure ? ["cpu", "memory", "io"].filter((what) => pressure[what] > 0) : [];
+  return some.length > 0 && h("span", { class: "sub waited", title: "of the last 10 s" }, `waited for ${some.map((what) => `${what} ${pressure[what]} %`).join(", ")}`);
+}
+
 function slotRows(slot, app) {
   const run = slot.alive ? slot.run : null;
   const open = opened.has(slot.slot);
@@ -405,7 +411,7 @@ function slotRows(slot, app) {
   cell("Tasks", "tasks", taskNames(slot.tasks)),
   cell("Input lag", "num lag", count(slot.lag)),
   cell("Memory", "wide", run ? meter("memory", run.memory_bytes, limit.memory_bytes, `${bytes(run.memory_bytes)} of ${bytes(limit.memory_bytes)}`) : "–"),
-  cell("CPU", "wide", run ? meter("cpu", run.cpu_millis, limit.cpu_millis, `${run.cpu_millis === null ? "–" : cores(run.cpu_millis)} of ${cores(limit.cpu_millis)}`) : "–"),
+  cell("CPU", "wide", run ? meter("cpu", run.cpu_millis, limit.cpu_millis, `${run.cpu_millis === null ? "–" : cores(run.cpu_millis)} of ${cores(limit.cpu_millis)}`) : "–", run && waitedText(run.pressure)),
   run ? cell("Started", "", since(run.started_unix_ms), h("span", { class: "sub mono incarnation", title: "incarnation" }, incarnation(run.container))) : cell("Started", "", "–"),
   cell("Restarts", "num", count(slot.restarts || 0)),
   cell("Last exit", "exit", slot.lastExit ? h("span", { class: badExit(slot.lastExit) ? "bad" : "" }, exitText(slot.lastExit), slot.last_exit_unix_ms && h("span", { class: "sub" }, since(slot.last_exit_unix_ms))) : "–"),
