@@ -103,6 +103,10 @@ pub(crate) struct Args {
     /// refused
     #[arg(long, value_name = "SIZE", default_value = "10GiB")]
     pub(crate) cache_size: String,
+    /// How much of all containers' output together is kept: beyond it that of containers that are over goes, the oldest
+    /// end first
+    #[arg(long, value_name = "SIZE", default_value = "10GiB", value_parser = |text: &str| size("--logs-total", text))]
+    pub(crate) logs_total: u64,
     /// Free space that the node's disks must have for it to get new containers; of one folder with containers=SIZE,
     /// logs=SIZE, state=SIZE or cache=SIZE [default: 256MiB]
     #[arg(long = "min-free", value_name = "[FOLDER=]SIZE")]

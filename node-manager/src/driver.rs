@@ -8,13 +8,16 @@ use nm_core::{Command, Core, Event};
 use nm_shim::files::Pid;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use types::{
     CommandStamp, ContainerId, ContainerUsage, FromNode, JobId, NodeHello, NodeWelcome, StateEntry,
     Timestamp, ToNode,
 };
 
+use crate::age::Ages;
 use crate::cgroup::Cgroups;
 use crate::hands::Hands;
+use crate::logs::Bound;
 use crate::root::Root;
 use crate::usage::Meter;
 use crate::watch::End;
@@ -25,6 +28,8 @@ const USAGE_EVERY: Duration = Duration::from_secs(1);
 const STATE_EVERY: Duration = Duration::from_secs(10);
 /// How often old logs and state are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
+/// How soon after a container came or went all logs are held to their bound; many come and go together.
+const LOGS_AFTER: Duration = Duration::from_secs(2);
 
 /// The session's sending half.
 pub(crate) type ToResourceManager = proto::Tx<FromNode>;
@@ -78,6 +83,9 @@ pub(crate) struct Driver {
     pub(crate) tell_usage: bool,
     pub(crate) state_sent: Vec<StateEntry>,
     pub(crate) state_scan: bool,
+    pub(crate) logs: Arc<Bound>,
+    /// When all logs are held to their bound next, if a container came or went.
+    pub(crate) logs_at: Option<Instant>,
 }
 
 impl Driver {
@@ -102,6 +110,7 @@ impl Driver {
                 _ = usage.tick() => self.tick_usage(),
                 _ = state.tick() => self.scan_state(false),
                 _ = sweep.tick() => self.sweep(),
+                () = reached(self.logs_at) => self.hold_logs(),
             }
             self.carry_out(out);
             debug_check(&self.core);
@@ -171,13 +180,14 @@ impl Driver {
     }
 
     fn carry_out(&mut self, commands: Vec<Command>) {
-        let mut changed = false;
-        for command in commands {
-            changed |= matches!(command, Command::Persist { .. } | Command::Remove { .. });
-            self.carry_out_one(command);
-        }
-        if changed {
+        let changes = |command: &Command| matches!(command, Command::Persist { .. } | Command::Remove { .. });
+        if commands.iter().any(changes) {
+            // Before anything is made of it: who finds a container's folder finds it known.
             self.publish();
+            self.logs_at.get_or_insert_with(|| Instant::now() + LOGS_AFTER);
+        }
+        for command in commands {
+            self.carry_out_one(command);
         }
     }
 
@@ -297,14 +307,29 @@ impl Driver {
     }
 
     fn sweep(&self) {
-        let (root, localizer, jobs) = (self.root.clone(), self.hands.localizer.clone(), self.jobs());
-        let known: Vec<ContainerId> = self.core.view().containers.iter().map(|c| c.id).collect();
+        let (root, known, jobs) = (self.root.clone(), self.known.subscribe(), self.jobs());
+        let (logs, localizer) = (self.logs.clone(), self.hands.localizer.clone());
         tokio::task::spawn_blocking(move || {
-            let results = [crate::logs::sweep(&root, &known), crate::state::sweep(&root, &jobs)];
+            let ages = Ages::look(&root);
+            let results = [
+                crate::logs::sweep(&root, &known, &ages),
+                logs.hold(&root, &known),
+                crate::state::sweep(&root, &jobs, &ages),
+            ];
             for error in results.into_iter().filter_map(Result::err) {
                 tracing::warn!(%error, "old logs or state cannot be removed");
             }
             localizer.sweep(&root);
+        });
+    }
+
+    fn hold_logs(&mut self) {
+        self.logs_at = None;
+        let (root, known, logs) = (self.root.clone(), self.known.subscribe(), self.logs.clone());
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = logs.hold(&root, &known) {
+                tracing::warn!(%error, "logs cannot be held to --logs-total");
+            }
         });
     }
 }
@@ -317,6 +342,13 @@ pub(crate) fn now() -> Timestamp {
 async fn until(deadline: Option<Timestamp>) {
     match deadline {
         Some(at) => tokio::time::sleep(Duration::from_millis(at.since(now()))).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn reached(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }

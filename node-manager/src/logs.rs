@@ -1,19 +1,21 @@
 //! Containers' output: found by container, read from an offset or the tail through all of a stream's files, followed
-//! while the container runs, and swept a day after its end. Shims write it and bound it.
+//! while the container runs, swept a day after its end, and bounded for the whole node. Shims write it and bound each
+//! container's.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
+use tokio::sync::watch;
 use types::ContainerId;
 
+use crate::age::Ages;
+use crate::driver::Known;
 use crate::root::Root;
 
-/// How long logs are kept after their last line, once the container is forgotten.
-const KEPT: Duration = Duration::from_secs(24 * 3600);
-/// How much of forgotten containers' logs is kept at most, bytes.
-const KEPT_BYTES: u64 = 2 << 30;
 /// How much is read at once.
 pub(crate) const CHUNK: usize = 64 << 10;
 
@@ -112,45 +114,101 @@ pub(crate) fn read_at(dir: &Path, stream: &str, offset: u64) -> io::Result<(u64,
     Ok((offset, Vec::new()))
 }
 
-/// Removes logs of containers that are not `known` any more: those a day old, and the oldest beyond the bound.
-pub(crate) fn sweep(root: &Root, known: &[ContainerId]) -> io::Result<()> {
-    let mut old = Vec::new();
+/// The logs of one container.
+struct Log {
+    id: ContainerId,
+    dir: PathBuf,
+    newest: SystemTime,
+    bytes: u64,
+}
+
+/// All there are, the oldest end first.
+fn all(root: &Root) -> io::Result<Vec<Log>> {
+    let mut logs = Vec::new();
     for app in fs::read_dir(root.all_logs())? {
-        let app = app?.path();
-        let mut left = 0;
-        for dir in fs::read_dir(&app)? {
+        for dir in fs::read_dir(app?.path())? {
             let dir = dir?;
-            left += 1;
             let id = dir.file_name().to_str().and_then(|name| name.parse::<ContainerId>().ok());
-            if id.is_some_and(|id| !known.contains(&id)) {
+            if let Some(id) = id {
                 let (newest, bytes) = measure(&dir.path())?;
-                old.push((newest, bytes, dir.path()));
+                logs.push(Log { id, dir: dir.path(), newest, bytes });
             }
         }
-        if left == 0 {
-            fs::remove_dir(&app)?;
-        }
     }
-    old.sort();
-    let mut total: u64 = old.iter().map(|(_, bytes, _)| bytes).sum();
-    for (newest, bytes, dir) in old {
-        if newest.elapsed().is_ok_and(|age| age > KEPT) || total > KEPT_BYTES {
-            fs::remove_dir_all(&dir)?;
-            total -= bytes;
-        }
-    }
-    Ok(())
+    logs.sort_by_key(|log| (log.newest, log.id));
+    Ok(logs)
 }
 
 fn measure(dir: &Path) -> io::Result<(SystemTime, u64)> {
     let mut newest = fs::metadata(dir)?.modified()?;
     let mut bytes = 0;
     for file in fs::read_dir(dir)? {
-        let meta = file?.metadata()?;
-        newest = newest.max(meta.modified()?);
-        bytes += meta.len();
+        // The oldest file of a long stream may go meanwhile.
+        if let Ok(meta) = file?.metadata() {
+            newest = newest.max(meta.modified()?);
+            bytes += meta.len();
+        }
     }
     Ok((newest, bytes))
+}
+
+fn remove(log: &Log) -> io::Result<()> {
+    match fs::remove_dir_all(&log.dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    if let Some(app) = log.dir.parent() {
+        // Others of its application are no error.
+        let _ = fs::remove_dir(app);
+    }
+    Ok(())
+}
+
+/// Removes old logs of containers that are not known any more.
+pub(crate) fn sweep(root: &Root, known: &watch::Receiver<Arc<Known>>, ages: &Ages) -> io::Result<()> {
+    // Containers are asked for after their folders were seen: one that was made meanwhile is known.
+    let (logs, known) = (all(root)?, known.borrow().clone());
+    let mut old = logs.iter().filter(|log| !known.over.contains_key(&log.id) && ages.is_old(log.newest));
+    old.try_for_each(remove)
+}
+
+/// How much of all logs together is kept.
+pub(crate) struct Bound {
+    bytes: u64,
+    /// Whether those of containers that run exceed it, and that was said.
+    said: AtomicBool,
+}
+
+impl Bound {
+    pub(crate) fn new(bytes: u64) -> Bound {
+        Bound { bytes, said: AtomicBool::new(false) }
+    }
+
+    /// Removes logs of containers that are over, the oldest end first, until all together are within the bound. Those
+    /// of the others stay: they are bounded each.
+    pub(crate) fn hold(&self, root: &Root, known: &watch::Receiver<Arc<Known>>) -> io::Result<()> {
+        let (logs, known) = (all(root)?, known.borrow().clone());
+        let mut total: u64 = logs.iter().map(|log| log.bytes).sum();
+        let is_over = |log: &&Log| known.over.get(&log.id).copied().unwrap_or(true);
+        for log in logs.iter().filter(is_over) {
+            if total <= self.bytes {
+                break;
+            }
+            remove(log)?;
+            total -= log.bytes;
+        }
+        let exceeds = total > self.bytes;
+        if exceeds && !self.said.load(Ordering::Relaxed) {
+            tracing::warn!(
+                "logs of containers that run take {} MiB, more than --logs-total, {} MiB; give nm a larger \
+                 --logs-total, or a smaller --log-size for containers that it starts from then on",
+                total >> 20,
+                self.bytes >> 20
+            );
+        }
+        self.said.store(exceeds, Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! nm, the node manager: offers a machine, runs containers in cgroups, keeps their state and logs.
 
+mod age;
 mod args;
 mod cgroup;
 mod doctor;
@@ -139,6 +140,8 @@ async fn serve(
         tell_usage: false,
         state_sent,
         state_scan: false,
+        logs: Arc::new(logs::Bound::new(args.logs_total)),
+        logs_at: None,
     };
     driver.publish();
     let logs = grpc::Logs { root, known: known_rx, shutdown: shutdown.clone() };

@@ -3,14 +3,15 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use types::{JobId, StateEntry};
 
+use crate::age::Ages;
 use crate::root::Root;
 
-/// How long a job's state is kept after its last use.
-const KEPT: Duration = Duration::from_secs(24 * 3600);
+/// The file that says whose state a folder holds, and by its time when it was last in use.
+const JOB: &str = ".job";
 
 /// Everything below `state/`, in order of job and entry.
 pub(crate) fn scan(root: &Root) -> io::Result<Vec<StateEntry>> {
@@ -47,14 +48,18 @@ pub(crate) fn purge(root: &Root, job: &JobId) -> io::Result<()> {
 }
 
 /// Removes the state of jobs that were last used a day ago; `in_use` jobs have a container here.
-pub(crate) fn sweep(root: &Root, in_use: &[JobId]) -> io::Result<()> {
+pub(crate) fn sweep(root: &Root, in_use: &[JobId], ages: &Ages) -> io::Result<()> {
     for dir in fs::read_dir(root.all_state())? {
         let dir = dir?.path();
         let Some(job) = job_of(&dir) else { continue };
+        if in_use.contains(&job) {
+            // A job may run for days without a change of its state: that is use.
+            fs::File::open(dir.join(JOB))?.set_modified(SystemTime::now())?;
+            continue;
+        }
         let mut size = Size::default();
         measure(&dir, &mut size)?;
-        let unused = size.newest.and_then(|newest| newest.elapsed().ok()).is_some_and(|age| age > KEPT);
-        if unused && !in_use.contains(&job) {
+        if size.newest.is_some_and(|newest| ages.is_old(newest)) {
             tracing::info!(%job, "its local state has not been used for a day and goes");
             purge(root, &job)?;
         }
@@ -63,7 +68,7 @@ pub(crate) fn sweep(root: &Root, in_use: &[JobId]) -> io::Result<()> {
 }
 
 fn job_of(dir: &Path) -> Option<JobId> {
-    serde_json::from_slice(&fs::read(dir.join(".job")).ok()?).ok()
+    serde_json::from_slice(&fs::read(dir.join(JOB)).ok()?).ok()
 }
 
 #[derive(Default)]

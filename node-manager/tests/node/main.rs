@@ -2,11 +2,13 @@
 //! played. The same tests run once more on cgroup v2, in a small virtual machine.
 
 mod artefacts;
+mod clock;
 mod containers;
 mod crashes;
 mod exits;
 mod faults;
 mod limits;
+mod logs;
 mod restart;
 mod stage;
 mod vm;
