@@ -185,6 +185,10 @@ impl Root {
             match files::read::<Record>(&entry.path(), RECORD) {
                 Ok(Some(record)) => records.push((id, record)),
                 Ok(None) => fs::remove_dir_all(entry.path())?,
+                // Torn: only a first record is written in place.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    fs::remove_dir_all(entry.path())?
+                }
                 Err(error) => {
                     tracing::warn!(container = %id, %error, "its record is damaged and it is given up");
                     fs::rename(entry.path(), entry.path().with_extension("damaged"))?;

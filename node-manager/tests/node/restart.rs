@@ -47,6 +47,22 @@ async fn a_killed_nm_takes_its_containers_over_and_learns_of_exits_meanwhile() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_a_container_whose_first_record_was_torn_nothing_is_left() {
+    let mut rm = FakeRm::start().await;
+    let mut node = Node::start(&rm, &[]);
+    rm.join().await;
+    node.kill();
+    for (seq, torn) in [(1, ""), (2, "{\"start\":{\"id\":")] {
+        fs::create_dir_all(node.work(id(seq))).unwrap();
+        fs::write(node.work(id(seq)).parent().unwrap().join("record.json"), torn).unwrap();
+    }
+    node.run();
+    let session = rm.join().await;
+    assert_eq!(session.hello.containers, []);
+    assert_eq!(fs::read_dir(node.root.path().join("containers")).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn sigterm_ends_nm_and_leaves_containers_running() {
     let mut rm = FakeRm::start().await;
     let mut node = Node::start(&rm, &[]);
