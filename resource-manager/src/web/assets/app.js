@@ -411,7 +411,7 @@ function slotRows(slot, app) {
   cell("Tasks", "tasks", taskNames(slot.tasks)),
   cell("Input lag", "num lag", count(slot.lag)),
   cell("Memory", "wide", run ? meter("memory", run.memory_bytes, limit.memory_bytes, `${bytes(run.memory_bytes)} of ${bytes(limit.memory_bytes)}`) : "–"),
-  cell("CPU", "wide", run ? meter("cpu", run.cpu_millis, limit.cpu_millis, `${run.cpu_millis === null ? "–" : cores(run.cpu_millis)} of ${cores(limit.cpu_millis)}`) : "–", run && waitedText(run.pressure)),
+  cell("CPU", "wide", run ? [meter("cpu", run.cpu_millis, limit.cpu_millis, `${run.cpu_millis === null ? "–" : cores(run.cpu_millis)} of ${cores(limit.cpu_millis)}`), waitedText(run.pressure)] : "–"),
   run ? cell("Started", "", since(run.started_unix_ms), h("span", { class: "sub mono incarnation", title: "incarnation" }, incarnation(run.container))) : cell("Started", "", "–"),
   cell("Restarts", "num", count(slot.restarts || 0)),
   cell("Last exit", "exit", slot.lastExit ? h("span", { class: badExit(slot.lastExit) ? "bad" : "" }, exitText(slot.lastExit), slot.last_exit_unix_ms && h("span", { class: "sub" }, since(slot.last_exit_unix_ms))) : "–"),
