@@ -87,7 +87,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// The control group, below the root of each hierarchy, under which containers are put
-    /// [default: samza; for a user other than root, with cgroup v2, the group that nm itself is in]
+    /// [default: with cgroup v2 the group that nm itself is in, if that is delegated to it or nm is not root; else samza]
     #[arg(long, value_name = "PATH")]
     pub(crate) cgroup_parent: Option<String>,
     /// Processes and threads that a container may have: far above what a job needs, far below what hurts the machine

@@ -17,7 +17,7 @@ use nm_shim::KillPlan;
 use serde::Serialize;
 use types::{Pressure, Role, StartContainer};
 
-/// Where containers' groups are, unless told.
+/// Where containers' groups are, unless told, or nm has a group of its own to divide.
 const PARENT: &str = "samza";
 
 const ADVICE: &str = "limits do not work here; run nm as root with cgroups mounted, or with --unlimited to run \
@@ -130,8 +130,8 @@ pub(crate) fn detect(parent: Option<&str>, node: &str, cpu_millis: u32, unlimite
         let holds = groups.holds("");
         return Ok((Box::new(groups), holds));
     }
-    let own = || v2::own_group().filter(|_| v2::is_unified() && !rustix::process::geteuid().is_root());
-    let parent = parent.map(PathBuf::from).or_else(own).unwrap_or_else(|| PathBuf::from(PARENT));
+    let delegated = || v2::delegated_group().filter(|_| v2::is_unified());
+    let parent = parent.map(PathBuf::from).or_else(delegated).unwrap_or_else(|| PathBuf::from(PARENT));
     let path = parent.strip_prefix("/").unwrap_or(&parent).join(file_name(node));
     let made: Result<Box<dyn Cgroups>> = if v2::is_unified() {
         v2::V2::new(&path, cpu_millis).map(|groups| Box::new(groups) as Box<dyn Cgroups>)

@@ -1,7 +1,8 @@
 //! cgroup v2: one folder per container, controllers handed down level by level.
 //!
 //! A group with processes cannot hand controllers down. Where the node manager itself is in one that must, it moves
-//! into a leaf of its own, `nm`; others' processes it leaves where they are.
+//! into a leaf of its own, `nm`; others' processes it leaves where they are. systemd marks the groups that it delegates:
+//! such a group is ours, what is above it is systemd's and stays as it is.
 
 use std::fs;
 use std::io;
@@ -19,6 +20,9 @@ use types::Pressure;
 use super::{Cgroups, Held, Limits, MemoryEvidence, held};
 
 const NAMES: [&str; 3] = ["cpu", "memory", "pids"];
+/// How systemd marks a group that it delegates: only root sees the first, 251 and later set both. A user's systemd
+/// marks none.
+const MARKS: [&str; 2] = ["trusted.delegate", "user.delegate"];
 /// Where the weight of disk access is, by scheduler.
 const IO_WEIGHTS: [&str; 2] = ["io.bfq.weight", "io.weight"];
 
@@ -37,12 +41,17 @@ pub(super) struct V2 {
 impl V2 {
     pub(super) fn new(path: &Path, cpu_millis: u32) -> Result<V2> {
         let dir = Path::new(UNIFIED_MOUNTPOINT).join(path);
-        let mut level = PathBuf::from(UNIFIED_MOUNTPOINT);
-        hand_down(&level)?;
-        for part in path.components() {
-            level.push(part);
+        let above = path.ancestors().find(|group| is_delegated(group)).and_then(Path::parent);
+        let mut levels: Vec<&Path> = path.ancestors().collect();
+        levels.reverse();
+        for group in levels {
+            if above.is_some_and(|above| above.starts_with(group)) {
+                continue;
+            }
+            let level = Path::new(UNIFIED_MOUNTPOINT).join(group);
             make_group(&level)?;
-            if own_group().is_some_and(|own| Path::new(UNIFIED_MOUNTPOINT).join(own) == level) {
+            // The root of all groups may have processes and groups.
+            if group.parent().is_some() && own_group().is_some_and(|own| own == group) {
                 move_into_leaf(&level)?;
             }
             hand_down(&level)?;
@@ -61,8 +70,29 @@ impl V2 {
     }
 }
 
+/// The group that is this process's to divide, below the mount: its own, or the one above where systemd put it into a
+/// leaf of a group that it delegates (`DelegateSubgroup`). Who is not root may divide nothing but what someone gave it,
+/// and so takes its own without a mark.
+pub(super) fn delegated_group() -> Option<PathBuf> {
+    let own = own_group()?;
+    if is_delegated(&own) {
+        return Some(own);
+    }
+    // A group that is named as units are is a unit, and the delegated one above it another service manager's.
+    let above = own.parent().filter(|above| own.extension().is_none() && is_delegated(above));
+    above.map(Path::to_path_buf).or_else(|| (!rustix::process::geteuid().is_root()).then_some(own))
+}
+
+fn is_delegated(group: &Path) -> bool {
+    let dir = Path::new(UNIFIED_MOUNTPOINT).join(group);
+    MARKS.iter().any(|mark| {
+        let mut value = [0; 1];
+        rustix::fs::getxattr(&dir, *mark, &mut value).is_ok_and(|bytes| bytes == 1 && value == *b"1")
+    })
+}
+
 /// The group that this process is in, below the mount.
-pub(super) fn own_group() -> Option<PathBuf> {
+fn own_group() -> Option<PathBuf> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     groups.lines().find_map(|line| Some(PathBuf::from(line.strip_prefix("0::/")?)))
 }
@@ -78,8 +108,8 @@ fn move_into_leaf(level: &Path) -> Result<()> {
     fs::write(leaf.join("cgroup.procs"), "0").with_context(|| format!("cannot move into {}", leaf.display()))
 }
 
-/// Hands our controllers down to the groups below `level`. What is handed down already is left as it is: above a
-/// delegated group nothing may be written.
+/// Hands our controllers down to the groups below `level`. What is handed down already is left as it is: above a group
+/// that someone gave us nothing may be written.
 fn hand_down(level: &Path) -> Result<()> {
     let read = |file: &str| {
         fs::read_to_string(level.join(file)).with_context(|| format!("{} is no cgroup", level.display()))
@@ -89,13 +119,16 @@ fn hand_down(level: &Path) -> Result<()> {
     for name in NAMES {
         ensure!(is_in(&has, name), "{} has no controller {name}", level.display());
     }
-    let wanted = NAMES.iter().chain(&["io"]).filter(|name| is_in(&has, name) && !is_in(&down, name));
-    let order: Vec<String> = wanted.map(|name| format!("+{name}")).collect();
-    if order.is_empty() {
-        return Ok(());
+    let hand = |name: &str| fs::write(level.join("cgroup.subtree_control"), format!("+{name}"));
+    for name in NAMES.iter().filter(|name| !is_in(&down, name)) {
+        hand(name)
+            .with_context(|| format!("{} cannot hand {name} down; processes in it?", level.display()))?;
     }
-    fs::write(level.join("cgroup.subtree_control"), order.join(" "))
-        .with_context(|| format!("{} cannot hand its controllers down; processes in it?", level.display()))
+    if is_in(&has, "io") && !is_in(&down, "io") {
+        // Without it disks are shared without weights; `holds` says so.
+        let _ = hand("io");
+    }
+    Ok(())
 }
 
 /// A weight of 100 is one core; the kernel takes 1 to 10,000.
