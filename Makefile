@@ -30,6 +30,7 @@ test: build ## all tests, with real brokers, processes, cgroups and a browser
 	@$(in_env)
 	deploy/install-packages.sh browser
 	deploy/vm/kernel.sh > /dev/null
+	deploy/vm/systemd.sh > /dev/null
 	$(kafka) run --brokers 3 --port 0 -- cargo test --workspace
 
 verify: setup ## formatting, lints, structure, licences, scripts; changes nothing

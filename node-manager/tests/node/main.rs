@@ -1,5 +1,5 @@
 //! The node manager on a real machine: real processes, real cgroups, the real `nm`; only the resource manager is
-//! played. The same tests run once more on cgroup v2, in a small virtual machine.
+//! played. The same tests run once more on cgroup v2, in a small virtual machine; in another, nm is a service of systemd.
 
 mod artefacts;
 mod clock;
@@ -11,4 +11,5 @@ mod limits;
 mod logs;
 mod restart;
 mod stage;
+mod systemd;
 mod vm;
