@@ -20,8 +20,8 @@ use types::Pressure;
 use super::{Cgroups, Held, Limits, MemoryEvidence, held};
 
 const NAMES: [&str; 3] = ["cpu", "memory", "pids"];
-/// How systemd marks a group that it delegates: only root sees the first, 251 and later set both. A user's systemd
-/// marks none.
+/// How systemd marks a group that it delegates: only root sees the first, 251 and later set both. On a user's
+/// own units 252 set no mark that the user can see.
 const MARKS: [&str; 2] = ["trusted.delegate", "user.delegate"];
 /// Where the weight of disk access is, by scheduler.
 const IO_WEIGHTS: [&str; 2] = ["io.bfq.weight", "io.weight"];
