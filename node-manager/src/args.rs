@@ -97,12 +97,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "WALLS", value_enum, value_delimiter = ',')]
     pub(crate) sandbox: Vec<Wall>,
     /// How much of each container's standard output is kept, and as much of its standard error; the oldest goes first
-    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
-    pub(crate) log_size: String,
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = |text: &str| size("--log-size", text))]
+    pub(crate) log_size: u64,
     /// How much the cache keeps of artefacts that no container uses, the least recently used going first; a larger one is
     /// refused
-    #[arg(long, value_name = "SIZE", default_value = "10GiB")]
-    pub(crate) cache_size: String,
+    #[arg(long, value_name = "SIZE", default_value = "10GiB", value_parser = |text: &str| size("--cache-size", text))]
+    pub(crate) cache_size: u64,
     /// How much of all containers' output together is kept: beyond it that of containers that are over goes, the oldest
     /// end first
     #[arg(long, value_name = "SIZE", default_value = "10GiB", value_parser = |text: &str| size("--logs-total", text))]

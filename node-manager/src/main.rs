@@ -89,7 +89,7 @@ async fn main() -> Result<()> {
         user: args.user.as_deref().map(args::user).transpose()?,
         walls: args.sandbox.clone(),
         pids: args.container_pids,
-        log_bytes: args::size("--log-size", &args.log_size)?,
+        log_bytes: args.log_size,
         rm: args.rm.clone(),
         node_id: node.clone(),
         node_host: hosts[0].clone(),
@@ -112,7 +112,7 @@ async fn serve(
     let shutdown = daemon::Shutdown::on_signals();
     let (inbox, inbox_rx) = mpsc::unbounded_channel::<Inbox>();
     let sources = Sources::new(args.rm.clone(), token.clone())?;
-    let localizer = Arc::new(Localizer::new(sources, args::size("--cache-size", &args.cache_size)?));
+    let localizer = Arc::new(Localizer::new(sources, args.cache_size));
     let hands =
         Hands { root: root.clone(), cgroups: cgroups.clone(), launcher, localizer, inbox: inbox.clone() };
     let mut core = Core::new(hello.incarnation.clone(), root.top_epoch());

@@ -314,7 +314,12 @@ impl Node {
         assert!(self.nm.is_none());
         let words = [command, &[env!("CARGO_BIN_EXE_nm")]].concat();
         let mut command = Command::new(words[0]);
-        command.args(&words[1..]).args(&self.args).envs(self.env.iter().cloned()).stdout(Stdio::null()).process_group(0);
+        command
+            .args(&words[1..])
+            .args(&self.args)
+            .envs(self.env.iter().cloned())
+            .stdout(Stdio::null())
+            .process_group(0);
         if let Some(point) = &self.crash_at {
             command.env("SAMZA_NM_TEST_CRASH_AT", point);
         }
