@@ -10,7 +10,7 @@ case "${1:-}" in
   data)    wanted="python3 python3-pip python3-setuptools python3-wheel" ;;
   peers)   wanted="maven" ; command -v javac >/dev/null 2>&1 || wanted="openjdk-17-jdk-headless $wanted"
            command -v mvn >/dev/null 2>&1 && wanted=${wanted/maven/} ;;
-  vm)      wanted="qemu-system-x86 busybox-static cpio" ;;
+  vm)      wanted="qemu-system-x86 busybox-static cpio ca-certificates" ;;
   browser) wanted="chromium chromium-driver fonts-dejavu-core" ;;
   *) echo "usage: $0 build|kafka|data|browser|peers|vm" >&2; exit 2 ;;
 esac

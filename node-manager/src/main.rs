@@ -111,7 +111,7 @@ async fn serve(
 ) -> Result<()> {
     let shutdown = daemon::Shutdown::on_signals();
     let (inbox, inbox_rx) = mpsc::unbounded_channel::<Inbox>();
-    let sources = Sources::new(args.rm.clone(), token.clone())?;
+    let sources = Sources::new(args.rm.clone(), token.clone());
     let localizer = Arc::new(Localizer::new(sources, args.cache_size));
     let hands =
         Hands { root: root.clone(), cgroups: cgroups.clone(), launcher, localizer, inbox: inbox.clone() };

@@ -30,24 +30,21 @@ pub(crate) struct Final(pub(crate) String);
 pub(crate) struct Sources {
     rm: String,
     token: Option<Token>,
-    web: reqwest::Client,
 }
 
 impl Sources {
     /// Those of a node of the resource manager at `rm`.
-    pub(crate) fn new(rm: String, token: Option<Token>) -> Result<Sources> {
+    pub(crate) fn new(rm: String, token: Option<Token>) -> Sources {
         // Fails only if there is one already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let agent = concat!("samza-nm/", env!("CARGO_PKG_VERSION"));
-        let web = reqwest::Client::builder().connect_timeout(PATIENCE).user_agent(agent).build();
-        Ok(Sources { rm, token, web: web.context("a client for artefacts on the web")? })
+        Sources { rm, token }
     }
 
     /// Begins to read an artefact.
     pub(crate) async fn open(&self, artefact: &Artefact) -> Result<Content> {
         let Some(url) = &artefact.from else { return soon(self.store(artefact)).await };
         let opened = match url.split_once("://") {
-            Some(("http" | "https", _)) => soon(self.web(url)).await,
+            Some(("http" | "https", _)) => soon(web(url)).await,
             Some(("s3", place)) => soon(s3(place)).await,
             Some(("file", path)) => soon(file(path)).await,
             Some(_) | None => bail!(Final(format!("{url}: nodes fetch from http, https, s3 and file"))),
@@ -62,16 +59,22 @@ impl Sources {
         let chunks = answer.context("the resource manager's store")?.into_inner();
         Ok(pieces(chunks.map(|chunk| Ok(chunk?.chunk))))
     }
+}
 
-    async fn web(&self, url: &str) -> Result<Content> {
-        let answer = self.web.get(url).send().await?;
-        let status = answer.status();
-        if status.is_client_error() && !matches!(status.as_u16(), 408 | 429) {
-            bail!(Final(format!("the server says {status}")));
-        }
-        let body = answer.error_for_status()?.bytes_stream();
-        Ok(pieces(body.map(|piece| Ok(piece?))))
+/// The client is made anew each time: it wants the machine's certificates, and a node without any is to run all that
+/// needs none.
+async fn web(url: &str) -> Result<Content> {
+    let agent = concat!("samza-nm/", env!("CARGO_PKG_VERSION"));
+    let client = reqwest::Client::builder().connect_timeout(PATIENCE).user_agent(agent).build();
+    let client =
+        client.context("are there CA certificates on this node (Debian's package ca-certificates)?")?;
+    let answer = client.get(url).send().await?;
+    let status = answer.status();
+    if status.is_client_error() && !matches!(status.as_u16(), 408 | 429) {
+        bail!(Final(format!("the server says {status}")));
     }
+    let body = answer.error_for_status()?.bytes_stream();
+    Ok(pieces(body.map(|piece| Ok(piece?))))
 }
 
 /// An object in S3 or what speaks like it: credentials, region and endpoint are those of nm's own environment (AWS_*).

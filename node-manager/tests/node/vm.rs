@@ -19,6 +19,9 @@ const CLOCK: &str = "clock::";
 /// What the kernel of a machine is told whose clock tests may change.
 pub const CLOCK_IS_FREE: &str = "samza.test-may-set-clock";
 
+/// Where Debian's package ca-certificates has them.
+const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
 const INIT: &str = r#"#!/bin/busybox sh
 export PATH=/bin
 /bin/busybox --install -s /bin
@@ -82,6 +85,9 @@ fn bare_tree(tree: &Path) {
         install(tree, program);
     }
     fs::copy("/bin/busybox", tree.join("bin/busybox")).unwrap();
+    // Who can fetch from the web, and from S3, knows certificates.
+    fs::create_dir_all(tree.join("etc/ssl/certs")).unwrap();
+    fs::copy(CERTIFICATES, tree.join(&CERTIFICATES[1..])).unwrap();
     let init = INIT.replace("{{test}}", this.to_str().unwrap()).replace("{{skipped}}", SKIPPED);
     let init = init.replace("{{clock}}", CLOCK);
     let path = tree.join("init");
