@@ -16,6 +16,7 @@ pub(crate) async fn run(rm: String, token: Option<Token>, inbox: mpsc::Unbounded
     let mut backoff = BACKOFF_MIN;
     let mut said = String::new();
     loop {
+        let begun = tokio::time::Instant::now();
         match once(&rm, token.as_ref(), &inbox).await {
             Ok(Ended { reason }) => {
                 tracing::warn!(rm, reason, "the session is over; dialling again");
@@ -31,7 +32,8 @@ pub(crate) async fn run(rm: String, token: Option<Token>, inbox: mpsc::Unbounded
                 }
             }
         }
-        tokio::time::sleep(backoff).await;
+        // From one dial to the next: what nobody answered has taken its time already.
+        tokio::time::sleep_until(begun + backoff).await;
         backoff = (backoff * 2).min(BACKOFF_MAX);
     }
 }
@@ -51,7 +53,7 @@ async fn once(
     token: Option<&Token>,
     inbox: &mpsc::UnboundedSender<Inbox>,
 ) -> Result<Ended, Failed> {
-    let link = proto::connect(rm, token).await.map_err(Failed::Dial)?;
+    let link = proto::connect_leased(rm, token).await.map_err(Failed::Dial)?;
     let (reply, hello) = oneshot::channel();
     inbox.send(Inbox::Hello(reply)).map_err(|_| Failed::Driver)?;
     let (hello, sent_at) = hello.await.map_err(|_| Failed::Driver)?;

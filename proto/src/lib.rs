@@ -17,7 +17,9 @@ pub mod pb {
 }
 
 pub use channel::{Closed, Halves, Rx, Tx, pipe};
-pub use dial::{DialError, Dialled, Link, connect, dial_app_master, dial_container, dial_node};
+pub use dial::{
+    DialError, Dialled, Link, connect, connect_leased, dial_app_master, dial_container, dial_node,
+};
 pub use serve::{Incoming, Sessions, app_master_service, container_service, node_service};
 pub use services::{
     artefact_service, artefact_service_client, client_service, client_service_client, node_log_service,
