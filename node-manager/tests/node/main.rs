@@ -11,5 +11,6 @@ mod limits;
 mod logs;
 mod restart;
 mod stage;
+mod start_orders;
 mod systemd;
 mod vm;

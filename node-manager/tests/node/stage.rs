@@ -34,6 +34,8 @@ pub struct FakeRm {
     pub fetches: Arc<AtomicU32>,
     /// How many of the next fetches never come to an end.
     pub hangs: Arc<AtomicU32>,
+    /// While it is held no artefact is sent.
+    pub gate: Arc<tokio::sync::Mutex<()>>,
     incoming: mpsc::Receiver<NodeIncoming>,
     sessions: u64,
     server: tokio::task::JoinHandle<()>,
@@ -53,7 +55,13 @@ impl FakeRm {
         let files = Arc::new(Mutex::new(BTreeMap::new()));
         let fetches = Arc::new(AtomicU32::new(0));
         let hangs = Arc::new(AtomicU32::new(0));
-        let store = Store { files: files.clone(), fetches: fetches.clone(), hangs: hangs.clone() };
+        let gate = Arc::new(tokio::sync::Mutex::new(()));
+        let store = Store {
+            files: files.clone(),
+            fetches: fetches.clone(),
+            hangs: hangs.clone(),
+            gate: gate.clone(),
+        };
         let server = tonic::transport::Server::builder()
             .add_service(proto::node_service(to))
             .add_service(proto::artefact_service(store))
@@ -62,7 +70,7 @@ impl FakeRm {
                     .map(|stream| stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream))),
             );
         let server = tokio::spawn(async move { server.await.unwrap() });
-        FakeRm { addr, files, fetches, hangs, incoming, sessions: 0, server }
+        FakeRm { addr, files, fetches, hangs, gate, incoming, sessions: 0, server }
     }
 
     /// Puts a file into the store.
@@ -139,6 +147,11 @@ impl Session {
         self.send(ToNode::Start(Box::new(start.clone())));
     }
 
+    /// A start under another stamp than this session's.
+    pub fn start_as(&self, stamp: &CommandStamp, start: &StartContainer) {
+        self.tx.send((stamp.clone(), ToNode::Start(Box::new(start.clone())))).unwrap();
+    }
+
     pub fn stop(&self, container: ContainerId, grace_ms: u64) {
         self.send(ToNode::Stop { container, grace_ms, cause: ExitCause::KilledByAm });
     }
@@ -194,6 +207,14 @@ impl Session {
         }
     }
 
+    /// The exit of one that may be over in the Hello already.
+    pub async fn exit_told(&mut self, id: ContainerId) -> ExitCause {
+        match self.state(id) {
+            Some(ContainerState::Exited { exit }) => exit,
+            _ => self.exit(id).await,
+        }
+    }
+
     /// Waits for something that arrives aside: state or usage.
     pub async fn until(&self, what: &str, holds: impl Fn(&Seen) -> bool) {
         let deadline = Instant::now() + PATIENCE;
@@ -208,6 +229,7 @@ struct Store {
     files: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
     fetches: Arc<AtomicU32>,
     hangs: Arc<AtomicU32>,
+    gate: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[tonic::async_trait]
@@ -231,10 +253,12 @@ impl pb::artefact_service_server::ArtefactService for Store {
         let (tx, rx) = mpsc::channel(4);
         let one_less = |left: u32| left.checked_sub(1);
         let hangs = self.hangs.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok();
+        let gate = self.gate.clone();
         tokio::spawn(async move {
             if hangs {
                 return tx.closed().await;
             }
+            drop(gate.lock().await);
             for chunk in content.chunks(64 << 10) {
                 let _ = tx.send(Ok(pb::ArtefactChunk { chunk: chunk.to_vec().into() })).await;
             }
@@ -326,7 +350,6 @@ impl Node {
         self.nm = Some(command.spawn().unwrap());
     }
 
-    #[allow(dead_code)] // the bench alone asks
     pub fn pid(&self) -> u32 {
         self.nm.as_ref().unwrap().id()
     }
