@@ -29,6 +29,7 @@ demo: build ## a cluster of three nodes on a real Kafka, a stateful job, a kille
 test: build ## all tests, with real brokers, processes, cgroups and a browser
 	@$(in_env)
 	deploy/install-packages.sh browser
+	deploy/install-packages.sh network
 	deploy/vm/kernel.sh > /dev/null
 	deploy/vm/systemd.sh > /dev/null
 	$(kafka) run --brokers 3 --port 0 -- cargo test --workspace
@@ -53,6 +54,7 @@ bench: build ## the measured figures, beside those of the peers; prints tables, 
 
 soak: build ## the tests that profit from repetition, for SOAK_MINUTES (default 30)
 	@$(in_env)
+	deploy/install-packages.sh network
 	export SAMZA_SOAK_MINUTES=$${SOAK_MINUTES:-30}
 	$(kafka) run --brokers 3 --port 0 -- tests/soak.sh
 

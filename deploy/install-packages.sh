@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that a task needs and that are missing; says which.
-#   usage: deploy/install-packages.sh build|kafka|data|browser|peers|vm
+#   usage: deploy/install-packages.sh build|kafka|data|browser|network|peers|vm
 set -euo pipefail
 case "${1:-}" in
   build)   wanted="build-essential pkg-config libclang-dev libssl-dev zlib1g-dev" ;;
@@ -11,8 +11,9 @@ case "${1:-}" in
   peers)   wanted="maven" ; command -v javac >/dev/null 2>&1 || wanted="openjdk-17-jdk-headless $wanted"
            command -v mvn >/dev/null 2>&1 && wanted=${wanted/maven/} ;;
   vm)      wanted="qemu-system-x86 busybox-static cpio ca-certificates" ;;
+  network) wanted="iproute2" ;;
   browser) wanted="chromium chromium-driver fonts-dejavu-core" ;;
-  *) echo "usage: $0 build|kafka|data|browser|peers|vm" >&2; exit 2 ;;
+  *) echo "usage: $0 build|kafka|data|browser|network|peers|vm" >&2; exit 2 ;;
 esac
 missing=""
 for package in $wanted; do

@@ -14,8 +14,7 @@ mod faults;
 mod job;
 #[path = "real_broker/master.rs"]
 mod master;
-#[allow(dead_code)] // the clusters of other tests use more of it
-#[path = "../../tests/src/proxy.rs"]
+#[path = "real_broker/proxy.rs"]
 mod proxy;
 #[path = "real_broker/tally.rs"]
 mod tally;

@@ -58,6 +58,19 @@ impl Brokers {
     /// They do not start.
     #[must_use]
     pub fn start(count: u32) -> (Brokers, BrokersGuard) {
+        Brokers::launch(&["--brokers", &count.to_string()])
+    }
+
+    /// As [`Brokers::start`], one broker that listens on `host`.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn start_on(host: &str) -> (Brokers, BrokersGuard) {
+        Brokers::launch(&["--hosts", host])
+    }
+
+    fn launch(options: &[&str]) -> (Brokers, BrokersGuard) {
         let data =
             tempfile::Builder::new().prefix("samza-kafka.").tempdir().expect("a temporary folder").keep();
         let script = repository().join("deploy/kafka/kafka.sh");
@@ -70,7 +83,9 @@ impl Brokers {
             .spawn()
             .expect("bash runs");
         let output = Command::new(&script)
-            .args(["start", "--port", "0", "--brokers", &count.to_string(), "--data"])
+            .args(["start", "--port", "0"])
+            .args(options)
+            .arg("--data")
             .arg(&data)
             .output()
             .expect("kafka.sh runs");

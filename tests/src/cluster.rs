@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use types::{
 
 use crate::brokers::repository;
 use crate::job::Job;
+use crate::network::Network;
 use crate::process;
-use crate::proxy::Proxy;
 use crate::wait::{Pending, check, wait_until};
 
 /// For what should take a second or a few; generous, for machines that do other things too.
@@ -55,8 +56,8 @@ pub struct Settings {
     pub rm_flags: Vec<String>,
     /// RUST_LOG of every process.
     pub log: String,
-    /// Between the resource manager and each node is a link that can be cut.
-    pub links: bool,
+    /// Each node is in a namespace of its own, and this process in the hub; else all are where this process is.
+    pub network: Option<Arc<Network>>,
 }
 
 impl Settings {
@@ -73,8 +74,22 @@ impl Settings {
             nodes: (1..=count).map(node).collect(),
             rm_flags: Vec::new(),
             log: "info".into(),
-            links: false,
+            network: None,
         }
+    }
+
+    /// A node of `memory` for each place of `network`, for a test that is inside its hub.
+    #[must_use]
+    pub fn nodes_on(network: &Arc<Network>, memory: &str) -> Settings {
+        let mut settings = Settings::nodes(network.places());
+        for (place, node) in settings.nodes.iter_mut().enumerate() {
+            node.host = Network::node_host(place);
+            node.memory = memory.into();
+            // Not the rack of a broker: no node is nearer to one than another.
+            node.rack = format!("n{}", place + 1);
+        }
+        settings.network = Some(Arc::clone(network));
+        settings
     }
 }
 
@@ -82,7 +97,6 @@ struct Node {
     settings: NodeSettings,
     root: PathBuf,
     process: Option<Child>,
-    link: Option<Proxy>,
 }
 
 /// The cluster.
@@ -95,6 +109,8 @@ pub struct Cluster {
     rm: Option<Child>,
     grpc: String,
     web: String,
+    /// Needed where listeners are not on loopback.
+    token: Option<PathBuf>,
     nodes: Vec<Node>,
 }
 
@@ -125,11 +141,17 @@ impl Cluster {
             .expect("tests/sweep.sh runs");
         let orders = sweeper.stdin.as_mut().expect("piped");
         writeln!(orders, "{}\n{cgroup}", folder.display()).expect("the sweeper reads");
+        let rm_host = settings.network.as_ref().map_or("127.0.0.1".into(), |_| Network::rm_host());
+        let token = settings.network.as_ref().map(|_| folder.join("token"));
+        if let Some(token) = &token {
+            std::fs::write(token, format!("{cgroup}\n")).expect("our own folder");
+        }
         let mut cluster = Cluster {
             cgroup,
             sweeper,
             rm: None,
-            grpc: "127.0.0.1:0".into(),
+            grpc: format!("{rm_host}:0"),
+            token,
             web: "127.0.0.1:0".into(),
             nodes: Vec::new(),
             settings,
@@ -146,8 +168,7 @@ impl Cluster {
     fn launch_node(&mut self, settings: NodeSettings) {
         let place = self.nodes.len();
         let root = self.folder.join(format!("node{}", place + 1));
-        let link = self.settings.links.then(|| Proxy::start("127.0.0.1:0", &self.grpc));
-        self.nodes.push(Node { settings, root, process: None, link });
+        self.nodes.push(Node { settings, root, process: None });
         self.start_nm(place);
     }
 
@@ -179,6 +200,9 @@ impl Cluster {
     }
 
     fn spawn(&self, name: &str, command: &mut Command) -> Child {
+        if let Some(token) = &self.token {
+            command.arg("--token-file").arg(token);
+        }
         command
             .env("RUST_LOG", &self.settings.log)
             .stdin(Stdio::null())
@@ -221,22 +245,17 @@ impl Cluster {
 
     /// Starts the node manager of node `place` (from 0), in the root folder that it had.
     pub fn start_nm(&mut self, place: usize) {
-        let Node { settings, root, link, .. } = &self.nodes[place];
-        let rm = link.as_ref().map_or(self.grpc.as_str(), Proxy::address);
+        let Node { settings, root, .. } = &self.nodes[place];
         let mut command = Command::new(program("nm"));
-        command.args(["--rm", rm, "--host", &settings.host, "--node-id", &settings.host]);
+        command.args(["--rm", &self.grpc, "--host", &settings.host, "--node-id", &settings.host]);
         command.args(["--rack", &settings.rack, "--memory", &settings.memory, "--cpu", &settings.cpu]);
         command.args(["--cgroup-parent", &format!("{}/node{}", self.cgroup, place + 1), "--root"]).arg(root);
-        let child = self.spawn(&format!("nm{}", place + 1), &mut command);
+        let name = format!("nm{}", place + 1);
+        let child = match &self.settings.network {
+            Some(network) => network.node(place).inside(|| self.spawn(&name, &mut command)),
+            None => self.spawn(&name, &mut command),
+        };
         self.nodes[place].process = Some(child);
-    }
-
-    /// Cuts the link between node `place` and the resource manager, or mends it.
-    ///
-    /// # Panics
-    /// The cluster has no such links.
-    pub fn cut(&self, place: usize, cut: bool) {
-        self.nodes[place].link.as_ref().expect("Settings::links").cut(cut);
     }
 
     /// SIGKILLs the node manager of node `place`; its shims and containers live on.
@@ -321,6 +340,9 @@ impl Cluster {
     fn client_command(&self, name: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program(name));
         command.args(arguments).env("SAMZA_RM", &self.grpc).env_remove("RUST_LOG").stdin(Stdio::null());
+        if let Some(token) = &self.token {
+            command.env("SAMZA_TOKEN_FILE", token);
+        }
         command
     }
 

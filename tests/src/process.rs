@@ -35,8 +35,7 @@ pub fn naming(mark: &str) -> Vec<Seen> {
     let mut found: Vec<Seen> =
         pids.filter(|pid| *pid != std::process::id()).filter_map(|pid| look(pid, mark)).collect();
     // A shim says nothing of itself; it is known by the process that it holds.
-    let parents: BTreeSet<u32> =
-        found.iter().filter_map(|seen| stat(seen.pid)?.get(1)?.parse().ok()).collect();
+    let parents: BTreeSet<u32> = found.iter().filter_map(|seen| parent(seen.pid)).collect();
     for pid in parents {
         let cmdline = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let command = cmdline.trim_end_matches('\0').replace('\0', " ");
@@ -85,6 +84,12 @@ fn stat(pid: u32) -> Option<Vec<String>> {
 #[must_use]
 pub fn state(pid: u32) -> Option<char> {
     stat(pid)?.first()?.chars().next()
+}
+
+/// The parent of `pid`; none if it is gone.
+#[must_use]
+pub fn parent(pid: u32) -> Option<u32> {
+    stat(pid)?.get(1)?.parse().ok()
 }
 
 /// The code with which `pid` exited (128 + n for signal n), none while it runs. Only for one whose parent does not

@@ -2,17 +2,16 @@
 //! was taken for dead, wakes after its successor runs, and nothing of it is ever committed where the successor's
 //! restore has been.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use rustix::process::Signal;
-use task_core::record::{Record, decode};
 use tests::cluster::{NodeSettings, SOON, pid_of, slot_of};
 use tests::feed::{self, Counts};
-use tests::log_segment::{self, Batch};
+use tests::fencing;
 use tests::process::{self, Seen};
 use tests::wait::check;
-use tests::{Brokers, Cluster, Job, Settings, Topics, topic};
-use types::{Incarnation, NodeStateName};
+use tests::{Brokers, Cluster, Job, Settings, Topics};
+use types::NodeStateName;
 
 /// Where an older container is paused: before each step of the start order and of restore (`watermarks` is before they
 /// are taken, `restore` after), and on both sides of a commit.
@@ -174,46 +173,8 @@ fn no_commit_of_an_older_incarnation_beyond_a_newer_ones_restore() {
         assert_eq!(pid_of(&app, 0), pid, "{}: the successor was not disturbed", job.name);
         assert_eq!(slot_of(&app, 0).node.as_ref().unwrap().0, "127.0.0.2");
     }
-    let writers = log_segment::transactional_ids(&brokers.data.join("k1")).unwrap();
     for (job, _) in &world.jobs {
-        assert_fenced(job, &world.topics, brokers, &writers);
+        let judged = fencing::assert_fenced(job, &world.topics, brokers);
+        assert!(judged.incarnations >= 2 && judged.batches > 0, "{}: {judged:?}", job.name);
     }
-}
-
-/// Who wrote a batch, from the transactional id `<name>-<id>-<slot>-<thread>-<incarnation>`.
-fn incarnation(batch: &Batch, writers: &BTreeMap<i64, String>) -> Incarnation {
-    let id = writers.get(&batch.producer).unwrap_or_else(|| panic!("an unknown producer: {batch:?}"));
-    let mut words = id.rsplitn(3, '-');
-    let (seq, epoch) = (words.next().unwrap(), words.next().unwrap());
-    format!("{epoch}-{seq}").parse().unwrap_or_else(|e| panic!("{id}: {e}"))
-}
-
-/// Asserts that no incarnation has committed anything at or beyond the watermarks of a newer one's first checkpoint.
-fn assert_fenced(job: &Job, topics: &Topics, brokers: &Brokers, writers: &BTreeMap<i64, String>) {
-    let (checkpoints, changelog) = (job.checkpoints(), job.changelog("counts"));
-    let mut firsts = Vec::new();
-    for row in topics.read(&checkpoints) {
-        if let Some(Record::Checkpoint(_, checkpoint)) =
-            decode(Some(row.key.as_bytes()), row.value.as_deref())
-        {
-            firsts.extend(checkpoint.restored.map(|ends| (row.partition, checkpoint.incarnation, ends)));
-        }
-    }
-    let mut judged = 0;
-    for partition in 0..topics.partitions(&checkpoints) {
-        let log = |name| log_segment::batches(&topic::log_folder(brokers, name, partition)).unwrap();
-        for (name, batches) in [(&checkpoints, log(&checkpoints)), (&changelog, log(&changelog))] {
-            let committed: Vec<(Incarnation, u64)> =
-                log_segment::committed(&batches).iter().map(|b| (incarnation(b, writers), b.last)).collect();
-            for (_, newer, ends) in firsts.iter().filter(|(at, ..)| *at == partition) {
-                let end = if *name == checkpoints { ends.checkpoint } else { ends.changelogs["counts"] };
-                judged += committed.iter().filter(|(older, _)| older < newer).count();
-                let late = committed.iter().find(|(older, last)| older < newer && *last >= end);
-                assert_eq!(late, None, "{name}-{partition}: beyond the restore of {newer} to {end}");
-            }
-        }
-    }
-    let incarnations: std::collections::BTreeSet<_> =
-        firsts.iter().map(|(_, incarnation, _)| incarnation).collect();
-    assert!(incarnations.len() >= 2 && judged > 0, "{}: {incarnations:?}, {judged} batches judged", job.name);
 }

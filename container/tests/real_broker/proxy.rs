@@ -19,11 +19,10 @@ struct State {
 /// Forwards connections until it is dropped.
 pub struct Proxy {
     state: Arc<State>,
-    address: String,
 }
 
 impl Proxy {
-    /// Listens at `at` (host:port, port 0 for a free one) and forwards to `target` (host:port).
+    /// Listens at `at` (host:port) and forwards to `target` (host:port).
     ///
     /// # Panics
     /// The address is taken.
@@ -31,9 +30,8 @@ impl Proxy {
     pub fn start(at: &str, target: &str) -> Proxy {
         let listener = TcpListener::bind(at).expect("the address is free");
         listener.set_nonblocking(true).expect("a socket");
-        let address = listener.local_addr().expect("bound").to_string();
         let (state, target) = (Arc::new(State::default()), target.to_owned());
-        let proxy = Proxy { state: Arc::clone(&state), address };
+        let proxy = Proxy { state: Arc::clone(&state) };
         std::thread::spawn(move || {
             while !state.over.load(Ordering::Relaxed) {
                 match listener.accept() {
@@ -43,12 +41,6 @@ impl Proxy {
             }
         });
         proxy
-    }
-
-    /// Where it listens (host:port).
-    #[must_use]
-    pub fn address(&self) -> &str {
-        &self.address
     }
 
     /// Stops, or goes on, forwarding.
