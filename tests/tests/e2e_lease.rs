@@ -146,8 +146,8 @@ impl World {
         })
     }
 
-    /// Every node but one, each for a random time. The first round sees to it that a cut is nearly too long, and that
-    /// those that run on have successors before their nodes are back.
+    /// Every node but one, each for a random time. The first round sees to it that a cut is nearly too long, that those
+    /// that run on have successors before their nodes are back, and that a shim's parent sleeps.
     fn plan(&self, before: &[[Seat; 2]], is_first: bool, rng: &mut StdRng) -> Vec<Cut> {
         let workers = |place: usize| before.iter().filter(|[worker, _]| worker.place == place).count();
         let keeps =
@@ -167,8 +167,9 @@ impl World {
         };
         let mut cuts: Vec<Cut> = places.into_iter().zip(asleep.into_iter().cycle()).map(cut).collect();
         if is_first {
-            for cut in cuts.iter_mut().filter(|cut| keeps(cut.place)) {
+            for (n, cut) in cuts.iter_mut().filter(|cut| keeps(cut.place)).enumerate() {
                 cut.length = Duration::from_millis(rng.random_range(LONG_MS));
+                cut.asleep = if n == 0 { Asleep::ShimsParent } else { cut.asleep };
             }
             let short = cuts.iter_mut().find(|cut| !keeps(cut.place)).expect("two jobs run on");
             short.length = Duration::from_millis(rng.random_range(NEARLY_HARMFUL_MS));
