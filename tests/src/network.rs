@@ -15,14 +15,13 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 const RM_NET: &str = "10.77.0";
 /// Where the brokers are, and where nodes reach each other.
 const KAFKA_NET: &str = "10.77.1";
-/// Each is alone in its network.
-const SWITCH_ADDRESS: &str = "02:00:00:00:00:01";
 /// Where links lead that are cut on the way: a switch with nobody else on it.
 const VOID: &str = "void";
 
-/// A switch whose own hardware address is no port's and stays when ports come and go.
-fn switch(name: &str) -> String {
-    format!("link add name {name} address {SWITCH_ADDRESS} type bridge\nlink set dev {name} up\n")
+/// Adds a switch, whose own hardware address is no port's and stays when ports come and go. Each has another: the hub
+/// would take what was sent to one for its own, at whichever it arrives.
+fn switch(name: &str, number: u8) -> String {
+    format!("link add name {name} address 02:00:00:00:00:{number:02x} type bridge\nlink set dev {name} up\n")
 }
 
 /// One network namespace.
@@ -113,11 +112,11 @@ impl Network {
     #[must_use]
     pub fn of(nodes: usize) -> Arc<Network> {
         let hub = Namespace::new();
-        for (name, net) in [("rms", RM_NET), ("kafkas", KAFKA_NET)] {
-            hub.ip(&switch(name));
+        for (name, number, net) in [("rms", 1, RM_NET), ("kafkas", 2, KAFKA_NET)] {
+            hub.ip(&switch(name, number));
             hub.ip(&format!("address add {net}.1/24 dev {name}\n"));
         }
-        hub.ip(&switch(VOID));
+        hub.ip(&switch(VOID, 3));
         let network = Network { hub, nodes: (0..nodes).map(|_| Namespace::new()).collect() };
         for place in 0..nodes {
             network.join(place);
