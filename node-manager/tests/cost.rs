@@ -23,6 +23,7 @@ fn main() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let mut rm = FakeRm::start().await;
+        rm.beat_ms = 500;
         let node = Node::start(&rm, &["--memory", "256GiB", "--cpu", "256"]);
         let mut session = rm.join().await;
         let idle_kib = memory_kib(node.pid());

@@ -36,6 +36,8 @@ pub struct FakeRm {
     pub hangs: Arc<AtomicU32>,
     /// While it is held no artefact is sent.
     pub gate: Arc<tokio::sync::Mutex<()>>,
+    /// How often nodes are to beat: more often than in earnest, so that tests wait less.
+    pub beat_ms: u64,
     incoming: mpsc::Receiver<NodeIncoming>,
     sessions: u64,
     server: tokio::task::JoinHandle<()>,
@@ -70,7 +72,7 @@ impl FakeRm {
                     .map(|stream| stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream))),
             );
         let server = tokio::spawn(async move { server.await.unwrap() });
-        FakeRm { addr, files, fetches, hangs, gate, incoming, sessions: 0, server }
+        FakeRm { addr, files, fetches, hangs, gate, beat_ms: 100, incoming, sessions: 0, server }
     }
 
     /// Puts a file into the store.
@@ -95,7 +97,8 @@ impl FakeRm {
             session: self.sessions,
             incarnation: hello.incarnation.clone(),
         };
-        let welcome = NodeWelcome { epoch: Epoch(EPOCH), session: self.sessions, lease_ms, beat_ms: 100 };
+        let welcome =
+            NodeWelcome { epoch: Epoch(EPOCH), session: self.sessions, lease_ms, beat_ms: self.beat_ms };
         let (tx, mut rx) = incoming.accept(welcome);
         let (reports, received) = mpsc::unbounded_channel();
         let seen = Arc::new(Mutex::new(Seen { state: hello.state.clone(), ..Seen::default() }));
