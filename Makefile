@@ -31,7 +31,6 @@ test: build ## all tests, with real brokers, processes, cgroups and a browser
 	deploy/install-packages.sh browser
 	deploy/install-packages.sh network
 	deploy/vm/kernel.sh > /dev/null
-	deploy/vm/systemd.sh > /dev/null
 	$(kafka) run --brokers 3 --port 0 -- cargo test --workspace
 
 verify: setup ## formatting, lints, structure, licences, scripts; changes nothing
@@ -55,6 +54,8 @@ bench: build ## the measured figures, beside those of the peers; prints tables, 
 soak: build ## the tests that profit from repetition, for SOAK_MINUTES (default 30)
 	@$(in_env)
 	deploy/install-packages.sh network
+	deploy/vm/kernel.sh > /dev/null
+	deploy/vm/systemd.sh > /dev/null
 	export SAMZA_SOAK_MINUTES=$${SOAK_MINUTES:-30}
 	$(kafka) run --brokers 3 --port 0 -- tests/soak.sh
 

@@ -8,6 +8,8 @@ end=$((SECONDS + SAMZA_SOAK_MINUTES * 60))
 cargo test --quiet --workspace --test e2e_memory -- --ignored --nocapture
 # Once: the crate that `samza new` makes, built anew as a user would.
 cargo test --quiet --workspace --test new_job -- --ignored --nocapture
+# Once: nm under systemd, as root and as a user, in a virtual machine.
+cargo test --quiet --workspace --test node -- --ignored vm::nm_is
 round=0
 while [ $SECONDS -lt $end ]; do
   round=$((round + 1))
