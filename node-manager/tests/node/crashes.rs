@@ -63,7 +63,8 @@ async fn live(node: &mut Node, session: &mut Session) {
     if !state_or_death(node, session, ContainerState::is_exited).await {
         return;
     }
-    session.send(ToNode::Forget { container: id(1) });
+    // The exit may be told, and nm die of its kill, in either order.
+    session.offer(ToNode::Forget { container: id(1) });
     let work = node.work(id(1));
     let container = work.parent().unwrap();
     until("the end", || node.has_ended() || !container.exists()).await;
@@ -85,6 +86,9 @@ async fn nm_killed_at_any_step_leaves_no_orphan_after_its_next_start() {
         let mut node = Node::armed(&rm, point);
         let mut session = rm.join().await;
         live(&mut node, &mut session).await;
+        if point != "never" {
+            until("its death", || node.has_ended()).await;
+        }
         assert_eq!(node.has_ended(), point != "never", "{point}");
         node.crash_at = None;
         node.kill();

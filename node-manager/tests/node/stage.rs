@@ -143,7 +143,12 @@ pub struct Session {
 
 impl Session {
     pub fn send(&self, item: ToNode) {
-        self.tx.send((self.stamp.clone(), item)).unwrap();
+        assert!(self.offer(item), "the node is gone");
+    }
+
+    /// Whether the node was still there to be told.
+    pub fn offer(&self, item: ToNode) -> bool {
+        self.tx.send((self.stamp.clone(), item)).is_ok()
     }
 
     pub fn start(&self, start: &StartContainer) {
