@@ -17,7 +17,7 @@ use types::{
 use crate::age::Ages;
 use crate::cgroup::Cgroups;
 use crate::hands::Hands;
-use crate::logs::Bound;
+use crate::logs::{Bound, Known};
 use crate::root::Root;
 use crate::usage::Meter;
 use crate::watch::End;
@@ -54,13 +54,6 @@ pub(crate) enum Inbox {
     State(Vec<StateEntry>),
     /// Usage was read.
     Usage { meter: Box<Meter>, usage: Vec<ContainerUsage> },
-}
-
-/// What the log service needs to know of containers.
-#[derive(Debug, Default)]
-pub(crate) struct Known {
-    /// Whether each is over.
-    pub(crate) over: HashMap<ContainerId, bool>,
 }
 
 /// Sole owner of the core.

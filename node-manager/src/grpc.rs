@@ -10,8 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use types::ContainerId;
 
-use crate::driver::Known;
-use crate::logs;
+use crate::logs::{self, Known};
 use crate::root::Root;
 
 /// How soon a follower sees new lines.

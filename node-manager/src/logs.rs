@@ -2,6 +2,7 @@
 //! while the container runs, swept a day after its end, and bounded for the whole node. Shims write it and bound each
 //! container's.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -13,8 +14,14 @@ use tokio::sync::watch;
 use types::ContainerId;
 
 use crate::age::Ages;
-use crate::driver::Known;
 use crate::root::Root;
+
+/// What the log service needs to know of containers.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// Whether each is over.
+    pub(crate) over: HashMap<ContainerId, bool>,
+}
 
 /// How much is read at once.
 pub(crate) const CHUNK: usize = 64 << 10;

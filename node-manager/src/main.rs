@@ -35,10 +35,11 @@ use types::{NodeHello, NodeId, Resource};
 
 use crate::args::Args;
 use crate::cgroup::Cgroups;
-use crate::driver::{Driver, Inbox, Known};
+use crate::driver::{Driver, Inbox};
 use crate::hands::Hands;
 use crate::launch::Launcher;
 use crate::localize::Localizer;
+use crate::logs::Known;
 use crate::root::Root;
 use crate::sources::Sources;
 
