@@ -201,9 +201,7 @@ fn digest_of(path: &Path) -> io::Result<Digest> {
 
 /// A digest becomes a file name, and it comes from another machine.
 fn check_digest(digest: &Digest) -> Result<()> {
-    let valid =
-        digest.0.len() == 64 && digest.0.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    if !valid {
+    if !digest.is_sha256() {
         bail!("`{digest}` is no SHA-256 in lower-case hexadecimal");
     }
     Ok(())

@@ -53,9 +53,7 @@ impl Artefacts {
     }
 
     fn path(&self, digest: &Digest) -> Result<PathBuf, UploadError> {
-        let is_hex = digest.0.len() == 64
-            && digest.0.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        if !is_hex {
+        if !digest.is_sha256() {
             return Err(UploadError::NotADigest(digest.0.clone()));
         }
         Ok(self.folder.join(&digest.0))

@@ -84,14 +84,14 @@ fn url(url: String) -> Result<(String, String), String> {
 }
 
 fn digest(digest: String) -> Result<Digest, String> {
-    let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    if digest.len() != 64 || !digest.bytes().all(hex) {
-        let shown = shown(&digest);
+    let digest = Digest(digest);
+    if !digest.is_sha256() {
+        let shown = shown(&digest.0);
         return Err(format!(
             "\"{shown}\" is no digest; valid: 64 lower-case hexadecimal digits, as `sha256sum` prints"
         ));
     }
-    Ok(Digest(digest))
+    Ok(digest)
 }
 
 /// The files that secrets are read from, by the secrets' names.

@@ -182,3 +182,10 @@ impl Timestamp {
         self.0.saturating_sub(earlier.0)
     }
 }
+impl Digest {
+    /// Whether it is one: 64 lower-case hexadecimal digits. Digests come from other machines and become file names.
+    #[must_use]
+    pub fn is_sha256(&self) -> bool {
+        self.0.len() == 64 && self.0.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    }
+}
