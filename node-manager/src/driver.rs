@@ -8,7 +8,6 @@ use nm_core::{Command, Core, Event};
 use nm_shim::files::Pid;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use types::{
     CommandStamp, ContainerId, ContainerUsage, FromNode, JobId, NodeHello, NodeWelcome, StateEntry,
     Timestamp, ToNode,
@@ -28,8 +27,8 @@ const USAGE_EVERY: Duration = Duration::from_secs(1);
 const STATE_EVERY: Duration = Duration::from_secs(10);
 /// How often old logs and state are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
-/// How soon after a container came or went all logs are held to their bound; many come and go together.
-const LOGS_AFTER: Duration = Duration::from_secs(2);
+/// How soon after a container came or went all logs are held to their bound, ms; many come and go together.
+const LOGS_AFTER_MS: u64 = 2_000;
 
 /// The session's sending half.
 pub(crate) type ToResourceManager = proto::Tx<FromNode>;
@@ -78,7 +77,7 @@ pub(crate) struct Driver {
     pub(crate) state_scan: bool,
     pub(crate) logs: Arc<Bound>,
     /// When all logs are held to their bound next, if a container came or went.
-    pub(crate) logs_at: Option<Instant>,
+    pub(crate) logs_at: Option<Timestamp>,
 }
 
 impl Driver {
@@ -103,7 +102,7 @@ impl Driver {
                 _ = usage.tick() => self.tick_usage(),
                 _ = state.tick() => self.scan_state(false),
                 _ = sweep.tick() => self.sweep(),
-                () = reached(self.logs_at) => self.hold_logs(),
+                () = until(self.logs_at) => self.hold_logs(),
             }
             self.carry_out(out);
             debug_check(&self.core);
@@ -177,7 +176,7 @@ impl Driver {
         if commands.iter().any(changes) {
             // Before anything is made of it: who finds a container's folder finds it known.
             self.publish();
-            self.logs_at.get_or_insert_with(|| Instant::now() + LOGS_AFTER);
+            self.logs_at.get_or_insert_with(|| now().plus(LOGS_AFTER_MS));
         }
         for command in commands {
             self.carry_out_one(command);
@@ -335,13 +334,6 @@ pub(crate) fn now() -> Timestamp {
 async fn until(deadline: Option<Timestamp>) {
     match deadline {
         Some(at) => tokio::time::sleep(Duration::from_millis(at.since(now()))).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn reached(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }

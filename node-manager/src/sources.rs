@@ -1,14 +1,13 @@
 //! Where artefacts come from: the resource manager's store, the web, S3, this node's own disk. Each is opened as a
 //! stream of its bytes; what they must be is checked by who reads them.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, Stream, StreamExt};
 use object_store::aws::AmazonS3Builder;
-use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
+use object_store::{ClientOptions, ObjectStoreExt, RetryConfig};
 use proto::Token;
 use tokio::io::AsyncReadExt;
 use types::Artefact;
@@ -87,8 +86,7 @@ async fn s3(place: &str) -> Result<Content> {
         .with_retry(RetryConfig { max_retries: 0, ..RetryConfig::default() })
         .with_client_options(options.with_allow_http(http_is_allowed()))
         .build()?;
-    let store: Arc<dyn ObjectStore> = Arc::new(bucket);
-    match store.get(&object_store::path::Path::parse(key)?).await {
+    match bucket.get(&object_store::path::Path::parse(key)?).await {
         Ok(object) => Ok(pieces(object.into_stream().map(|piece| Ok(piece?)))),
         Err(
             error @ (object_store::Error::NotFound { .. } | object_store::Error::PermissionDenied { .. }),
