@@ -2,11 +2,13 @@
 
 mod world;
 
+use std::collections::BTreeSet;
+
 use rm_core::Denied;
 use rm_core::Event;
 use types::{
-    AppState, ContainerState, ContainerUsage, ExitCause, FromAm, FromNode, NodeBeat, NodeStateName, Pressure,
-    ToAm,
+    AppId, AppState, ContainerId, ContainerState, ContainerUsage, ExitCause, FromAm, FromNode, NodeBeat,
+    NodeStateName, Pressure, ToAm,
 };
 use world::{World, ask, request, spec};
 
@@ -285,15 +287,25 @@ fn words_of_a_former_session_change_nothing() {
     assert_eq!(world.try_apply(event), Err(Denied::StaleSession));
 }
 
-#[test]
-fn a_drained_node_gives_its_containers_away_the_master_last_and_stays_empty_until_it_is_taken_back() {
+/// A job on node a, which has 5 s to be empty and ends nothing by itself, beside an empty node b.
+fn drained() -> (World, AppId, Vec<ContainerId>) {
     let mut world = World::new();
     world.join("a", "r1");
     let (app, ids) = world.running_job("flights", 1);
     world.join("b", "r2");
     world.nodes.get_mut(&"a".into()).expect("joined").stubborn = true;
     world.apply(Event::Drain { node: "a".into(), grace_ms: Some(5_000) });
-    let told = |world: &World| world.nodes[&"a".into()].stops.clone();
+    (world, app, ids)
+}
+
+/// What node a was told to stop.
+fn told(world: &World) -> BTreeSet<ContainerId> {
+    world.nodes[&"a".into()].stops.clone()
+}
+
+#[test]
+fn a_drained_node_gives_its_containers_away_the_master_last_and_stays_empty_until_it_is_taken_back() {
+    let (mut world, app, ids) = drained();
     let leave = ToAm::Leave { container: ids[0], within_ms: 5_000 };
     assert!(world.heard(&app).contains(&leave), "the master is asked first");
     assert_eq!(told(&world), [].into());
@@ -323,13 +335,7 @@ fn a_drained_node_gives_its_containers_away_the_master_last_and_stays_empty_unti
 
 #[test]
 fn containers_whose_masters_do_nothing_are_told_to_leave_at_half_of_the_time() {
-    let mut world = World::new();
-    world.join("a", "r1");
-    let (app, ids) = world.running_job("flights", 1);
-    world.join("b", "r2");
-    world.nodes.get_mut(&"a".into()).expect("joined").stubborn = true;
-    world.apply(Event::Drain { node: "a".into(), grace_ms: Some(5_000) });
-    let told = |world: &World| world.nodes[&"a".into()].stops.clone();
+    let (mut world, app, ids) = drained();
     world.pass(2_000, &[&app]);
     assert_eq!(told(&world), [].into());
     world.pass(600, &[&app]);
