@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use am_core::place::{Remembered, RememberedModel, SlotPlace};
 use serde::{Deserialize, Serialize};
-use task_api::system::{Isolation, Message, SystemAdmin, SystemError, TopicPartition, TransactionalProducer};
+use task_api::system::{
+    Isolation, Message, ProducerRecord, SystemAdmin, SystemError, TopicPartition, TransactionalProducer,
+};
 use task_core::ownership::{Claim, Claimant, Claimed, OwnerRecord, Partitions, Purpose, drive};
 use types::{AppId, ContainerId, Incarnation, JobModel, NodeId, TaskName};
 
@@ -140,7 +142,9 @@ impl Coordinator {
         let topic = self.producer.topic(&self.topic)?;
         self.producer.begin()?;
         for (key, value) in records {
-            self.producer.send(topic, Some(0), Some(json(key).as_bytes()), Some(value.as_bytes()), &[])?;
+            self.producer.send(
+                &ProducerRecord::new(topic, Some(json(key).as_bytes()), Some(value.as_bytes())).to(0),
+            )?;
         }
         self.producer.commit(COMMIT)
     }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use task_api::Headers;
 use task_api::system::{
-    BrokerMetadata, Header, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage,
-    SystemAdmin, SystemError, SystemProducer, TopicHandle, TopicMetadata, TopicPartition,
+    BrokerMetadata, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage,
+    ProducerRecord, SystemAdmin, SystemError, SystemProducer, TopicHandle, TopicMetadata, TopicPartition,
     TransactionalProducer, Watermarks,
 };
 use types::{
@@ -214,7 +215,8 @@ impl SystemAdmin for Memory {
             let committed = row.transaction.as_ref().is_none_or(|t| decided.get(t) == Some(&true));
             if isolation == Isolation::ReadUncommitted || committed {
                 let value = row.value.as_deref();
-                take(&[Message { source: 0, offset, key: Some(&row.key), value, timestamp_ms: -1 }])?;
+                let (key, headers) = (Some(row.key.as_slice()), Headers::NONE);
+                take(&[Message { source: 0, offset, key, value, timestamp_ms: None, headers }])?;
             }
         }
         Ok(())
@@ -266,14 +268,13 @@ impl SystemProducer for MemoryProducer {
         self.topics.push(topic.to_owned());
         Ok(TopicHandle(u32::try_from(self.topics.len() - 1).expect("few topics")))
     }
-    fn send(
-        &mut self,
-        topic: TopicHandle,
-        partition: Option<i32>,
-        key: Option<&[u8]>,
-        value: Option<&[u8]>,
-        _headers: &[Header<'_>],
-    ) -> Result<(), SystemError> {
+    fn partitions(&mut self, topic: TopicHandle) -> Result<i32, SystemError> {
+        let inner = self.memory.lock()?;
+        let topic = inner.topics.get(&self.topics[topic.0 as usize]);
+        Ok(topic.map_or(0, |(_, partitions)| i32::try_from(partitions.len()).expect("few")))
+    }
+    fn send(&mut self, record: &ProducerRecord<'_>) -> Result<(), SystemError> {
+        let ProducerRecord { topic, partition, key, value, .. } = *record;
         let to = TopicPartition {
             topic: self.topics[topic.0 as usize].clone(),
             partition: partition.expect("given"),

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use kafka::{KafkaAdmin, KafkaProducer};
 use task_api::system::{
-    Isolation, NewTopic, PlainMessage, SystemAdmin, SystemError, SystemProducer, TopicPartition,
-    TransactionalProducer,
+    Isolation, NewTopic, PlainMessage, ProducerRecord, SystemAdmin, SystemError, SystemProducer,
+    TopicPartition, TransactionalProducer,
 };
 use task_core::ownership::OwnerRecord;
 use task_core::record::{self, Checkpoint, Record};
@@ -80,7 +80,7 @@ impl Ran {
             checkpoint.set_offset("kafka.gone", partition, "77".into());
             let key = record::checkpoint_key(&TaskName(format!("Partition {partition}")));
             let value = record::checkpoint_value(&checkpoint);
-            self.asleep.send(topic, Some(partition), Some(&key), Some(&value), &[])?;
+            self.asleep.send(&ProducerRecord::new(topic, Some(&key), Some(&value)).to(partition))?;
         }
         self.asleep.commit(SOON)
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use task_api::dead_letter::after_refusal;
 use task_api::metrics::{Counter, MetricsRegistry};
-use task_api::system::{SystemError, SystemProducer, TopicHandle, TransactionalProducer};
-use task_api::{MessageCollector, OutgoingMessage, TaskResult};
+use task_api::system::{ProducerRecord, SystemError, SystemProducer, TopicHandle, TransactionalProducer};
+use task_api::{MessageCollector, OutgoingMessage, TaskError, TaskResult, murmur2_partition};
 use tracing::warn;
 use types::{Delivery, JobSpec, SystemStream};
 
@@ -126,7 +126,7 @@ impl Outputs {
         key: &[u8],
         value: Option<&[u8]>,
     ) -> Result<(), SystemError> {
-        self.transactional.send(topic, Some(partition), Some(key), value, &[])
+        self.transactional.send(&ProducerRecord::new(topic, Some(key), value).to(partition))
     }
 
     /// Finds out where a stream goes, once per stream.
@@ -163,23 +163,38 @@ impl Outputs {
         Ok(route)
     }
 
+    /// Where a stream goes. A task has few outputs: looking through them is cheaper than hashing.
+    fn route_of(&mut self, stream: &str) -> Result<Route, SystemError> {
+        match self.routes.iter().find(|(known, _)| known == stream) {
+            Some((_, route)) => Ok(*route),
+            None => self.route(stream),
+        }
+    }
+
+    fn partitions_of(&mut self, route: Route) -> Result<i32, SystemError> {
+        match route.plain {
+            Some(at) => self.plain[at].1.partitions(route.topic),
+            None => self.transactional.partitions(route.topic),
+        }
+    }
+
     fn send_output(&mut self, message: &OutgoingMessage<'_>) -> Result<(), SystemError> {
-        // A task has few outputs: looking through them is cheaper than hashing.
-        let known = self.routes.iter().find(|(stream, _)| stream == message.stream);
-        let route = match known {
-            Some((_, route)) => *route,
-            None => self.route(message.stream)?,
-        };
+        let route = self.route_of(message.stream)?;
+        let OutgoingMessage { mut partition, partition_key, key, value, timestamp_ms, headers, .. } =
+            *message;
+        if let (None, Some(chooses)) = (partition, partition_key) {
+            partition = Some(murmur2_partition(chooses, self.partitions_of(route)?));
+        }
         self.sent += 1;
-        let OutgoingMessage { partition, key, value, headers, .. } = *message;
+        let record = ProducerRecord { topic: route.topic, partition, key, value, timestamp_ms, headers };
         match route.plain {
             Some(at) => {
                 self.plain_unflushed = true;
-                self.plain[at].1.send(route.topic, partition, key, value, headers)
+                self.plain[at].1.send(&record)
             }
             None => {
                 self.begin()?;
-                self.transactional.send(route.topic, partition, key, value, headers)
+                self.transactional.send(&record)
             }
         }
     }
@@ -205,5 +220,10 @@ impl MessageCollector for Outputs {
             self.failed.get_or_insert_with(|| error.clone());
             error.into()
         })
+    }
+
+    fn partitions(&mut self, stream: &str) -> Result<i32, TaskError> {
+        let route = self.route_of(stream)?;
+        Ok(self.partitions_of(route)?)
     }
 }

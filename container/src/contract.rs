@@ -22,7 +22,7 @@ use crate::tests::{folder, shared};
 /// What happened, in order; shared by all tasks of a test.
 type Story = Arc<Mutex<Vec<String>>>;
 
-fn job(extra: &str) -> JobSpec {
+pub(crate) fn job(extra: &str) -> JobSpec {
     let text = format!(
         "job = {{ name = \"contract\" }}\npackage = {{ path = \"x\" }}\ncontainers = {{ memory = \"64MiB\" }}\n\
          systems.kafka = {{ type = \"kafka\", bootstrap = \"127.0.0.1:1\" }}\n{extra}"
@@ -31,7 +31,7 @@ fn job(extra: &str) -> JobSpec {
 }
 
 /// Tasks `Partition 0..n`, each with partition n of `own` and every partition 0 of `broadcast`.
-fn model(tasks: i32, own: &[&str], broadcast: &[&str]) -> ContainerModel {
+pub(crate) fn model(tasks: i32, own: &[&str], broadcast: &[&str]) -> ContainerModel {
     let input = |stream: &str, partition| SystemStreamPartition {
         stream: SystemStream { system: "kafka".into(), stream: stream.into() },
         partition,
@@ -44,7 +44,7 @@ fn model(tasks: i32, own: &[&str], broadcast: &[&str]) -> ContainerModel {
     ContainerModel { tasks: (0..tasks).map(task).collect() }
 }
 
-fn broker(job: &JobSpec, topics: &[&str], partitions: i32) -> Broker {
+pub(crate) fn broker(job: &JobSpec, topics: &[&str], partitions: i32) -> Broker {
     let broker = Broker::default();
     broker.topic(&JobTopics::of(&job.job).checkpoint, partitions);
     topics.iter().for_each(|topic| broker.topic(topic, partitions));
@@ -58,7 +58,7 @@ fn values(broker: &Broker, topic: &str) -> Vec<String> {
 }
 
 /// One life of a container; it ends when everything is read, or, with `until_over`, by itself.
-struct Life<'a> {
+pub(crate) struct Life<'a> {
     broker: &'a Broker,
     job: &'a JobSpec,
     model: ContainerModel,
@@ -70,11 +70,16 @@ struct Life<'a> {
 }
 
 impl<'a> Life<'a> {
-    fn new(broker: &'a Broker, job: &'a JobSpec, model: ContainerModel, state: &'a Path) -> Life<'a> {
+    pub(crate) fn new(
+        broker: &'a Broker,
+        job: &'a JobSpec,
+        model: ContainerModel,
+        state: &'a Path,
+    ) -> Life<'a> {
         let (clock, metrics) = (Clock::start(), MetricsRegistry::default());
         Life { broker, job, model, state, seq: 1, until_over: false, clock, metrics }
     }
-    fn live<T: StreamTask>(self, factory: impl Fn() -> T + Send + Sync) -> Result<(), End> {
+    pub(crate) fn live<T: StreamTask>(self, factory: impl Fn() -> T + Send + Sync) -> Result<(), End> {
         let board = Arc::new(Board::default());
         let stop = (!self.until_over).then(|| Arc::clone(&board));
         let system = FakeSystem::new(self.broker, None, None, stop);

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use task_api::murmur2_partition;
 use task_api::system::{
-    BrokerMetadata, Header, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage,
-    StartAt, SystemAdmin, SystemConsumer, SystemError, SystemProducer, TopicHandle, TopicMetadata,
-    TopicPartition, TransactionalProducer, Watermarks,
+    BrokerMetadata, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage,
+    ProducerRecord, StartAt, SystemAdmin, SystemConsumer, SystemError, SystemProducer, TopicHandle,
+    TopicMetadata, TopicPartition, TransactionalProducer, Watermarks,
 };
+use task_api::{OwnedHeaders, murmur2_partition};
 
 use crate::board::Board;
 use crate::systems::System;
@@ -29,6 +29,8 @@ enum Fate {
 struct Entry {
     key: Option<Vec<u8>>,
     value: Option<Vec<u8>>,
+    timestamp_ms: Option<u64>,
+    headers: OwnedHeaders,
     /// Of a transaction: the producer's id.
     id: Option<String>,
     fate: Fate,
@@ -41,6 +43,19 @@ struct Logs {
     epochs: BTreeMap<String, u32>,
 }
 
+impl Entry {
+    fn plain(key: Option<&[u8]>, value: Option<&[u8]>) -> Entry {
+        Entry {
+            key: key.map(<[u8]>::to_vec),
+            value: value.map(<[u8]>::to_vec),
+            timestamp_ms: None,
+            headers: OwnedHeaders::default(),
+            id: None,
+            fate: Fate::Plain,
+        }
+    }
+}
+
 impl Logs {
     /// Decides what the id has open.
     fn decide(&mut self, id: &str, fate: Fate) {
@@ -51,8 +66,7 @@ impl Logs {
                 any = true;
             }
             if any {
-                let control = Entry { key: None, value: None, id: Some(id.to_owned()), fate: Fate::Control };
-                log.push(control);
+                log.push(Entry { id: Some(id.to_owned()), fate: Fate::Control, ..Entry::plain(None, None) });
             }
         }
     }
@@ -74,6 +88,15 @@ impl Logs {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Broker(Arc<Mutex<Logs>>);
 
+/// A message with all its parts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Whole {
+    pub(crate) key: Option<Vec<u8>>,
+    pub(crate) value: Option<Vec<u8>>,
+    pub(crate) timestamp_ms: Option<u64>,
+    pub(crate) headers: OwnedHeaders,
+}
+
 /// A row of a committed read: offset, key, value.
 pub(crate) type Committed = (u64, Vec<u8>, Option<Vec<u8>>);
 
@@ -87,9 +110,28 @@ impl Broker {
         }
     }
     pub(crate) fn append(&self, topic: &str, partition: i32, key: &[u8], value: Option<&[u8]>) {
-        let entry =
-            Entry { key: Some(key.to_vec()), value: value.map(<[u8]>::to_vec), id: None, fate: Fate::Plain };
+        let entry = Entry::plain(Some(key), value);
         self.logs().log(&at(topic, partition)).expect("a topic of the test").push(entry);
+    }
+    /// Appends a message as it is.
+    pub(crate) fn append_whole(&self, topic: &str, partition: i32, message: &Whole) {
+        let (timestamp_ms, headers) = (message.timestamp_ms, message.headers.clone());
+        let entry =
+            Entry { timestamp_ms, headers, ..Entry::plain(message.key.as_deref(), message.value.as_deref()) };
+        self.logs().log(&at(topic, partition)).expect("a topic of the test").push(entry);
+    }
+    /// What a reader of committed messages sees, whole.
+    pub(crate) fn committed_whole(&self, topic: &str, partition: i32) -> Vec<Whole> {
+        let logs = self.logs();
+        let log = logs.partitions[&at(topic, partition)].iter();
+        let seen = log.filter(|e| matches!(e.fate, Fate::Plain | Fate::Committed));
+        seen.map(|e| Whole {
+            key: e.key.clone(),
+            value: e.value.clone(),
+            timestamp_ms: e.timestamp_ms,
+            headers: e.headers.clone(),
+        })
+        .collect()
     }
     /// What a reader of committed messages sees.
     pub(crate) fn committed(&self, topic: &str, partition: i32) -> Vec<Committed> {
@@ -309,13 +351,7 @@ impl SystemAdmin for FakeSystem {
     fn append(&self, messages: &[PlainMessage]) -> Result<(), SystemError> {
         for message in messages {
             self.ask(|logs| {
-                let entry = Entry {
-                    key: Some(message.key.clone()),
-                    value: message.value.clone(),
-                    id: None,
-                    fate: Fate::Plain,
-                };
-                logs.log(&message.to)?.push(entry);
+                logs.log(&message.to)?.push(Entry::plain(Some(&message.key), message.value.as_deref()));
                 Ok(())
             })?;
         }
@@ -340,7 +376,8 @@ impl SystemAdmin for FakeSystem {
 }
 
 fn message(source: usize, offset: u64, entry: &Entry) -> Message<'_> {
-    Message { source, offset, key: entry.key.as_deref(), value: entry.value.as_deref(), timestamp_ms: -1 }
+    let (key, value) = (entry.key.as_deref(), entry.value.as_deref());
+    Message { source, offset, key, value, timestamp_ms: entry.timestamp_ms, headers: entry.headers.get() }
 }
 
 struct FakeConsumer {
@@ -468,14 +505,15 @@ impl SystemProducer for FakeProducer {
         self.topics.push(topic.to_owned());
         Ok(TopicHandle(self.topics.len() as u32 - 1))
     }
-    fn send(
-        &mut self,
-        topic: TopicHandle,
-        partition: Option<i32>,
-        key: Option<&[u8]>,
-        value: Option<&[u8]>,
-        _: &[Header<'_>],
-    ) -> Result<(), SystemError> {
+    fn partitions(&mut self, topic: TopicHandle) -> Result<i32, SystemError> {
+        let topic = &self.topics[topic.0 as usize];
+        match self.system.call(|logs| Ok(logs.partitions_of(topic)))? {
+            0 => Err(SystemError::Retriable(format!("no topic {topic}"))),
+            partitions => Ok(partitions),
+        }
+    }
+    fn send(&mut self, record: &ProducerRecord<'_>) -> Result<(), SystemError> {
+        let ProducerRecord { topic, partition, key, value, timestamp_ms, headers } = *record;
         if value.is_some_and(|value| value.len() > MOST_BYTES) {
             return Err(SystemError::Refused(format!("more than {MOST_BYTES} bytes")));
         }
@@ -483,12 +521,8 @@ impl SystemProducer for FakeProducer {
         let push = |logs: &mut Logs, id: Option<&str>, fate| {
             let chosen = || murmur2_partition(key.unwrap_or_default(), logs.partitions_of(topic));
             let partition = partition.unwrap_or_else(chosen);
-            let entry = Entry {
-                key: key.map(<[u8]>::to_vec),
-                value: value.map(<[u8]>::to_vec),
-                id: id.map(str::to_owned),
-                fate,
-            };
+            let (headers, id) = (OwnedHeaders::of(headers), id.map(str::to_owned));
+            let entry = Entry { timestamp_ms, headers, id, fate, ..Entry::plain(key, value) };
             logs.log(&at(topic, partition)).map(|log| log.push(entry))
         };
         match &self.id {

@@ -56,6 +56,8 @@ mod contract;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
+mod messages;
+#[cfg(test)]
 mod scenarios;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use kafka::{KafkaAdmin, KafkaProducer};
 use rustix::process::{Pid, Signal, kill_process};
-use task_api::system::{Isolation, NewTopic, SystemAdmin, SystemProducer, TopicPartition};
+use task_api::system::{Isolation, NewTopic, ProducerRecord, SystemAdmin, SystemProducer, TopicPartition};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -359,7 +359,9 @@ fn produce(bootstrap: &str, topic: &str, numbers: std::ops::Range<usize>) {
     let mut producer = KafkaProducer::idempotent(bootstrap, "feed", &BTreeMap::new()).expect("a producer");
     let to = producer.topic(topic).expect("a topic");
     for n in numbers {
-        producer.send(to, Some(n as i32 % 2), Some(key(n).as_bytes()), Some(b"x"), &[]).expect("sent");
+        producer
+            .send(&ProducerRecord::new(to, Some(key(n).as_bytes()), Some(b"x")).to(n as i32 % 2))
+            .expect("sent");
     }
     producer.flush(PATIENCE).expect("flushed");
 }

@@ -28,7 +28,7 @@ use job::{Job, PARTITIONS};
 use kafka::KafkaProducer;
 use master::Master;
 use rustix::process::Signal;
-use task_api::system::SystemProducer;
+use task_api::system::{ProducerRecord, SystemProducer};
 use types::Delivery;
 
 /// How long anything may take.
@@ -51,7 +51,7 @@ impl Job {
         for n in from..from + count {
             let key = format!("k{}", (n * n + n / 3) % 307);
             producer
-                .send(topic, Some(n as i32 % PARTITIONS), Some(key.as_bytes()), Some(b"x"), &[])
+                .send(&ProducerRecord::new(topic, Some(key.as_bytes()), Some(b"x")).to(n as i32 % PARTITIONS))
                 .expect("sends");
         }
         producer.flush(PATIENCE).expect("flushes");

@@ -9,7 +9,7 @@ use kafka::{KafkaAdmin, KafkaProducer};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{ClientConfig, TopicPartitionList};
-use task_api::system::{Isolation, NewTopic, SystemAdmin, SystemProducer, TopicPartition};
+use task_api::system::{Isolation, NewTopic, ProducerRecord, SystemAdmin, SystemProducer, TopicPartition};
 
 use crate::brokers::{Brokers, repository};
 
@@ -90,7 +90,7 @@ impl Topics {
             KafkaProducer::idempotent(&self.bootstrap, "tests", &BTreeMap::new()).expect("a producer");
         let handle = producer.topic(topic).expect("a topic handle");
         for (key, value) in messages {
-            let sent = producer.send(handle, None, Some(key.as_ref()), Some(value.as_ref()), &[]);
+            let sent = producer.send(&ProducerRecord::new(handle, Some(key.as_ref()), Some(value.as_ref())));
             sent.unwrap_or_else(|e| panic!("send to {topic}: {e}"));
         }
         producer.flush(Duration::from_secs(30)).unwrap_or_else(|e| panic!("flush {topic}: {e}"));

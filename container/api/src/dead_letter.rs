@@ -1,9 +1,11 @@
-//! What failed, as the dead-letter stream gets it: key and value as they were, where and why in headers.
+//! What failed, as the dead-letter stream gets it: key, value, headers and timestamp as they were, and after its headers
+//! ours, which tell where and why.
 
 use types::{OnError, TaskName};
 
+use crate::headers::{Header, Headers, OwnedHeaders};
 use crate::serde::DecodeError;
-use crate::system::{Header, SystemError};
+use crate::system::SystemError;
 use crate::task::{MessageCollector, OutgoingMessage, OwnedMessage, TaskError, TaskResult};
 
 /// The stages of job.toml's `[errors]` at which a task fails.
@@ -41,7 +43,11 @@ pub struct DeadLetter {
     pub what: String,
     key: Option<Vec<u8>>,
     value: Option<Vec<u8>>,
-    headers: Vec<(&'static str, String)>,
+    timestamp_ms: Option<u64>,
+    /// As they were.
+    headers: OwnedHeaders,
+    /// Ours.
+    told: Vec<(&'static str, String)>,
 }
 
 impl DeadLetter {
@@ -49,17 +55,22 @@ impl DeadLetter {
     #[must_use]
     pub fn of_message(task: &TaskName, message: &OwnedMessage) -> DeadLetter {
         let (stream, partition) = (message.source.stream.to_string(), message.source.partition);
+        let what = format!("message {} of {stream}.{partition}", message.offset);
+        let mut told = vec![
+            ("samza.task", task.to_string()),
+            ("samza.stream", stream),
+            ("samza.partition", partition.to_string()),
+            ("samza.offset", message.offset.to_string()),
+        ];
+        // Beside the letter's own time, which a topic may replace with the time of arrival.
+        told.extend(message.timestamp_ms.map(|time| ("samza.timestamp", time.to_string())));
         DeadLetter {
-            what: format!("message {} of {stream}.{partition}", message.offset),
+            what,
             key: message.key.clone(),
             value: message.value.clone(),
-            headers: vec![
-                ("samza.task", task.to_string()),
-                ("samza.stream", stream),
-                ("samza.partition", partition.to_string()),
-                ("samza.offset", message.offset.to_string()),
-                ("samza.timestamp", message.timestamp_ms.to_string()),
-            ],
+            timestamp_ms: message.timestamp_ms,
+            headers: message.headers.clone(),
+            told,
         }
     }
 
@@ -70,7 +81,9 @@ impl DeadLetter {
             what: format!("timer {} of {due_unix_ms}", String::from_utf8_lossy(key)),
             key: Some(key.to_vec()),
             value: None,
-            headers: vec![("samza.task", task.to_string()), ("samza.timer", due_unix_ms.to_string())],
+            timestamp_ms: None,
+            headers: OwnedHeaders::default(),
+            told: vec![("samza.task", task.to_string()), ("samza.timer", due_unix_ms.to_string())],
         }
     }
 
@@ -86,11 +99,13 @@ impl DeadLetter {
         collector: &mut dyn MessageCollector,
     ) -> TaskResult {
         let error = error.to_string();
-        let mut headers: Vec<Header<'_>> =
-            vec![("samza.stage", stage.name().as_bytes()), ("samza.error", error.as_bytes())];
-        headers.extend(self.headers.iter().map(|(name, value)| (*name, value.as_bytes())));
+        let ours = [("samza.stage", stage.name()), ("samza.error", error.as_str())];
+        let told = self.told.iter().map(|(name, value)| (*name, value.as_str()));
+        let ours = ours.into_iter().chain(told).map(|(name, value)| Header::new(name, value.as_bytes()));
+        let headers: Vec<Header<'_>> = self.headers.get().iter().chain(ours).collect();
         collector.send(OutgoingMessage {
-            headers: &headers,
+            timestamp_ms: self.timestamp_ms,
+            headers: Headers::new(&headers),
             ..OutgoingMessage::new(stream, self.key.as_deref(), self.value.as_deref())
         })
     }
@@ -118,15 +133,21 @@ pub fn after_refusal(
     if stream == message.stream {
         return Ok(());
     }
-    let headers = [
-        ("samza.stage", b"send".as_slice()),
-        ("samza.error", why.as_bytes()),
-        ("samza.stream", message.stream.as_bytes()),
+    let ours = [
+        Header::new("samza.stage", b"send"),
+        Header::new("samza.error", why.as_bytes()),
+        Header::new("samza.stream", message.stream.as_bytes()),
     ];
-    // Most are refused for their size: without the value they fit.
-    for value in [message.value, None] {
-        let letter =
-            OutgoingMessage { headers: &headers, ..OutgoingMessage::new(stream, message.key, value) };
+    let all: Vec<Header<'_>> = message.headers.iter().chain(ours).collect();
+    let whole = OutgoingMessage {
+        timestamp_ms: message.timestamp_ms,
+        headers: Headers::new(&all),
+        ..OutgoingMessage::new(stream, message.key, message.value)
+    };
+    // Most are refused for their size: without the value they fit, or without their own headers; few for their time.
+    let without_value = OutgoingMessage { value: None, ..whole };
+    let bare = OutgoingMessage { timestamp_ms: None, headers: Headers::new(&ours), ..without_value };
+    for letter in [whole, without_value, bare] {
         match send(&letter) {
             Err(SystemError::Refused(_)) => {}
             sent => return sent,

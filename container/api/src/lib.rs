@@ -6,6 +6,7 @@
 
 mod async_task;
 pub mod dead_letter;
+mod headers;
 pub mod metrics;
 mod murmur2;
 pub mod serde;
@@ -16,6 +17,7 @@ pub mod testkit;
 pub mod timers;
 
 pub use async_task::{AsyncStreamTask, Calls, InOrder, Reply};
+pub use headers::{Header, HeaderSource, Headers, HeadersIter, OwnedHeaders};
 pub use metrics::TaskMetrics;
 pub use murmur2::murmur2_partition;
 pub use serde::{BytesSerde, DecodeError, F64Serde, I64Serde, JsonSerde, OrderedI64, Serde, StringSerde};

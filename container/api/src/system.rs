@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::headers::Headers;
+
 /// A place in a partition, as its system writes it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -58,8 +60,10 @@ pub struct Message<'a> {
     pub key: Option<&'a [u8]>,
     /// Its value; none is a tombstone.
     pub value: Option<&'a [u8]>,
-    /// Unix ms, -1 if unknown.
-    pub timestamp_ms: i64,
+    /// Unix ms, none if unknown.
+    pub timestamp_ms: Option<u64>,
+    /// Its headers, which its system need not have read yet.
+    pub headers: Headers<'a>,
 }
 
 /// Where reading a partition begins.
@@ -74,9 +78,6 @@ pub enum StartAt {
     /// The first message of this time (unix ms) or later.
     Timestamp(u64),
 }
-
-/// A header of a message: its name and its value.
-pub type Header<'a> = (&'a str, &'a [u8]);
 
 /// Reads messages that are committed (`read_committed`).
 pub trait SystemConsumer {
@@ -141,19 +142,18 @@ pub trait SystemProducer {
     /// The system failed.
     fn topic(&mut self, topic: &str) -> Result<TopicHandle, SystemError>;
 
-    /// Queues one message; blocks while the queue is full. No partition: the key's murmur2 chooses.
+    /// How many partitions `topic` has, as heard some seconds ago at most.
+    ///
+    /// # Errors
+    /// There is no such topic, or nobody answers.
+    fn partitions(&mut self, topic: TopicHandle) -> Result<i32, SystemError>;
+
+    /// Queues one message; blocks while the queue is full. Its bytes are copied.
     ///
     /// # Errors
     /// [`SystemError::Refused`]: this message cannot be sent. Else this or an earlier send failed; nothing more can be
     /// sent.
-    fn send(
-        &mut self,
-        topic: TopicHandle,
-        partition: Option<i32>,
-        key: Option<&[u8]>,
-        value: Option<&[u8]>,
-        headers: &[Header<'_>],
-    ) -> Result<(), SystemError>;
+    fn send(&mut self, record: &ProducerRecord<'_>) -> Result<(), SystemError>;
 
     /// Waits until everything sent is acknowledged by all in-sync replicas.
     ///
@@ -165,6 +165,37 @@ pub trait SystemProducer {
 /// A topic known to one producer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TopicHandle(pub u32);
+
+/// One message for [`SystemProducer::send`].
+#[derive(Debug, Clone, Copy)]
+pub struct ProducerRecord<'a> {
+    /// Where to.
+    pub topic: TopicHandle,
+    /// The partition; none: the key's murmur2 chooses, and without a key the producer.
+    pub partition: Option<i32>,
+    /// Its key.
+    pub key: Option<&'a [u8]>,
+    /// Its value; none is a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// Unix ms; none is now.
+    pub timestamp_ms: Option<u64>,
+    /// Its headers.
+    pub headers: Headers<'a>,
+}
+
+impl<'a> ProducerRecord<'a> {
+    /// A message of now without headers, whose key chooses the partition.
+    #[must_use]
+    pub fn new(topic: TopicHandle, key: Option<&'a [u8]>, value: Option<&'a [u8]>) -> ProducerRecord<'a> {
+        ProducerRecord { topic, partition: None, key, value, timestamp_ms: None, headers: Headers::NONE }
+    }
+
+    /// The same message for this partition.
+    #[must_use]
+    pub fn to(self, partition: i32) -> ProducerRecord<'a> {
+        ProducerRecord { partition: Some(partition), ..self }
+    }
+}
 
 /// A producer whose sends between `begin` and `commit` become visible together or not at all.
 pub trait TransactionalProducer: SystemProducer {

@@ -7,10 +7,11 @@ use std::rc::Rc;
 
 use types::{JobId, SystemStreamPartition, TaskName};
 
+use crate::headers::{Headers, OwnedHeaders};
 use crate::metrics::TaskMetrics;
 use crate::serde::Serde;
 use crate::store::{KeyValueStore, RawStore, StoreError};
-use crate::system::{Header, Message};
+use crate::system::Message;
 use crate::timers::Timers;
 
 /// What a task's methods return; an error ends the container with its text as the reason.
@@ -150,8 +151,10 @@ pub struct IncomingMessageEnvelope<'a> {
     pub key: Option<&'a [u8]>,
     /// Its value, none for a tombstone.
     pub value: Option<&'a [u8]>,
-    /// Its timestamp, unix ms; -1 if its system gives none.
-    pub timestamp_ms: i64,
+    /// Its timestamp, unix ms; none if its system gives none.
+    pub timestamp_ms: Option<u64>,
+    /// Its headers; not read before they are looked at.
+    pub headers: Headers<'a>,
 }
 
 /// Messages of one partition, in order, borrowed from what was fetched. An iterator takes them one by one.
@@ -204,6 +207,7 @@ impl<'a> MessageBatch<'a> {
             key: message.key,
             value: message.value,
             timestamp_ms: message.timestamp_ms,
+            headers: message.headers,
         }
     }
 }
@@ -233,8 +237,10 @@ pub struct OwnedMessage {
     pub key: Option<Vec<u8>>,
     /// Its value.
     pub value: Option<Vec<u8>>,
-    /// Unix ms, -1 if unknown.
-    pub timestamp_ms: i64,
+    /// Unix ms, none if unknown.
+    pub timestamp_ms: Option<u64>,
+    /// Its headers.
+    pub headers: OwnedHeaders,
 }
 
 impl OwnedMessage {
@@ -247,6 +253,7 @@ impl OwnedMessage {
             key: envelope.key.map(<[u8]>::to_vec),
             value: envelope.value.map(<[u8]>::to_vec),
             timestamp_ms: envelope.timestamp_ms,
+            headers: OwnedHeaders::of(envelope.headers),
         }
     }
 }
@@ -266,21 +273,34 @@ pub struct FailedMessage {
 pub struct OutgoingMessage<'a> {
     /// The stream, `system.stream` as in job.toml.
     pub stream: &'a str,
-    /// The partition; none lets the key's murmur2 hash choose, as Java clients do.
+    /// The partition; none lets the partition key choose, or else the key.
     pub partition: Option<i32>,
+    /// Bytes whose murmur2 hash chooses the partition in the key's place; the message itself keeps its key. None lets
+    /// the key's hash choose, as Java clients do; without a key either the system chooses.
+    pub partition_key: Option<&'a [u8]>,
     /// Its key.
     pub key: Option<&'a [u8]>,
     /// Its value, none for a tombstone.
     pub value: Option<&'a [u8]>,
-    /// Its headers.
-    pub headers: &'a [Header<'a>],
+    /// Its timestamp, unix ms; none is now, by the system.
+    pub timestamp_ms: Option<u64>,
+    /// Its headers: those of an envelope as they are, or others ([`Headers::new`]).
+    pub headers: Headers<'a>,
 }
 
 impl<'a> OutgoingMessage<'a> {
-    /// A message without headers, whose key chooses the partition.
+    /// A message of now without headers, whose key chooses the partition.
     #[must_use]
     pub fn new(stream: &'a str, key: Option<&'a [u8]>, value: Option<&'a [u8]>) -> OutgoingMessage<'a> {
-        OutgoingMessage { stream, partition: None, key, value, headers: &[] }
+        OutgoingMessage {
+            stream,
+            partition: None,
+            partition_key: None,
+            key,
+            value,
+            timestamp_ms: None,
+            headers: Headers::NONE,
+        }
     }
 }
 
@@ -291,6 +311,13 @@ pub trait MessageCollector {
     /// # Errors
     /// The stream's system is unknown or its producer failed.
     fn send(&mut self, message: OutgoingMessage<'_>) -> TaskResult;
+
+    /// How many partitions `stream` has, as heard some seconds ago at most: partitions may be added to it while the job
+    /// runs. The first question about a stream may wait for its system, the others cost next to nothing.
+    ///
+    /// # Errors
+    /// The stream's system is unknown, it has no such stream, or nobody answers.
+    fn partitions(&mut self, stream: &str) -> Result<i32, TaskError>;
 }
 
 /// Takes a task's wishes to the container.

@@ -7,7 +7,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use kafka::{KafkaAdmin, KafkaProducer};
-use samza::system::{NewTopic, SystemAdmin, SystemProducer, TopicHandle};
+use samza::system::{NewTopic, ProducerRecord, SystemAdmin, SystemProducer, TopicHandle};
 use serde::Deserialize;
 
 /// The job's inputs; an event belongs to the one that its channel, such as `#en.wiktionary`, ends with.
@@ -43,7 +43,7 @@ pub fn feed(file: &Path, bootstrap: &str, rate: Option<u32>) -> Result<(), Box<d
             sleep(due.saturating_sub(start.elapsed()));
         }
         let (handle, count) = sent.get_mut(topic_of(line)).expect("every input has its handle");
-        producer.send(*handle, None, None, Some(line.as_bytes()), &[])?;
+        producer.send(&ProducerRecord::new(*handle, None, Some(line.as_bytes())))?;
         *count += 1;
     }
     producer.flush(Duration::from_secs(30))?;

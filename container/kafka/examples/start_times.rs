@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use kafka::{KafkaAdmin, KafkaProducer};
 use task_api::system::{
-    Isolation, NewTopic, PlainMessage, SystemAdmin, SystemProducer, TopicPartition, TransactionalProducer,
+    Isolation, NewTopic, PlainMessage, ProducerRecord, SystemAdmin, SystemProducer, TopicPartition,
+    TransactionalProducer,
 };
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -28,7 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("fresh: {:?}", started.elapsed());
         producer.begin()?;
         let handle = producer.topic(&topic)?;
-        producer.send(handle, Some(0), None, Some(b"x"), &[])?;
+        producer.send(&ProducerRecord::new(handle, None, Some(b"x")).to(0))?;
         producer.flush(Duration::from_secs(30))?;
         let started = Instant::now();
         admin.fence(&id)?;

@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use task_api::system::{
-    BrokerMetadata, Isolation, Lost, Message, NewTopic, Offset, PlainMessage, SystemAdmin, SystemError,
-    TopicMetadata, TopicPartition, Watermarks,
+    BrokerMetadata, Isolation, Lost, Message, NewTopic, Offset, PlainMessage, ProducerRecord, SystemAdmin,
+    SystemError, TopicHandle, TopicMetadata, TopicPartition, Watermarks,
 };
 
 use crate::native::admin::Which;
@@ -80,7 +80,7 @@ impl KafkaAdmin {
             // five minutes later.
             let patience = patience.min(LEARN_TIMEOUT);
             let topics: BTreeSet<&str> = partitions.iter().map(|of| of.topic.as_str()).collect();
-            topics.into_iter().try_for_each(|topic| self.client.learn(topic, patience))?;
+            topics.into_iter().try_for_each(|topic| self.client.learn(topic, patience).map(drop))?;
         }
         found.map_err(|e| self.named(e))
     }
@@ -285,13 +285,9 @@ impl SystemAdmin for KafkaAdmin {
         let mut write = || {
             for message in messages {
                 let topic = producer.topic(&message.to.topic)?;
-                producer.send(
-                    topic,
-                    message.to.partition,
-                    Some(&message.key),
-                    message.value.as_deref(),
-                    &[],
-                )?;
+                let (key, value) = (Some(message.key.as_slice()), message.value.as_deref());
+                producer
+                    .send(&ProducerRecord::new(TopicHandle(topic), key, value).to(message.to.partition))?;
             }
             producer.flush(WRITE_TIMEOUT)
         };

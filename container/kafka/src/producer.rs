@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use task_api::system::{Header, SystemError, SystemProducer, TopicHandle, TransactionalProducer};
+use task_api::system::{ProducerRecord, SystemError, SystemProducer, TopicHandle, TransactionalProducer};
 
 use crate::native::Producer;
 use crate::settings;
@@ -76,21 +76,17 @@ impl SystemProducer for KafkaProducer {
         self.native.topic(topic).map(TopicHandle)
     }
 
-    fn send(
-        &mut self,
-        topic: TopicHandle,
-        partition: Option<i32>,
-        key: Option<&[u8]>,
-        value: Option<&[u8]>,
-        headers: &[Header<'_>],
-    ) -> Result<(), SystemError> {
-        const KEY_CHOOSES: i32 = -1;
+    fn partitions(&mut self, topic: TopicHandle) -> Result<i32, SystemError> {
+        self.native.partitions(topic.0)
+    }
+
+    fn send(&mut self, record: &ProducerRecord<'_>) -> Result<(), SystemError> {
         self.unserved += 1;
         if self.unserved == SERVE_EVERY {
             self.unserved = 0;
             self.native.serve(0)?;
         }
-        self.native.send(topic.0, partition.unwrap_or(KEY_CHOOSES), key, value, headers)
+        self.native.send(record)
     }
 
     fn flush(&mut self, timeout: Duration) -> Result<(), SystemError> {

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use kafka::{KafkaAdmin, KafkaConsumer, KafkaProducer, murmur2_partition};
 use task_api::system::{
-    Isolation, NewTopic, PlainMessage, StartAt, SystemAdmin, SystemConsumer, SystemError, SystemProducer,
-    TopicPartition, TransactionalProducer,
+    Isolation, Message, NewTopic, PlainMessage, ProducerRecord, StartAt, SystemAdmin, SystemConsumer,
+    SystemError, SystemProducer, TopicPartition, TransactionalProducer,
 };
+use task_api::{Header, Headers};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -18,6 +19,11 @@ fn bootstrap() -> String {
 
 fn admin() -> KafkaAdmin {
     KafkaAdmin::new(&bootstrap(), &BTreeMap::new()).expect("settings are right")
+}
+
+fn unix_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    now.as_millis() as u64
 }
 
 /// A fresh topic of one partition.
@@ -38,7 +44,9 @@ fn transactional(id: &str) -> KafkaProducer {
 
 fn send(producer: &mut KafkaProducer, to: &TopicPartition, value: &str) {
     let topic = producer.topic(&to.topic).expect("topic");
-    producer.send(topic, Some(to.partition), Some(b"k"), Some(value.as_bytes()), &[]).expect("queued");
+    producer
+        .send(&ProducerRecord::new(topic, Some(b"k"), Some(value.as_bytes())).to(to.partition))
+        .expect("queued");
 }
 
 fn read(admin: &KafkaAdmin, from: &TopicPartition, until: u64, isolation: Isolation) -> Vec<String> {
@@ -80,7 +88,7 @@ fn what_is_sent_is_consumed_in_order_and_lag_is_known() {
                 for message in messages {
                     assert_eq!(message.value, Some(next.to_string().as_bytes()));
                     assert_eq!(message.source, 0);
-                    assert!(message.timestamp_ms > 0);
+                    assert!(message.timestamp_ms.is_some_and(|time| time > 0) && message.headers.is_empty());
                     next += 1;
                     last = Some(message.offset);
                 }
@@ -210,7 +218,9 @@ fn keys_choose_the_partition_that_java_clients_choose() {
         KafkaProducer::idempotent(&bootstrap(), "test", &BTreeMap::new()).expect("settings are right");
     let handle = producer.topic(&name).expect("topic");
     for n in 0..100 {
-        producer.send(handle, None, Some(format!("UA{n}").as_bytes()), Some(b"x"), &[]).expect("queued");
+        producer
+            .send(&ProducerRecord::new(handle, Some(format!("UA{n}").as_bytes()), Some(b"x")))
+            .expect("queued");
     }
     producer.flush(SOON).expect("flushed");
     for partition in 0..6 {
@@ -321,15 +331,13 @@ fn the_end_of_a_source_is_known_by_position_behind_what_cannot_be_seen() {
 fn reading_starts_at_a_time() {
     let admin = admin();
     let at = topic(&admin, "time");
-    let unix_ms =
-        || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("now").as_millis();
     let append = |value: &str| {
         let message = PlainMessage { to: at.clone(), key: b"k".to_vec(), value: Some(value.into()) };
         admin.append(&[message]).expect("appended");
     };
     append("before");
-    let start = unix_ms() as u64 + 1;
-    while (unix_ms() as u64) < start {
+    let start = unix_ms() + 1;
+    while unix_ms() < start {
         std::thread::yield_now();
     }
     append("after");
@@ -340,22 +348,120 @@ fn reading_starts_at_a_time() {
 }
 
 #[test]
-fn headers_are_sent_and_a_message_that_is_too_large_is_refused_alone() {
+fn a_message_that_is_too_large_is_refused_alone_with_headers_and_without() {
     let admin = admin();
     let at = topic(&admin, "headers");
     let mut producer =
         KafkaProducer::idempotent(&bootstrap(), "headers", &BTreeMap::new()).expect("settings are right");
     let handle = producer.topic(&at.topic).expect("topic");
-    let headers: [(&str, &[u8]); 2] = [("samza.stage", b"decode"), ("samza.error", b"no text")];
-    producer.send(handle, Some(0), Some(b"k"), Some(b"dead"), &headers).expect("queued");
+    let headers = [Header::new("samza.stage", b"decode"), Header::new("samza.error", b"no text")];
+    let record = |key, value| ProducerRecord::new(handle, key, value).to(0);
+    let with = |record| ProducerRecord { headers: Headers::from(&headers), ..record };
+    producer.send(&with(record(Some(b"k"), Some(b"dead")))).expect("queued");
     let large = vec![0; 2_000_000];
-    for headers in [&headers[..], &[]] {
-        let refused = producer.send(handle, Some(0), None, Some(&large), headers);
+    for refused in [with(record(None, Some(&large))), record(None, Some(&large)), record(None, None).to(-3)] {
+        let refused = producer.send(&refused);
         assert!(matches!(refused, Err(SystemError::Refused(_))), "{refused:?}");
     }
-    producer.send(handle, Some(0), None, None, &headers).expect("queued");
+    producer.send(&with(record(None, None))).expect("queued");
     producer.flush(SOON).expect("the others are there");
     assert_eq!(read(&admin, &at, high(&admin, &at), Isolation::ReadCommitted), ["dead", ""]);
+}
+
+/// A message as it was sent, or as it came.
+type Whole = (Option<Vec<u8>>, Option<Vec<u8>>, Option<u64>, Vec<(Vec<u8>, Option<Vec<u8>>)>);
+
+fn whole(message: &Message<'_>) -> Whole {
+    let header = |h: Header<'_>| (h.name.to_vec(), h.value.map(<[u8]>::to_vec));
+    let owned = |part: Option<&[u8]>| part.map(<[u8]>::to_vec);
+    let headers = message.headers.iter().map(header).collect();
+    (owned(message.key), owned(message.value), message.timestamp_ms, headers)
+}
+
+/// The first `count` messages of a partition, each handed to `take` while it is borrowed.
+fn each(of: &TopicPartition, count: usize, take: &mut dyn FnMut(&Message<'_>)) {
+    let mut consumer =
+        KafkaConsumer::new(&bootstrap(), "each", "each", &BTreeMap::new()).expect("settings are right");
+    consumer.assign(&[(of.clone(), StartAt::Oldest)]).expect("assigned");
+    let (mut seen, started) = (0, Instant::now());
+    while seen < count && started.elapsed() < SOON {
+        let mut messages = |messages: &[Message<'_>]| {
+            messages.iter().for_each(&mut *take);
+            Ok(())
+        };
+        seen += consumer.poll(Duration::from_millis(100), &mut messages).expect("polled");
+    }
+    assert_eq!(seen, count);
+}
+
+#[test]
+fn headers_and_timestamps_come_back_as_they_were_sent_and_can_be_sent_on() {
+    let admin = admin();
+    let (first, second) = (topic(&admin, "headers-in"), topic(&admin, "headers-on"));
+    let mut producer =
+        KafkaProducer::idempotent(&bootstrap(), "headers", &BTreeMap::new()).expect("settings are right");
+    let to = producer.topic(&first.topic).expect("topic");
+    let names: Vec<String> = (0..100).map(|n| format!("header-{n}")).collect();
+    let hundred: Vec<Header<'_>> = names.iter().map(|name| Header::new(name, name.as_bytes())).collect();
+    let odd = [
+        Header::new("same", b"1"),
+        Header { name: b"same", value: None },
+        Header::new("same", b""),
+        Header { name: b"\xff\xfe", value: Some(b"\x00\x01") },
+        Header::new("", b"no name"),
+    ];
+    let record = ProducerRecord::new(to, Some(b"k"), Some(b"v")).to(0);
+    let sent = [
+        ProducerRecord { headers: (&hundred).into(), timestamp_ms: Some(1_700_000_000_123), ..record },
+        ProducerRecord { headers: (&odd).into(), ..record },
+        ProducerRecord { timestamp_ms: Some(1), key: None, value: None, ..record },
+        ProducerRecord { key: Some(b""), value: Some(b""), ..record },
+    ];
+    let before = unix_ms();
+    sent.iter().for_each(|record| producer.send(record).expect("queued"));
+    producer.flush(SOON).expect("flushed");
+
+    // On: each message is sent while its headers still are where they came.
+    let to = producer.topic(&second.topic).expect("topic");
+    let mut came = Vec::new();
+    each(&first, sent.len(), &mut |message| {
+        came.push(whole(message));
+        let Message { key, value, timestamp_ms, headers, .. } = *message;
+        let on = ProducerRecord { topic: to, partition: Some(0), key, value, timestamp_ms, headers };
+        producer.send(&on).expect("queued");
+    });
+    producer.flush(SOON).expect("flushed");
+    let mut on = Vec::new();
+    each(&second, sent.len(), &mut |message| on.push(whole(message)));
+    assert_eq!(on, came);
+
+    let of = |headers: &[Header<'_>]| -> Vec<_> {
+        headers.iter().map(|h| (h.name.to_vec(), h.value.map(<[u8]>::to_vec))).collect()
+    };
+    let (text, now) = (|text: &str| Some(text.as_bytes().to_vec()), came[1].2);
+    assert!(now.is_some_and(|now| (before..before + 60_000).contains(&now)), "{now:?}");
+    assert_eq!(came[0], (text("k"), text("v"), Some(1_700_000_000_123), of(&hundred)));
+    assert_eq!(came[1], (text("k"), text("v"), now, of(&odd)));
+    assert_eq!(came[2], (None, None, Some(1), Vec::new()));
+    assert_eq!((&came[3].0, &came[3].1, &came[3].3), (&text(""), &text(""), &Vec::new()));
+}
+
+#[test]
+fn a_producer_knows_how_many_partitions_a_topic_has() {
+    let admin = admin();
+    let new = |topic: &str, partitions| {
+        let (topic, config) = (topic.to_owned(), BTreeMap::new());
+        admin.create(&[NewTopic { topic, partitions, replication: 1, config }]).expect("created");
+    };
+    let name = topic(&admin, "partitions").topic + "-seven";
+    new(&name, 7);
+    let mut producer =
+        KafkaProducer::idempotent(&bootstrap(), "partitions", &BTreeMap::new()).expect("settings are right");
+    let handle = producer.topic(&name).expect("topic");
+    assert_eq!(producer.partitions(handle), Ok(7));
+    let none = producer.topic(&format!("{name}-none")).expect("it may come");
+    let told = producer.partitions(none);
+    assert!(told.as_ref().is_err_and(|e| e.to_string().contains("-none")), "{told:?}");
 }
 
 #[test]
@@ -368,7 +474,7 @@ fn a_commit_that_fails_for_a_topic_that_is_not_there_names_it() {
     producer.begin().expect("begin");
     let nowhere = TopicPartition { topic: "kafka-that-was-never-made".into(), partition: -1 };
     let topic = producer.topic(&nowhere.topic).expect("what is not there may come");
-    let sent = producer.send(topic, None, Some(b"k"), Some(b"v"), &[]);
+    let sent = producer.send(&ProducerRecord::new(topic, Some(b"k"), Some(b"v")));
     let told = sent.and_then(|()| producer.commit(SOON)).expect_err("there is no such topic").to_string();
     assert!(told.contains("kafka-that-was-never-made") && told.contains("nknown topic"), "{told}");
     producer.abort(SOON).expect("abort");

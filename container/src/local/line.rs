@@ -10,8 +10,10 @@ use std::ops::Range;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::de::IgnoredAny;
-use task_api::system::Header;
+use task_api::system::ProducerRecord;
 use types::StreamSpec;
+
+use super::headers;
 
 /// How bytes look in a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -83,8 +85,10 @@ impl Part {
 pub(crate) struct Parsed {
     pub(crate) key: Part,
     pub(crate) value: Part,
-    /// Unix ms, -1 if unknown.
-    pub(crate) timestamp_ms: i64,
+    /// Unix ms, none if unknown.
+    pub(crate) timestamp_ms: Option<u64>,
+    /// Headers that were made, packed.
+    pub(crate) headers: Range<usize>,
 }
 
 /// Why a line is no message, and from which byte (from 1) on.
@@ -115,9 +119,10 @@ pub(crate) fn parse(line: &[u8], shape: &Shape, made: &mut Vec<u8>) -> Result<Op
             Some(field) => reader.field(all.start, field, shape.key)?,
             None => Part::Absent,
         };
-        return Ok(Some(Parsed { key, value: Part::Line(all), timestamp_ms: -1 }));
+        return Ok(Some(Parsed { key, value: Part::Line(all), timestamp_ms: None, headers: 0..0 }));
     }
-    Ok(Some(Parsed { key: Part::Absent, value: reader.part(all, shape.value)?, timestamp_ms: -1 }))
+    let value = reader.part(all, shape.value)?;
+    Ok(Some(Parsed { key: Part::Absent, value, timestamp_ms: None, headers: 0..0 }))
 }
 
 const BLANKS: [char; 4] = [' ', '\t', '\r', '\n'];
@@ -186,8 +191,13 @@ impl Reader<'_> {
             };
         let key = either(found.key, found.key_base64, shape.key)?;
         let value = either(found.value, found.value_base64, shape.value)?;
-        let timestamp_ms = found.timestamp.and_then(|at| text[at].parse().ok()).unwrap_or(-1);
-        Ok(Parsed { key, value, timestamp_ms })
+        let timestamp_ms = found.timestamp.and_then(|at| text[at].parse().ok());
+        let start = self.made.len();
+        if let Some(at) = found.headers {
+            let bad = |what| Malformed { column: at.start + 1, what };
+            headers::read(&text[at.clone()], self.made).map_err(bad)?;
+        }
+        Ok(Parsed { key, value, timestamp_ms, headers: start..self.made.len() })
     }
 
     /// The bytes of the JSON value at `at`: a string's content, nothing for null, the text of any other.
@@ -320,16 +330,12 @@ impl Iterator for Fields<'_> {
 }
 
 /// Appends a message as a line, with its newline.
-pub(crate) fn write(
-    key: Option<&[u8]>,
-    value: Option<&[u8]>,
-    headers: &[Header<'_>],
-    shape: &Shape,
-    out: &mut Vec<u8>,
-) {
+pub(crate) fn write(record: &ProducerRecord<'_>, shape: &Shape, out: &mut Vec<u8>) {
+    let ProducerRecord { key, value, timestamp_ms, headers, .. } = *record;
     let start = out.len();
     // A value may stand alone unless it would be read as something else.
-    if let (None, Some(value), [], None) = (key, value, headers, &shape.key_field)
+    if let (None, Some(value), None, None) = (key, value, timestamp_ms, &shape.key_field)
+        && headers.is_empty()
         && json(value, shape.value, out)
     {
         let alone = std::str::from_utf8(&out[start..]).unwrap_or_default();
@@ -348,20 +354,12 @@ pub(crate) fn write(
         Some(value) => field("value", value, shape.value, out),
         None => out.extend_from_slice(b"\"value\":null"),
     }
+    if let Some(time) = timestamp_ms {
+        let _ = write!(out, ",\"timestamp\":{time}");
+    }
     if !headers.is_empty() {
-        out.extend_from_slice(b",\"headers\":{");
-        for (n, (name, value)) in headers.iter().enumerate() {
-            if n > 0 {
-                out.push(b',');
-            }
-            string(name, out);
-            out.push(b':');
-            match std::str::from_utf8(value) {
-                Ok(text) => string(text, out),
-                Err(_) => string(&format!("base64:{}", BASE64.encode(value)), out),
-            }
-        }
-        out.push(b'}');
+        out.extend_from_slice(b",\"headers\":");
+        headers::write(headers, out);
     }
     out.extend_from_slice(b"}\n");
 }
@@ -422,10 +420,16 @@ fn string(text: &str, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use task_api::system::TopicHandle;
+    use task_api::{Header, Headers};
 
     use super::*;
 
-    type Row = (Option<Vec<u8>>, Option<Vec<u8>>, i64);
+    type Row = (Option<Vec<u8>>, Option<Vec<u8>>, Option<u64>);
+
+    fn record<'a>(key: Option<&'a [u8]>, value: Option<&'a [u8]>) -> ProducerRecord<'a> {
+        ProducerRecord::new(TopicHandle(0), key, value)
+    }
 
     fn read(line: &[u8], shape: &Shape) -> Result<Option<Row>, Malformed> {
         let mut made = Vec::new();
@@ -462,7 +466,7 @@ mod tests {
         assert_eq!(text(twice, &plain), row(None, Some(twice)));
         let timed =
             read(br#"{"value":1,"timestamp":1700000000000}"#, &plain).expect("read").expect("a message");
-        assert_eq!(timed.2, 1_700_000_000_000);
+        assert_eq!(timed.2, Some(1_700_000_000_000));
         assert_eq!(read(b"  \r", &plain), Ok(None));
     }
 
@@ -498,7 +502,7 @@ mod tests {
     fn messages_are_written_for_people() {
         let written = |key: Option<&[u8]>, value: Option<&[u8]>, headers: &[Header<'_>], shape: &Shape| {
             let mut out = Vec::new();
-            write(key, value, headers, shape, &mut out);
+            write(&ProducerRecord { headers: headers.into(), ..record(key, value) }, shape, &mut out);
             String::from_utf8(out).expect("text")
         };
         let plain = Shape::default();
@@ -510,11 +514,14 @@ mod tests {
         assert_eq!(written(None, Some(b"two words"), &[], &plain), "\"two words\"\n");
         assert_eq!(written(None, Some(b"\xff"), &[], &plain), "{\"value-base64\":\"/w==\"}\n");
         assert_eq!(written(Some(b"k"), None, &[], &plain), "{\"key\":\"k\",\"value\":null}\n");
-        let failed = [("error", b"no number".as_slice())];
+        let failed = [Header::new("error", b"no number")];
         assert_eq!(
             written(None, Some(b"x"), &failed, &plain),
             "{\"value\":\"x\",\"headers\":{\"error\":\"no number\"}}\n"
         );
+        let mut timed = Vec::new();
+        write(&ProducerRecord { timestamp_ms: Some(7), ..record(None, Some(b"1")) }, &plain, &mut timed);
+        assert_eq!(timed, b"{\"value\":1,\"timestamp\":7}\n");
         let numbers = Shape { key: Form::I64, value: Form::F64, key_field: None };
         let (key, value) = (7_i64.to_be_bytes(), 2.5_f64.to_be_bytes());
         assert_eq!(written(Some(&key), Some(&value), &[], &numbers), "{\"key\":7,\"value\":2.5}\n");
@@ -553,14 +560,18 @@ mod tests {
         #[test]
         fn what_is_written_is_read_as_the_same_bytes(
             key in proptest::option::of(bytes()), value in proptest::option::of(bytes()), shape in shape(),
-            header in proptest::option::of(bytes()),
+            header in proptest::option::of(bytes()), timestamp_ms in any::<Option<u64>>(),
         ) {
-            let headers: Vec<Header<'_>> = header.iter().map(|value| ("why", value.as_slice())).collect();
+            let headers: Vec<Header<'_>> = header.iter().map(|value| Header::new("why", value)).collect();
             let mut line = Vec::new();
-            write(key.as_deref(), value.as_deref(), &headers, &shape, &mut line);
+            let record = record(key.as_deref(), value.as_deref());
+            write(&ProducerRecord { headers: (&headers).into(), timestamp_ms, ..record }, &shape, &mut line);
             prop_assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
             prop_assert_eq!(line.pop(), Some(b'\n'));
-            prop_assert_eq!(read(&line, &shape), Ok(Some((key, value, -1))));
+            let mut made = Vec::new();
+            let parsed = parse(&line, &shape, &mut made).expect("read").expect("a message");
+            prop_assert_eq!(Headers::packed(&made[parsed.headers]), Headers::from(&headers));
+            prop_assert_eq!(read(&line, &shape), Ok(Some((key, value, timestamp_ms))));
         }
 
         #[test]

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
+use task_api::Headers;
 use task_api::system::{Message, SystemError};
 use tracing::{debug, info};
 
@@ -417,7 +418,8 @@ impl Snapshot {
                 offset,
                 key,
                 value,
-                timestamp_ms: i64::try_from(block.unix_ms).unwrap_or(-1),
+                timestamp_ms: Some(block.unix_ms),
+                headers: Headers::NONE,
             };
             let messages: Vec<Message<'_>> = wanted.map(message).collect();
             if !messages.is_empty() {

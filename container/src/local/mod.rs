@@ -8,6 +8,7 @@
 mod arguments;
 mod files;
 mod frame;
+mod headers;
 mod home;
 mod jsonl;
 mod line;

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use task_api::Headers;
 use task_api::system::{Message, Offset, StartAt, SystemConsumer, SystemError, TopicPartition};
 use tracing::warn;
 
@@ -56,7 +57,7 @@ struct Source {
     at_end: bool,
     paused: bool,
     /// Lines before this time are passed over.
-    from_unix_ms: Option<i64>,
+    from_unix_ms: Option<u64>,
 }
 
 impl FileConsumer {
@@ -91,7 +92,7 @@ impl FileConsumer {
             file.seek(SeekFrom::Start(began)).map_err(fail)?;
         }
         let from_unix_ms = match start {
-            StartAt::Timestamp(unix_ms) => Some(i64::try_from(*unix_ms).unwrap_or(i64::MAX)),
+            StartAt::Timestamp(unix_ms) => Some(*unix_ms),
             StartAt::Oldest | StartAt::Newest | StartAt::At(_) => None,
         };
         let shape = self.files.read_shape(&at.topic);
@@ -182,7 +183,9 @@ impl Source {
             };
             let next = (done + length + 1).min(self.buffer.len());
             match line::parse(&rest[..length], &self.shape, &mut made) {
-                Ok(Some(message)) if self.from_unix_ms.is_none_or(|from| message.timestamp_ms >= from) => {
+                Ok(Some(message))
+                    if self.from_unix_ms.is_none_or(|from| message.timestamp_ms >= Some(from)) =>
+                {
                     self.from_unix_ms = None;
                     parsed.push((done, message, self.at + next as u64 - 1));
                 }
@@ -203,12 +206,13 @@ impl Source {
             }
             (done, lines) = (next, lines + 1);
         }
-        let message = |(start, Parsed { key, value, timestamp_ms }, offset): &(usize, Parsed, u64)| Message {
+        let message = |(start, line, offset): &(usize, Parsed, u64)| Message {
             source: number,
             offset: *offset,
-            key: key.bytes(&self.buffer[*start..], &made),
-            value: value.bytes(&self.buffer[*start..], &made),
-            timestamp_ms: *timestamp_ms,
+            key: line.key.bytes(&self.buffer[*start..], &made),
+            value: line.value.bytes(&self.buffer[*start..], &made),
+            timestamp_ms: line.timestamp_ms,
+            headers: Headers::packed(&made[line.headers.clone()]),
         };
         let messages: Vec<Message<'_>> = parsed.iter().map(message).collect();
         if !messages.is_empty() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use task_api::system::{Header, SystemError, SystemProducer, TopicHandle, TransactionalProducer};
+use task_api::system::{ProducerRecord, SystemError, SystemProducer, TopicHandle, TransactionalProducer};
 
 use super::files::Files;
 use super::frame::Rows;
@@ -86,21 +86,22 @@ impl SystemProducer for FileProducer {
         Ok(TopicHandle(u32::try_from(number).expect("a job has few topics")))
     }
 
-    fn send(
-        &mut self,
-        topic: TopicHandle,
-        partition: Option<i32>,
-        key: Option<&[u8]>,
-        value: Option<&[u8]>,
-        headers: &[Header<'_>],
-    ) -> Result<(), SystemError> {
+    /// A file of lines has one partition, whichever a message names.
+    fn partitions(&mut self, topic: TopicHandle) -> Result<i32, SystemError> {
+        Ok(match &self.topics[topic.0 as usize].1 {
+            Target::Lines { .. } => 1,
+            Target::Rows { partitions, .. } => i32::try_from(*partitions).unwrap_or(i32::MAX),
+        })
+    }
+
+    fn send(&mut self, record: &ProducerRecord<'_>) -> Result<(), SystemError> {
         if self.transactional != self.in_transaction {
             return Err(SystemError::Fatal("a message outside a transaction".into()));
         }
-        match &self.topics[topic.0 as usize].1 {
+        match &self.topics[record.topic.0 as usize].1 {
             Target::Lines { output, shape } => {
                 let lines = self.lines.entry(*output).or_default();
-                line::write(key, value, headers, shape, lines);
+                line::write(record, shape, lines);
                 if !self.transactional && lines.len() >= LINES_TOGETHER {
                     self.home.write(*output, lines, false)?;
                 }
@@ -108,10 +109,10 @@ impl SystemProducer for FileProducer {
             }
             Target::Rows { topic, partitions } => {
                 let (topic, partitions) = (*topic, *partitions);
-                let partition = u32::try_from(partition.unwrap_or(0)).ok().filter(|n| *n < partitions);
+                let partition = u32::try_from(record.partition.unwrap_or(0)).ok().filter(|n| *n < partitions);
                 let partition =
                     partition.ok_or_else(|| SystemError::Fatal("a row of no partition".into()))?;
-                self.row(topic, partition, key, value);
+                self.row(topic, partition, record.key, record.value);
                 Ok(())
             }
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use kafka::KafkaProducer;
 use rustix::process::Signal;
-use task_api::system::{SystemProducer, TransactionalProducer};
+use task_api::system::{ProducerRecord, SystemProducer, TransactionalProducer};
 use types::Delivery;
 
 use crate::PATIENCE;
@@ -114,7 +114,7 @@ impl Harness {
         producer.init(PATIENCE).expect("a new id");
         producer.begin().expect("begins");
         let topic = producer.topic(&job.topic("changelog")).expect("a topic");
-        producer.send(topic, Some(0), Some(b"foreign"), Some(b"foreign!"), &[]).expect("sends");
+        producer.send(&ProducerRecord::new(topic, Some(b"foreign"), Some(b"foreign!")).to(0)).expect("sends");
         producer.flush(PATIENCE).expect("flushes");
         producer
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use kafka::KafkaProducer;
 use rustix::process::Signal;
-use task_api::system::SystemProducer;
+use task_api::system::{ProducerRecord, SystemProducer};
 use types::Delivery;
 
 use crate::PATIENCE;
@@ -74,7 +74,7 @@ impl Tally {
             let (partition, key) = (key % PARTITIONS as u64, format!("k{key:05}"));
             let value: &[u8] = if drop { b"drop" } else { b"add" };
             producer
-                .send(topic, Some(partition as i32), Some(key.as_bytes()), Some(value), &[])
+                .send(&ProducerRecord::new(topic, Some(key.as_bytes()), Some(value)).to(partition as i32))
                 .expect("sends");
             self.fed[partition as usize].push((key, drop));
         }

@@ -44,7 +44,7 @@ impl StreamTask for Tally {
         match envelope.value.unwrap_or_default() {
             b"delete" => self.counts.as_mut().expect("init has run").delete(&key.to_owned())?,
             b"timer" => {
-                let due = u64::try_from(envelope.timestamp_ms)? + 1_000;
+                let due = envelope.timestamp_ms.unwrap_or(0) + 1_000;
                 let name = format!("{key} at {}", envelope.offset);
                 self.timers.as_ref().expect("init has run").set(name.as_bytes(), due)?;
             }

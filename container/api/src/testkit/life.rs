@@ -357,7 +357,8 @@ fn as_message<'a>(source: usize, output: &'a super::Output) -> Message<'a> {
         offset: output.offset,
         key: output.key.as_deref(),
         value: output.value.as_deref(),
-        timestamp_ms: output.timestamp_ms,
+        timestamp_ms: Some(output.timestamp_ms),
+        headers: output.headers.get(),
     }
 }
 

@@ -114,26 +114,22 @@ impl<T: StreamTask> TestKit<T> {
     /// Appends a message of now. The key's hash chooses the partition as Java clients do; without a key they take turns.
     #[track_caller]
     pub fn send(&mut self, stream: &str, key: Option<&str>, value: &str) {
-        self.send_message(
-            OutgoingMessage::new(stream, key.map(str::as_bytes), Some(value.as_bytes())),
-            self.world.now(),
-        );
+        self.send_message(OutgoingMessage::new(stream, key.map(str::as_bytes), Some(value.as_bytes())));
     }
 
     /// Appends a message of now to a partition.
     #[track_caller]
     pub fn send_to(&mut self, stream: &str, partition: i32, key: Option<&str>, value: &str) {
         let message = OutgoingMessage::new(stream, key.map(str::as_bytes), Some(value.as_bytes()));
-        self.send_message(OutgoingMessage { partition: Some(partition), ..message }, self.world.now());
+        self.send_message(OutgoingMessage { partition: Some(partition), ..message });
     }
 
-    /// Appends any message, of any time.
+    /// Appends any message, of any time and with any headers.
     #[track_caller]
-    pub fn send_message(&mut self, message: OutgoingMessage<'_>, timestamp_unix_ms: u64) {
+    pub fn send_message(&mut self, message: OutgoingMessage<'_>) {
         let known = self.world.streams.partitions(message.stream) > 0;
         assert!(known, "the job has no stream `{}`: declare it with `input`", message.stream);
-        let timestamp = i64::try_from(timestamp_unix_ms).unwrap_or(i64::MAX);
-        if let Err(error) = self.world.streams.append(&message, timestamp, false) {
+        if let Err(error) = self.world.streams.append(&message, false) {
             panic!("{error}");
         }
     }

@@ -7,10 +7,11 @@ use std::rc::Rc;
 use types::{OffsetDefault, OnError, SystemStream};
 
 use crate::dead_letter::after_refusal;
+use crate::headers::{Header, OwnedHeaders};
 use crate::murmur2_partition;
 use crate::serde::{DecodeError, Serde};
 use crate::system::SystemError;
-use crate::task::{MessageCollector, OutgoingMessage, TaskResult};
+use crate::task::{MessageCollector, OutgoingMessage, TaskError, TaskResult};
 
 /// A message of a stream. It equals `("key", "value")` if it has these texts, `"value"` if it has no key and this text,
 /// and `(Some("key"), None)` if it is a tombstone of this key.
@@ -25,9 +26,9 @@ pub struct Output {
     /// Its value; none is a tombstone.
     pub value: Option<Vec<u8>>,
     /// Its headers.
-    pub headers: Vec<(String, Vec<u8>)>,
+    pub headers: OwnedHeaders,
     /// Unix ms.
-    pub timestamp_ms: i64,
+    pub timestamp_ms: u64,
 }
 
 impl Output {
@@ -39,11 +40,11 @@ impl Output {
         let bytes = |part: &Option<Vec<u8>>| part.clone().unwrap_or_default();
         Ok((key.decode(&bytes(&self.key))?, value.decode(&bytes(&self.value))?))
     }
-    /// The value of the header `name`, as text.
+    /// The value of the last header `name`, as text; none if there is none, or if it is null.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<String> {
-        let found = self.headers.iter().find(|(of, _)| of == name);
-        found.map(|(_, value)| String::from_utf8_lossy(value).into_owned())
+        let value = self.headers.get().last(name)?.value?;
+        Some(String::from_utf8_lossy(value).into_owned())
     }
     fn is(&self, key: Option<&str>, value: Option<&str>) -> bool {
         self.key.as_deref() == key.map(str::as_bytes) && self.value.as_deref() == value.map(str::as_bytes)
@@ -171,13 +172,11 @@ impl Streams {
     }
 
     /// Appends a message.
-    pub(super) fn append(
-        &mut self,
-        message: &OutgoingMessage<'_>,
-        timestamp_ms: i64,
-        is_open: bool,
-    ) -> Result<(), SystemError> {
-        let bytes = message.key.map_or(0, <[u8]>::len) + message.value.map_or(0, <[u8]>::len);
+    pub(super) fn append(&mut self, message: &OutgoingMessage<'_>, is_open: bool) -> Result<(), SystemError> {
+        let headers = OwnedHeaders::of(message.headers);
+        let of_header = |header: Header<'_>| header.name.len() + header.value.map_or(0, <[u8]>::len);
+        let parts = [message.key, message.value].into_iter().flatten().map(<[u8]>::len);
+        let bytes = parts.chain(headers.get().iter().map(of_header)).sum::<usize>();
         if bytes > self.max_message_bytes {
             return Err(SystemError::Refused(format!("more than {} bytes", self.max_message_bytes)));
         }
@@ -190,12 +189,8 @@ impl Streams {
             offset: log.len() as u64,
             key: message.key.map(<[u8]>::to_vec),
             value: message.value.map(<[u8]>::to_vec),
-            headers: message
-                .headers
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), value.to_vec()))
-                .collect(),
-            timestamp_ms,
+            headers,
+            timestamp_ms: message.timestamp_ms.unwrap_or(self.now),
         };
         let fate = if is_open { Fate::Open } else { Fate::Visible };
         if is_open {
@@ -206,7 +201,15 @@ impl Streams {
     }
 
     fn send_output(&mut self, message: &OutgoingMessage<'_>) -> Result<(), SystemError> {
-        let name = message.stream;
+        let system = self.system_of(message.stream)?;
+        let is_open = self.transactional.as_ref() == Some(&system);
+        self.append(message, is_open)?;
+        self.uncommitted += 1;
+        Ok(())
+    }
+
+    /// The system of stream `name`, one of job.toml's.
+    fn system_of(&self, name: &str) -> Result<String, SystemError> {
         let Some(SystemStream { system, .. }) = SystemStream::parse(name) else {
             return Err(SystemError::Fatal(format!("`{name}` is not <system>.<stream>")));
         };
@@ -217,10 +220,7 @@ impl Streams {
                 known.join(", ")
             )));
         }
-        let is_open = self.transactional.as_ref() == Some(&system);
-        self.append(message, i64::try_from(self.now).unwrap_or(i64::MAX), is_open)?;
-        self.uncommitted += 1;
-        Ok(())
+        Ok(system)
     }
 
     /// How many partitions stream `name` has.
@@ -248,8 +248,7 @@ impl Streams {
             OffsetDefault::Offset(offset) => offset,
             OffsetDefault::Timestamp(from) => {
                 let log = self.log(name, partition);
-                let first =
-                    log.iter().find(|e| u64::try_from(e.message.timestamp_ms).is_ok_and(|at| at >= from));
+                let first = log.iter().find(|e| e.message.timestamp_ms >= from);
                 first.map_or(end, |entry| entry.message.offset)
             }
         }
@@ -310,7 +309,7 @@ impl Stream {
             self.partitions.push(Vec::new());
         }
         let count = i32::try_from(self.partitions.len()).unwrap_or(i32::MAX);
-        match (message.partition, message.key) {
+        match (message.partition, message.partition_key.or(message.key)) {
             (Some(partition), _) if (0..count).contains(&partition) => Ok(partition),
             (Some(partition), _) if partition >= 0 && !self.is_declared => {
                 self.partitions.resize_with(partition as usize + 1, Vec::new);
@@ -350,5 +349,12 @@ impl MessageCollector for Streams {
             self.failed.get_or_insert_with(|| error.clone());
             error.into()
         })
+    }
+
+    fn partitions(&mut self, stream: &str) -> Result<i32, TaskError> {
+        self.system_of(stream)?;
+        // A stream that nobody has declared is made with its first message.
+        let known = Streams::partitions(self, stream).max(1);
+        Ok(i32::try_from(known).unwrap_or(i32::MAX))
     }
 }

@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use super::*;
 use crate::{
-    I64Serde, IncomingMessageEnvelope, KeyValueStore, MessageBatch, MessageCollector, Serde, StringSerde,
-    TaskContext, TaskCoordinator, TaskMetrics, TaskResult, Timers,
+    Header, Headers, I64Serde, IncomingMessageEnvelope, KeyValueStore, MessageBatch, MessageCollector, Serde,
+    StringSerde, TaskContext, TaskCoordinator, TaskMetrics, TaskResult, Timers,
 };
 
 /// Counts by key; obeys some words.
@@ -44,7 +44,7 @@ impl StreamTask for Count {
             ("shutdown", _) => coordinator.shutdown(),
             ("timer", after_ms) => {
                 let timers = self.timers.as_ref().ok_or("no timers")?;
-                let due = u64::try_from(envelope.timestamp_ms)? + after_ms.parse::<u64>()?;
+                let due = envelope.timestamp_ms.unwrap_or(0) + after_ms.parse::<u64>()?;
                 timers.set(envelope.key.unwrap_or_default(), due)?;
             }
             ("send", stream) => {
@@ -272,10 +272,13 @@ fn errors_that_are_left_out_are_counted_and_dead_letters_tell_the_cause() {
     kit.send_to("kafka.in", 0, Some("a"), "fail once");
     kit.send_to("kafka.in", 0, Some("bad"), "timer 1");
     let value = Some(b"\xff".as_slice());
-    kit.send_message(
-        OutgoingMessage { partition: Some(1), ..OutgoingMessage::new("kafka.in", Some(b"k"), value) },
-        7,
-    );
+    let headers = [Header::new("trace", b"1"), Header::new("samza.error", b"an older one")];
+    kit.send_message(OutgoingMessage {
+        partition: Some(1),
+        timestamp_ms: Some(7),
+        headers: Headers::from(&headers),
+        ..OutgoingMessage::new("kafka.in", Some(b"k"), value)
+    });
     kit.send_to("kafka.in", 1, Some("a"), "x");
     kit.advance(Duration::from_secs(1));
     assert_eq!(kit.left_out(), 3, "a message, a timer, a message that is no text");
@@ -286,6 +289,9 @@ fn errors_that_are_left_out_are_counted_and_dead_letters_tell_the_cause() {
         (1, value, Some(&b"k"[..]))
     );
     assert!(failed[0].header("samza.error").expect("a cause").contains("UTF-8"), "{failed:?}");
+    assert_eq!((failed[0].timestamp_ms, failed[0].header("trace").as_deref()), (7, Some("1")));
+    let first = failed[0].headers.get().iter().take(2).collect::<Vec<_>>();
+    assert_eq!(first, headers, "its own come first");
 }
 
 #[test]

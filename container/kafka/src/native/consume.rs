@@ -1,12 +1,14 @@
 //! Consumers: assignment and batches.
 
+use std::cell::UnsafeCell;
 use std::collections::{BTreeSet, HashMap};
-use std::ffi::c_int;
+use std::ffi::{CStr, c_int};
 use std::time::Duration;
 
 use rdkafka_sys::bindings as rd;
 use rdkafka_sys::bindings::rd_kafka_resp_err_t as Code;
 use task_api::system::{Message, SystemError, TopicPartition};
+use task_api::{Header, HeaderSource, Headers};
 
 use super::{Client, c_text, code_text, rust_text};
 
@@ -170,7 +172,7 @@ impl Consumer {
         let code = Self::with_list(&mut list, |list| unsafe { rd::rd_kafka_assign(self.client.rk, list) })?;
         self.checked(code)?;
         let topics: BTreeSet<&str> = self.sources.iter().map(|source| source.topic.as_str()).collect();
-        topics.into_iter().try_for_each(|topic| self.client.learn(topic, LEARN_TIMEOUT))
+        topics.into_iter().try_for_each(|topic| self.client.learn(topic, LEARN_TIMEOUT).map(drop))
     }
 
     /// Waits up to `timeout` for a first message, then takes what is there. `take` gets the messages, `event`
@@ -329,16 +331,47 @@ impl Consumer {
     }
 }
 
+/// A message whose headers librdkafka reads when it is asked for them, into its own structure: so it is not shared by
+/// threads.
+#[repr(transparent)]
+struct WithHeaders(UnsafeCell<rd::rd_kafka_message_t>);
+
+impl HeaderSource for WithHeaders {
+    /// The cursor counts headers. A name ends at a zero byte, if it has one.
+    fn next(&self, cursor: &mut usize) -> Option<Header<'_>> {
+        let (mut headers, mut name, mut value, mut size) =
+            (std::ptr::null_mut(), std::ptr::null(), std::ptr::null(), 0);
+        // SAFETY: the message is alive, and the headers, which it owns, as long as it is. Name and value are valid if
+        // there is such a header; a name ends with a zero byte, a value has as many bytes as told, or is null.
+        unsafe {
+            let found = rd::rd_kafka_message_headers(self.0.get(), &raw mut headers);
+            if found != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return None;
+            }
+            let found =
+                rd::rd_kafka_header_get_all(headers, *cursor, &raw mut name, &raw mut value, &raw mut size);
+            if found != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return None;
+            }
+            *cursor += 1;
+            Some(Header { name: CStr::from_ptr(name).to_bytes(), value: bytes(value.cast::<u8>(), size) })
+        }
+    }
+}
+
 fn borrowed(raw: &rd::rd_kafka_message_t, source: usize) -> Message<'_> {
     let mut kind = rd::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
-    // SAFETY: payload and key are alive as long as the message, and as long as they say.
+    // SAFETY: payload and key are alive as long as the message, and as long as they say; `WithHeaders` is the same in
+    // memory.
     unsafe {
         Message {
             source,
             offset: u64::try_from(raw.offset).unwrap_or(0),
             key: bytes(raw.key.cast::<u8>(), raw.key_len),
             value: bytes(raw.payload.cast::<u8>(), raw.len),
-            timestamp_ms: rd::rd_kafka_message_timestamp(raw, &raw mut kind),
+            // Below zero: it has none.
+            timestamp_ms: u64::try_from(rd::rd_kafka_message_timestamp(raw, &raw mut kind)).ok(),
+            headers: Headers::of(&*std::ptr::from_ref(raw).cast::<WithHeaders>()),
         }
     }
 }

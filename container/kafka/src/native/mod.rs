@@ -85,8 +85,9 @@ impl Client {
     }
 
     /// Asks for the leaders of `topic` now. librdkafka would find those of a topic that it has not seen before only
-    /// with its next look around, up to a second later. That there is no answer is for later calls to tell.
-    pub(crate) fn learn(&self, topic: &str, timeout: Duration) -> Result<(), SystemError> {
+    /// with its next look around, up to a second later. Returns how many partitions it has, 0 if nobody knows: that
+    /// there is no answer is for later calls to tell.
+    pub(crate) fn learn(&self, topic: &str, timeout: Duration) -> Result<i32, SystemError> {
         let name = c_text(topic)?;
         let timeout_ms = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
         // SAFETY: the topic handle and the answer are ours and destroyed here.
@@ -94,14 +95,19 @@ impl Client {
             let handle = rd::rd_kafka_topic_new(self.rk, name.as_ptr(), std::ptr::null_mut());
             let mut answer = std::ptr::null();
             rd::rd_kafka_metadata(self.rk, 0, handle, &raw mut answer, timeout_ms);
+            let mut partitions = 0;
             if !answer.is_null() {
+                let answer: &rd::rd_kafka_metadata = &*answer;
+                if answer.topic_cnt > 0 {
+                    partitions = (*answer.topics).partition_cnt;
+                }
                 rd::rd_kafka_metadata_destroy(answer);
             }
             if !handle.is_null() {
                 rd::rd_kafka_topic_destroy(handle);
             }
+            Ok(partitions)
         }
-        Ok(())
     }
 
     /// What `code` means, looking behind a fatal error for its cause.

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use rdkafka_sys::bindings as rd;
 use rdkafka_sys::bindings::rd_kafka_resp_err_t as Code;
-use task_api::system::{Header, SystemError};
+use task_api::Header;
+use task_api::system::{ProducerRecord, SystemError};
 
 use super::{Client, c_text, code_text};
 
@@ -15,11 +16,30 @@ const QUEUE_FULL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the leaders of a topic are waited for.
 const LEARN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// So old may be what is known of a topic's partitions: as often librdkafka asks.
+const PARTITIONS_AGE: Duration = Duration::from_secs(10);
+
+/// How soon a broker is asked again about a topic that it does not know yet.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+/// The partition of a message whose key chooses.
+const KEY_CHOOSES: i32 = -1;
+
 /// A producer.
 #[derive(Debug)]
 pub(crate) struct Producer {
-    topics: Vec<(String, *mut rd::rd_kafka_topic_t)>,
+    topics: Vec<Topic>,
     client: Client,
+}
+
+/// A topic that it writes to.
+#[derive(Debug)]
+struct Topic {
+    name: String,
+    handle: *mut rd::rd_kafka_topic_t,
+    /// None (0) if no broker has told.
+    partitions: i32,
+    asked: Instant,
 }
 
 // SAFETY: as for `Client`; topic handles are thread-safe too.
@@ -31,8 +51,8 @@ impl Drop for Producer {
         // SAFETY: the handles are ours. What was not acknowledged by now was not committed either: waiting for
         // it would only delay the end.
         unsafe {
-            for (_, topic) in self.topics.drain(..) {
-                rd::rd_kafka_topic_destroy(topic);
+            for topic in self.topics.drain(..) {
+                rd::rd_kafka_topic_destroy(topic.handle);
             }
             rd::rd_kafka_purge(self.client.rk, QUEUE_AND_INFLIGHT);
             rd::rd_kafka_poll(self.client.rk, 0);
@@ -50,7 +70,7 @@ impl Producer {
 
     /// The place of `topic` among the kept handles.
     pub(crate) fn topic(&mut self, topic: &str) -> Result<u32, SystemError> {
-        let known = self.topics.iter().position(|(name, _)| name == topic);
+        let known = self.topics.iter().position(|known| known.name == topic);
         let place = match known {
             Some(place) => place,
             None => {
@@ -61,121 +81,124 @@ impl Producer {
                 if handle.is_null() {
                     return Err(SystemError::Fatal(format!("topic {topic}: refused by the client")));
                 }
-                self.topics.push((topic.to_owned(), handle));
-                self.client.learn(topic, LEARN_TIMEOUT)?;
+                let partitions = self.client.learn(topic, LEARN_TIMEOUT)?;
+                self.topics.push(Topic { name: topic.to_owned(), handle, partitions, asked: Instant::now() });
                 self.topics.len() - 1
             }
         };
         u32::try_from(place).map_err(|_| SystemError::Fatal("too many topics".into()))
     }
 
-    /// Queues a message, waiting while the queue is full. Partition -1 lets the key choose.
-    pub(crate) fn send(
-        &mut self,
-        topic: u32,
-        partition: i32,
-        key: Option<&[u8]>,
-        value: Option<&[u8]>,
-        headers: &[Header<'_>],
-    ) -> Result<(), SystemError> {
-        let Some((name, handle)) = self.topics.get(topic as usize) else {
-            return Err(SystemError::Fatal("a topic handle of another producer".into()));
+    /// How many partitions the topic has, as last heard.
+    pub(crate) fn partitions(&mut self, topic: u32) -> Result<i32, SystemError> {
+        let Self { topics, client } = self;
+        let topic = topics.get_mut(topic as usize).ok_or_else(foreign_handle)?;
+        if topic.partitions == 0 || topic.asked.elapsed() > PARTITIONS_AGE {
+            topic.asked = Instant::now();
+            // A topic that is made by asking for it has its partitions a moment later.
+            let heard = |partitions: &i32| *partitions > 0;
+            let until = topic.asked + LEARN_TIMEOUT;
+            let partitions = loop {
+                let heard = Some(client.learn(&topic.name, LEARN_TIMEOUT)?).filter(heard);
+                if heard.is_some() || topic.partitions > 0 || Instant::now() >= until {
+                    break heard;
+                }
+                std::thread::sleep(ASK_AGAIN);
+            };
+            topic.partitions = partitions.unwrap_or(topic.partitions);
+        }
+        match topic.partitions {
+            0 => Err(SystemError::Retriable(format!(
+                "topic {} has no partitions that a broker knows of: is it there?",
+                topic.name
+            ))),
+            partitions => Ok(partitions),
+        }
+    }
+
+    /// Queues a message, waiting while the queue is full.
+    pub(crate) fn send(&mut self, record: &ProducerRecord<'_>) -> Result<(), SystemError> {
+        let topic = self.topics.get(record.topic.0 as usize).ok_or_else(foreign_handle)?;
+        let refused = |why: String| {
+            let (key, value) = (record.key.map_or(0, <[u8]>::len), record.value.map_or(0, <[u8]>::len));
+            let name = &topic.name;
+            SystemError::Refused(format!("send to {name}: {why} (key of {key} bytes, value of {value})"))
         };
-        let (key_at, key_len) = key.map_or((std::ptr::null(), 0), |key| (key.as_ptr(), key.len()));
-        let (value_at, value_len) =
-            value.map_or((std::ptr::null(), 0), |value| (value.as_ptr(), value.len()));
+        // Below zero are librdkafka's words, such as "the key chooses".
+        if let Some(partition) = record.partition.filter(|partition| *partition < 0) {
+            return Err(refused(format!("there is no partition {partition}")));
+        }
+        let is_bare = record.timestamp_ms.is_none() && record.headers.is_empty();
         let mut since = None;
         loop {
-            let code = if headers.is_empty() {
-                // SAFETY: with F_COPY the bytes are read before the call returns.
-                unsafe {
-                    let refused = rd::rd_kafka_produce(
-                        *handle,
-                        partition,
-                        rd::RD_KAFKA_MSG_F_COPY,
-                        value_at.cast_mut().cast(),
-                        value_len,
-                        key_at.cast(),
-                        key_len,
-                        std::ptr::null_mut(),
-                    );
-                    if refused == 0 {
-                        return Ok(());
-                    }
-                    rd::rd_kafka_last_error()
-                }
-            } else {
-                self.send_with_headers(*handle, partition, (key_at, key_len), (value_at, value_len), headers)?
-            };
+            let code = if is_bare { bare(topic, record) } else { self.with_more(topic, record) };
             match code {
                 Code::RD_KAFKA_RESP_ERR_NO_ERROR => return Ok(()),
                 // These are about this message alone, and it was not queued.
                 Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE
                 | Code::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION
-                | Code::RD_KAFKA_RESP_ERR__INVALID_ARG => {
-                    let (key, value) = (key_len, value_len);
-                    return Err(SystemError::Refused(format!(
-                        "send to {name}: {} (key of {key} bytes, value of {value})",
-                        code_text(code)
-                    )));
-                }
+                | Code::RD_KAFKA_RESP_ERR__INVALID_ARG => return Err(refused(code_text(code))),
                 _ => {}
             }
             let since = *since.get_or_insert_with(Instant::now);
             if code != Code::RD_KAFKA_RESP_ERR__QUEUE_FULL || since.elapsed() > QUEUE_FULL_TIMEOUT {
                 // A fenced or failed producer says so in its deliveries first.
                 self.serve(0)?;
-                return Err(self.client.error(code, &format!("send to {name}: {}", code_text(code))));
+                return Err(self.client.error(code, &format!("send to {}: {}", topic.name, code_text(code))));
             }
             self.serve(5)?;
         }
     }
 
-    /// As `rd_kafka_produce`, for messages with headers: rare ones, so the setting up does not matter.
-    fn send_with_headers(
-        &self,
-        topic: *mut rd::rd_kafka_topic_t,
-        partition: i32,
-        key: (*const u8, usize),
-        value: (*const u8, usize),
-        headers: &[Header<'_>],
-    ) -> Result<Code, SystemError> {
+    /// As [`bare`], with headers and a timestamp.
+    fn with_more(&self, topic: &Topic, record: &ProducerRecord<'_>) -> Code {
         use rd::rd_kafka_vtype_t as V;
-        let names: Vec<_> = headers.iter().map(|(name, _)| c_text(name)).collect::<Result<_, _>>()?;
-        let memory = |(at, size): (*const u8, usize)| rd::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 {
-            ptr: at.cast_mut().cast(),
-            size,
+        let memory = |bytes: Option<&[u8]>| {
+            let (at, size) = parts(bytes);
+            rd::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 { ptr: at.cast_mut().cast(), size }
         };
         // SAFETY: all zeroes is a valid union of numbers and pointers; the field that its type names is set below.
-        // Everything pointed to is alive during the call, which copies it (F_COPY; headers always).
+        // Everything pointed to is alive during the call, which copies it (F_COPY; the headers are copies). The
+        // list of headers is librdkafka's if the message is queued, and ours to destroy if not.
         unsafe {
-            let field = |vtype| rd::rd_kafka_vu_t { vtype, u: std::mem::zeroed() };
-            let mut fields = vec![
-                field(V::RD_KAFKA_VTYPE_RKT),
-                field(V::RD_KAFKA_VTYPE_PARTITION),
-                field(V::RD_KAFKA_VTYPE_MSGFLAGS),
-                field(V::RD_KAFKA_VTYPE_KEY),
-                field(V::RD_KAFKA_VTYPE_VALUE),
-            ];
-            fields[0].u.rkt = topic;
-            fields[1].u.i32_ = partition;
-            fields[2].u.i = rd::RD_KAFKA_MSG_F_COPY;
-            fields[3].u.mem = memory(key);
-            fields[4].u.mem = memory(value);
-            for (name, (_, value)) in names.iter().zip(headers) {
-                let mut header = field(V::RD_KAFKA_VTYPE_HEADER);
-                header.u.header.name = name.as_ptr();
-                header.u.header.val = value.as_ptr().cast();
-                header.u.header.size = isize::try_from(value.len()).unwrap_or(isize::MAX);
-                fields.push(header);
+            let headers = rd::rd_kafka_headers_new(8);
+            for Header { name, value } in record.headers {
+                let ((value, size), size_of) = (parts(value), |n: usize| isize::try_from(n).unwrap_or(0));
+                rd::rd_kafka_header_add(
+                    headers,
+                    name.as_ptr().cast(),
+                    size_of(name.len()),
+                    value.cast(),
+                    size_of(size),
+                );
             }
+            let mut fields = [
+                V::RD_KAFKA_VTYPE_RKT,
+                V::RD_KAFKA_VTYPE_PARTITION,
+                V::RD_KAFKA_VTYPE_MSGFLAGS,
+                V::RD_KAFKA_VTYPE_KEY,
+                V::RD_KAFKA_VTYPE_VALUE,
+                V::RD_KAFKA_VTYPE_TIMESTAMP,
+                V::RD_KAFKA_VTYPE_HEADERS,
+            ]
+            .map(|vtype| rd::rd_kafka_vu_t { vtype, u: std::mem::zeroed() });
+            fields[0].u.rkt = topic.handle;
+            fields[1].u.i32_ = record.partition.unwrap_or(KEY_CHOOSES);
+            fields[2].u.i = rd::RD_KAFKA_MSG_F_COPY;
+            fields[3].u.mem = memory(record.key);
+            fields[4].u.mem = memory(record.value);
+            // To librdkafka zero means now; a millisecond later is nearer to what is meant.
+            let time = record.timestamp_ms.map_or(0, |time| i64::try_from(time).unwrap_or(i64::MAX).max(1));
+            fields[5].u.i64_ = time;
+            fields[6].u.headers = headers;
             let error = rd::rd_kafka_produceva(self.client.rk, fields.as_ptr(), fields.len());
             if error.is_null() {
-                return Ok(Code::RD_KAFKA_RESP_ERR_NO_ERROR);
+                return Code::RD_KAFKA_RESP_ERR_NO_ERROR;
             }
+            rd::rd_kafka_headers_destroy(headers);
             let code = rd::rd_kafka_error_code(error);
             rd::rd_kafka_error_destroy(error);
-            Ok(code)
+            code
         }
     }
 
@@ -241,6 +264,34 @@ impl Producer {
         // SAFETY: as above.
         self.client.check(unsafe { rd::rd_kafka_abort_transaction(self.client.rk, millis(timeout)) })
     }
+}
+
+/// Queues a message without headers, of now.
+fn bare(topic: &Topic, record: &ProducerRecord<'_>) -> Code {
+    let ((key, key_len), (value, value_len)) = (parts(record.key), parts(record.value));
+    // SAFETY: with F_COPY the bytes are read before the call returns.
+    unsafe {
+        let refused = rd::rd_kafka_produce(
+            topic.handle,
+            record.partition.unwrap_or(KEY_CHOOSES),
+            rd::RD_KAFKA_MSG_F_COPY,
+            value.cast_mut().cast(),
+            value_len,
+            key.cast(),
+            key_len,
+            std::ptr::null_mut(),
+        );
+        if refused == 0 { Code::RD_KAFKA_RESP_ERR_NO_ERROR } else { rd::rd_kafka_last_error() }
+    }
+}
+
+/// Where bytes are; nowhere is null, no bytes are not.
+fn parts(bytes: Option<&[u8]>) -> (*const u8, usize) {
+    bytes.map_or((std::ptr::null(), 0), |bytes| (bytes.as_ptr(), bytes.len()))
+}
+
+fn foreign_handle() -> SystemError {
+    SystemError::Fatal("a topic handle of another producer".into())
 }
 
 fn millis(timeout: Duration) -> c_int {

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use task_api::system::StartAt;
+use task_api::system::{ProducerRecord, StartAt};
 
 use super::*;
 use crate::local::line::Shape;
@@ -218,8 +218,10 @@ fn a_transaction_is_there_as_a_whole_or_not_at_all() {
         let changelog = producer.topic("changelog").expect("a topic");
         let out = producer.topic("out.jsonl").expect("a file");
         let value = n.to_string();
-        producer.send(changelog, Some(1), Some(b"k"), Some(value.as_bytes()), &[]).expect("sent");
-        producer.send(out, None, None, Some(value.as_bytes()), &[]).expect("sent");
+        producer
+            .send(&ProducerRecord::new(changelog, Some(b"k"), Some(value.as_bytes())).to(1))
+            .expect("sent");
+        producer.send(&ProducerRecord::new(out, None, Some(value.as_bytes()))).expect("sent");
     };
     producer.begin().expect("begun");
     send(&mut *producer, 1);
@@ -249,9 +251,9 @@ fn lines_outside_transactions_stay_but_for_a_torn_one() {
     let stage = Stage::new();
     let mut producer = stage.system.producer("me").expect("a producer");
     let out = producer.topic("deep/er/out.jsonl").expect("a file");
-    producer.send(out, None, Some(b"k"), Some(b"1"), &[]).expect("sent");
+    producer.send(&ProducerRecord::new(out, Some(b"k"), Some(b"1"))).expect("sent");
     producer.flush(NOW).expect("flushed");
-    producer.send(out, None, Some(b"k"), Some(b"2"), &[]).expect("sent");
+    producer.send(&ProducerRecord::new(out, Some(b"k"), Some(b"2"))).expect("sent");
     drop(producer);
     stage.append("deep/er/out.jsonl", "{\"key\":\"k\",\"value\":3}\n{\"key\":\"k\",\"va");
     let stage = stage.restart();
@@ -282,7 +284,7 @@ fn a_folder_has_one_user_and_can_be_forgotten() {
     let mut producer = stage.transactional();
     producer.begin().expect("begun");
     let out = producer.topic("out.jsonl").expect("a file");
-    producer.send(out, None, None, Some(b"1"), &[]).expect("sent");
+    producer.send(&ProducerRecord::new(out, None, Some(b"1"))).expect("sent");
     producer.commit(NOW).expect("committed");
     drop(producer);
     let error = Home::open(&state).err().expect("in use").to_string();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ::tests::{Brokers, Topics};
 use anyhow::Result;
 use kafka::KafkaProducer;
-use task_api::system::SystemProducer;
+use task_api::system::{ProducerRecord, SystemProducer};
 
 use crate::cases::{Case, Input, Work};
 use crate::figures::{Figure, Figures};
@@ -89,7 +89,7 @@ fn fill(brokers: &Brokers, topic: &str, input: Input, count: u64) -> Result<()> 
         let key = format!("k{:07}", next() % input.keys);
         let from = next() as usize % (letters.len() - half);
         value[half..half + half].copy_from_slice(&letters[from..from + half]);
-        producer.send(handle, None, Some(key.as_bytes()), Some(&value), &[])?;
+        producer.send(&ProducerRecord::new(handle, Some(key.as_bytes()), Some(&value)))?;
     }
     producer.flush(Duration::from_secs(60))?;
     Ok(())

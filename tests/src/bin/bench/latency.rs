@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ::tests::{Brokers, Topics};
 use anyhow::{Context, Result, anyhow, ensure};
 use kafka::{KafkaConsumer, KafkaProducer};
-use task_api::system::{Offset, StartAt, SystemConsumer, SystemProducer, TopicPartition};
+use task_api::system::{Offset, ProducerRecord, StartAt, SystemConsumer, SystemProducer, TopicPartition};
 
 use crate::cases::Selection;
 use crate::cpu::PARTITIONS;
@@ -232,7 +232,7 @@ impl Sender {
         for _ in 0..count {
             self.sent += 1;
             let key = format!("k{:07}", self.sent.wrapping_mul(7_919) % KEYS);
-            self.producer.send(self.handle, None, Some(key.as_bytes()), Some(&value), &[])?;
+            self.producer.send(&ProducerRecord::new(self.handle, Some(key.as_bytes()), Some(&value)))?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use ::tests::wait::check;
 use anyhow::{Context, Result, ensure};
 use kafka::{KafkaAdmin, KafkaProducer};
 use serde::Deserialize;
-use task_api::system::{NewTopic, SystemAdmin, SystemProducer};
+use task_api::system::{NewTopic, ProducerRecord, SystemAdmin, SystemProducer};
 
 use crate::cases::Selection;
 use crate::cpu::PARTITIONS;
@@ -143,7 +143,7 @@ fn fill(brokers: &Brokers, topic: &str, keys: u64) -> Result<u64> {
         let key = format!("k{:013}", n.wrapping_mul(7_919) % keys);
         let value = value.map(u64::to_be_bytes);
         let value = value.as_ref().map(|bytes| &bytes[..]);
-        Ok(producer.send(handle, None, Some(key.as_bytes()), value, &[])?)
+        Ok(producer.send(&ProducerRecord::new(handle, Some(key.as_bytes()), value))?)
     };
     for n in 0..keys {
         send(n, Some(n))?;

@@ -9,7 +9,7 @@ use anyhow::Result;
 use kafka::KafkaProducer;
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use task_api::system::{SystemProducer, TransactionalProducer};
+use task_api::system::{ProducerRecord, SystemProducer, TransactionalProducer};
 
 use crate::figures::{Figure, Figures, percentile};
 use crate::ours::PREFIX;
@@ -46,7 +46,7 @@ impl Transactions for KafkaProducer {
         let topic = self.topic(topic)?;
         self.begin()?;
         for partition in 0..PARTITIONS {
-            self.send(topic, Some(partition), Some(b"key"), Some(b"value"), &[])?;
+            self.send(&ProducerRecord::new(topic, Some(b"key"), Some(b"value")).to(partition))?;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use kafka::KafkaProducer;
-use task_api::system::SystemProducer;
+use task_api::system::{ProducerRecord, SystemProducer};
 
 use crate::flights::Flight;
 
@@ -33,7 +33,9 @@ impl Feeder {
                 sleep(due.saturating_sub(start.elapsed()));
                 for flight in flights {
                     let (key, value) = (Some(flight.key.as_bytes()), Some(flight.value.as_bytes()));
-                    producer.send(topic, None, key, value, &[]).expect("brokers that take messages");
+                    producer
+                        .send(&ProducerRecord::new(topic, key, value))
+                        .expect("brokers that take messages");
                 }
                 count.fetch_add(flights.len() as u64, Ordering::Relaxed);
             }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use client::failure::{Code, Failure};
 use kafka::{KafkaAdmin, KafkaConsumer, KafkaProducer};
 use task_api::system::{
-    Isolation, Message, StartAt, SystemAdmin, SystemConsumer, SystemError, SystemProducer, TopicMetadata,
-    TopicPartition, TransactionalProducer, Watermarks,
+    Isolation, Message, ProducerRecord, StartAt, SystemAdmin, SystemConsumer, SystemError, SystemProducer,
+    TopicMetadata, TopicPartition, TransactionalProducer, Watermarks,
 };
 use task_core::ownership::{Claim, Claimant, Claimed, OwnerRecord, Partitions, Purpose, drive};
 use task_core::record::{self, Checkpoint, Record};
@@ -235,7 +235,7 @@ impl<'a> Topics<'a> {
             producer.begin()?;
             for (task, checkpoint) in &records {
                 let (key, value) = (record::checkpoint_key(&task.name), record::checkpoint_value(checkpoint));
-                producer.send(topic, Some(task.partition), Some(&key), Some(&value), &[])?;
+                producer.send(&ProducerRecord::new(topic, Some(&key), Some(&value)).to(task.partition))?;
             }
             producer.commit(PATIENCE)
         };
