@@ -4,6 +4,7 @@
 //! | Key | Value |
 //! |---|---|
 //! | `{"type":"changelog-partition","task":"Partition 0"}` | `{"partition":0}` |
+//! | `{"type":"job"}` | `{"name":…,"id":…}`: whose topic it is |
 //! | `{"type":"job-model"}` | `{"app":…,"attempt":…,"incarnation":…,"generation":…,"model":…}` |
 //! | `{"type":"container","slot":0}` | `{"container":…,"node":…,"host":…}` |
 //!
@@ -18,12 +19,14 @@ use task_api::system::{
     Isolation, Message, ProducerRecord, SystemAdmin, SystemError, TopicPartition, TransactionalProducer,
 };
 use task_core::ownership::{Claim, Claimant, Claimed, OwnerRecord, Partitions, Purpose, drive};
-use types::{AppId, ContainerId, Incarnation, JobModel, NodeId, TaskName};
+use task_core::record::{self, Record};
+use types::{AppId, ContainerId, Incarnation, JobId, JobModel, NodeId, TaskName};
 
 #[derive(Debug, Serialize, Deserialize, PartialEq)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 enum Key {
     ChangelogPartition { task: TaskName },
+    Job,
     JobModel,
     Container { slot: u32 },
 }
@@ -52,6 +55,8 @@ struct Place {
 /// Who writes: stands in what is written.
 #[derive(Debug, Clone)]
 pub struct Writer {
+    /// The job.
+    pub job: JobId,
     /// The master's attempt.
     pub attempt: u32,
     /// The master's owner record.
@@ -71,10 +76,11 @@ const COMMIT: Duration = Duration::from_secs(20);
 const INIT: Duration = Duration::from_secs(20);
 
 impl Coordinator {
-    /// Takes ownership of `topic`'s only partition and reads what the job remembers.
+    /// Takes ownership of `topic`'s only partition and reads what the job remembers. A topic of another job is left
+    /// as it is.
     ///
     /// # Errors
-    /// [`SystemError::Fenced`]: a newer master owns it. Else the system failed.
+    /// [`SystemError::Fenced`]: a newer master owns it. Else the topic is another job's, or the system failed.
     pub fn claim(
         writer: Writer,
         topic: &str,
@@ -82,6 +88,7 @@ impl Coordinator {
         producer: Box<dyn TransactionalProducer>,
     ) -> Result<(Coordinator, Remembered), SystemError> {
         let partition = TopicPartition { topic: topic.to_owned(), partition: 0 };
+        let is_marked = is_marked(admin.as_ref(), &partition, &writer.job)?;
         let whole = Partitions { owners: partition.clone(), follow: Vec::new() };
         let claim = Claim::new(writer.owner.clone(), Purpose::Run, vec![whole]);
         let mut coordinator = Coordinator { writer, topic: topic.to_owned(), producer };
@@ -103,6 +110,10 @@ impl Coordinator {
             Ok(())
         };
         admin.read_range(&partition, 0, until, Isolation::ReadCommitted, &mut take)?;
+        if !is_marked {
+            let job = json(&coordinator.writer.job);
+            coordinator.write(&[(Key::Job, job)])?;
+        }
         Ok((coordinator, remembered))
     }
 
@@ -150,6 +161,42 @@ impl Coordinator {
     }
 }
 
+/// Whether the topic says that it is this job's. Topic names have `-` for each `_`, so those of two jobs may be one;
+/// of a topic that does not say, its owners' ids tell.
+///
+/// # Errors
+/// It is another job's, or the system failed.
+fn is_marked(admin: &dyn SystemAdmin, at: &TopicPartition, job: &JobId) -> Result<bool, SystemError> {
+    let ends = admin.watermarks(std::slice::from_ref(at))?;
+    let Some(ends) = ends.first() else { return Ok(false) };
+    let (mut marked, mut other) = (None, None);
+    let mut take = |messages: &[Message<'_>]| {
+        for message in messages {
+            if let Some(Record::Owner(owner)) = record::decode(message.key, message.value) {
+                if !owner.id.starts_with(&format!("{job}-")) {
+                    other = Some(owner.id);
+                }
+            } else if message.key.and_then(parse::<Key>) == Some(Key::Job) {
+                marked = message.value.and_then(parse::<JobId>);
+            }
+        }
+        Ok(())
+    };
+    admin.read_range(at, ends.low, ends.high, Isolation::ReadUncommitted, &mut take)?;
+    let whose = match (&marked, other) {
+        (Some(mark), _) if mark == job => return Ok(true),
+        (Some(mark), _) => format!("job `{mark}`"),
+        (None, Some(owner)) => format!("the job of its owner {owner}"),
+        (None, None) => return Ok(false),
+    };
+    Err(SystemError::Fatal(format!(
+        "topic {} belongs to {whose}; the names of job `{job}` and of that one are too much alike (`_` and `-` are one \
+         in names of topics), so that they would share state and fence each other: give one of them another `[job] \
+         name` or `id`",
+        at.topic
+    )))
+}
+
 struct Owner<'a> {
     producer: &'a mut dyn TransactionalProducer,
 }
@@ -188,6 +235,7 @@ fn learn(remembered: &mut Remembered, key: Option<&[u8]>, value: Option<&[u8]>) 
             Some(at) => drop(remembered.changelog.insert(task, at.partition)),
             None => drop(remembered.changelog.remove(&task)),
         },
+        Key::Job => {}
         Key::JobModel => {
             remembered.model = value.and_then(parse::<Model>).map(|m| RememberedModel {
                 app: m.app,

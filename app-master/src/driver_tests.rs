@@ -125,7 +125,8 @@ fn master(memory: &Memory, rm: String, shutdown: Shutdown) -> JoinHandle<anyhow:
         node_host: "127.0.0.1".into(),
         token_file: None,
     };
-    let writer = Writer { attempt: 1, owner: OwnerRecord::of_app_master(&spec().job, id(1).0) };
+    let owner = OwnerRecord::of_app_master(&spec().job, id(1).0);
+    let writer = Writer { job: spec().job, attempt: 1, owner };
     tokio::spawn(serve_job(settings, writer, Box::new(memory.clone()), shutdown))
 }
 

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use am_core::place::{Facts, SlotPlace};
 use am_core::plan::{self, Plan, TopicPlan};
 use am_core::{Event, Failure};
-use task_api::system::{Isolation, Message, NewTopic, SystemError, TopicPartition};
+use task_api::system::{Isolation, Message, SystemError, TopicPartition};
 use task_core::ownership::{Claim, Claimant, Claimed, OwnerRecord, Partitions, Purpose, drive};
 use task_core::record::{self, Record};
-use types::{ContainerId, Incarnation, JobSpec, JobTopics};
+use task_core::topics::{self, Unready};
+use types::{ContainerId, Incarnation, JobSpec, JobTopics, TopicStatus};
 
 use crate::coordinator::{Coordinator, Writer, wait_a_little};
 use crate::facts::{Unread, read_topology};
@@ -63,13 +65,30 @@ pub struct KafkaSide {
     coordinator: Option<Coordinator>,
     /// The model as the topic has it.
     written: Option<am_core::place::RememberedModel>,
+    /// Since when there have been too few brokers for a topic's copies.
+    short_since: Option<Instant>,
+    patience: Duration,
+    /// The job's topics that are ready, by name.
+    topics: BTreeMap<String, TopicStatus>,
 }
+
+/// For so long brokers that are needed for a topic's copies are waited for: a restart of one takes minutes at most.
+const BROKERS_PATIENCE: Duration = Duration::from_secs(600);
 
 impl KafkaSide {
     /// Nothing is opened yet.
     #[must_use]
     pub fn new(spec: JobSpec, writer: Writer, systems: Box<dyn Systems>) -> KafkaSide {
-        KafkaSide { spec, writer, systems, coordinator: None, written: None }
+        KafkaSide {
+            spec,
+            writer,
+            systems,
+            coordinator: None,
+            written: None,
+            short_since: None,
+            patience: BROKERS_PATIENCE,
+            topics: BTreeMap::new(),
+        }
     }
 
     /// Serves requests until their sender is gone.
@@ -119,10 +138,9 @@ impl KafkaSide {
             return Err(Trouble::Failure(Failure::Fatal("the job has no inputs".into())));
         };
         let of = |e: SystemError| Trouble::from(Unread::System(system.clone(), e));
-        let topic =
-            plan::coordinator_topic(&self.spec, topology.broker_count(&system)).expect("it has an input");
+        let topic = plan::coordinator_topic(&self.spec).expect("it has an input");
+        self.ensure(&system, &[&topic])?;
         let admin = self.systems.admin(&system).map_err(of)?;
-        admin.create(&[new_topic(&topic)]).map_err(of)?;
         let producer = self.systems.producer(&system, &self.writer.owner.id).map_err(of)?;
         let (coordinator, remembered) =
             Coordinator::claim(self.writer.clone(), &topic.topic, &admin, producer).map_err(of)?;
@@ -131,18 +149,38 @@ impl KafkaSide {
         Ok(Facts { topology, remembered })
     }
 
-    fn prepare(&mut self, plan: &Plan) -> Answer {
-        let mut by_system: BTreeMap<&str, Vec<NewTopic>> = BTreeMap::new();
-        for topic in &plan.topics {
-            by_system.entry(&topic.system).or_default().push(new_topic(topic));
+    /// Makes topics of one system ready.
+    fn ensure(&mut self, system: &str, plans: &[&TopicPlan]) -> Result<(), Trouble> {
+        let of = |e: SystemError| Trouble::from(Unread::System(system.to_owned(), e));
+        let admin = self.systems.admin(system).map_err(of)?;
+        let bootstrap = self.spec.systems.get(system).map_or("", |s| s.bootstrap.as_str());
+        match topics::ensure(admin.as_ref(), bootstrap, plans) {
+            Ok(ready) => {
+                self.short_since = None;
+                for note in ready.iter().flat_map(|topic| &topic.notes) {
+                    tracing::warn!("{note}");
+                }
+                self.topics.extend(ready.into_iter().map(|topic| (topic.topic.clone(), topic)));
+                Ok(())
+            }
+            Err(Unready::TooFewBrokers(why)) => {
+                let since = *self.short_since.get_or_insert_with(Instant::now);
+                Err(Trouble::Failure(if since.elapsed() < self.patience {
+                    Failure::Waiting(format!("waiting for brokers: {why}"))
+                } else {
+                    Failure::Fatal(why)
+                }))
+            }
+            Err(Unready::System(error)) => Err(of(error)),
         }
-        for (system, topics) in by_system {
-            let made = self.systems.admin(system).and_then(|a| a.create(&topics));
-            if let Err(error) = made {
-                return match Trouble::from(Unread::System(system.to_owned(), error)) {
-                    Trouble::Fenced(why) => Answer::Fenced(why),
-                    Trouble::Failure(failure) => Answer::Event(Event::Prepared(Err(failure))),
-                };
+    }
+
+    fn prepare(&mut self, plan: &Plan) -> Answer {
+        for (system, topics) in topics::by_system(&plan.topics) {
+            match self.ensure(system, &topics) {
+                Ok(()) => {}
+                Err(Trouble::Fenced(why)) => return Answer::Fenced(why),
+                Err(Trouble::Failure(failure)) => return Answer::Event(Event::Prepared(Err(failure))),
             }
         }
         if self.written.as_ref() != Some(&plan.model) {
@@ -155,7 +193,7 @@ impl KafkaSide {
                 Err(error) => return Answer::Broken(format!("writing the job model: {error}")),
             }
         }
-        Answer::Event(Event::Prepared(Ok(())))
+        Answer::Event(Event::Prepared(Ok(self.topics.values().cloned().collect())))
     }
 
     fn remember(&mut self, places: &[(u32, SlotPlace)]) -> Option<Answer> {
@@ -252,15 +290,6 @@ impl From<Unread> for Trouble {
     }
 }
 
-fn new_topic(plan: &TopicPlan) -> NewTopic {
-    NewTopic {
-        topic: plan.topic.clone(),
-        partitions: plan.partitions,
-        replication: plan.replication,
-        config: plan.config.clone(),
-    }
-}
-
 /// Several wishes to read the topology again are one; places to remember go together, after all else.
 fn without_repeats(batch: Vec<Request>) -> Vec<Request> {
     let (mut all, mut places, mut topology) = (Vec::new(), Vec::new(), false);
@@ -282,8 +311,8 @@ fn without_repeats(batch: Vec<Request>) -> Vec<Request> {
 mod tests {
     use am_core::place::RememberedModel;
     use am_core::{AmCore, AmIdentity, Command};
-    use task_api::system::{PlainMessage, SystemAdmin};
-    use types::{Epoch, Timestamp};
+    use task_api::system::{NewTopic, PlainMessage, SystemAdmin};
+    use types::{Epoch, JobId, Timestamp};
 
     use super::*;
     use crate::testing::{Memory, spec};
@@ -294,7 +323,7 @@ mod tests {
 
     fn side(memory: &Memory, seq: u64) -> KafkaSide {
         let owner = OwnerRecord::of_app_master(&spec().job, incarnation(seq));
-        let writer = Writer { attempt: 1, owner };
+        let writer = Writer { job: spec().job, attempt: 1, owner };
         KafkaSide::new(spec(), writer, Box::new(memory.clone()))
     }
 
@@ -322,7 +351,8 @@ mod tests {
         core.facts_read(Timestamp(0), Ok(facts), &mut out);
         let Some(Command::Prepare(plan)) = out.pop() else { panic!("no plan: {out:?}") };
         let made = plan.model.clone();
-        assert_eq!(side.handle(Request::Prepare(plan)), Some(Answer::Event(Event::Prepared(Ok(())))));
+        let done = side.handle(Request::Prepare(plan));
+        assert!(matches!(done, Some(Answer::Event(Event::Prepared(Ok(_))))), "{done:?}");
         made
     }
 
@@ -349,6 +379,77 @@ mod tests {
         assert_eq!(known.remembered.model, Some(made.clone()));
         assert_eq!(known.remembered.changelog.len(), 4);
         assert_eq!(prepare(&mut next), made);
+    }
+
+    #[test]
+    fn topics_that_are_there_need_no_right_to_create_or_to_alter() {
+        let memory = with_input(2);
+        prepare(&mut side(&memory, 1));
+        memory.set_locked(true);
+        let before = memory.orders();
+        prepare(&mut side(&memory, 2));
+        assert_eq!(memory.orders(), before, "nothing is created or altered again");
+    }
+
+    #[test]
+    fn a_topic_that_would_lose_state_is_mended_and_without_the_right_to_is_refused_with_the_command() {
+        let memory = with_input(2);
+        let changelog = NewTopic {
+            topic: "j-1-seen-changelog".into(),
+            partitions: 2,
+            replication: 3,
+            config: BTreeMap::new(),
+        };
+        memory.create(&[changelog]).expect("created with Kafka's defaults");
+        let mut first = side(&memory, 1);
+        let read = facts(&mut first).expect("readable");
+        memory.set_locked(true);
+        let identity = AmIdentity { app: "app".into(), attempt: 1, spec: spec(), unix_offset_ms: 0 };
+        let (mut core, mut out) = (AmCore::new(identity), Vec::new());
+        core.facts_read(Timestamp(0), Ok(read), &mut out);
+        let Some(Command::Prepare(plan)) = out.pop() else { panic!("no plan: {out:?}") };
+        // The checkpoint topic is missing too, and may not be created now.
+        let done = first.handle(Request::Prepare(plan.clone()));
+        let Some(Answer::Event(Event::Prepared(Err(Failure::Fatal(why))))) = done else { panic!("{done:?}") };
+        assert!(why.contains("Create"), "{why}");
+        memory.set_locked(false);
+        let done = first.handle(Request::Prepare(plan));
+        let Some(Answer::Event(Event::Prepared(Ok(topics)))) = done else { panic!("{done:?}") };
+        assert_eq!(topics.len(), 3, "{topics:?}");
+        let mended = memory.topic("j-1-seen-changelog").expect("there").config;
+        assert_eq!(mended["cleanup.policy"], "compact");
+    }
+
+    #[test]
+    fn brokers_that_are_down_are_waited_for_and_then_the_job_is_refused_by_the_key() {
+        let memory = with_input(2);
+        memory.set_brokers_down(1);
+        let mut first = side(&memory, 1);
+        let Err(Failure::Waiting(why)) = facts(&mut first) else { panic!("a broker is down") };
+        assert!(why.contains("3 copies") && why.contains("[systems.kafka] replication = 2"), "{why}");
+        assert_eq!(memory.topic("__samza_coordinator_j_1"), None, "nothing is made with fewer copies");
+        first.patience = Duration::ZERO;
+        assert!(matches!(facts(&mut first), Err(Failure::Fatal(_))));
+        memory.set_brokers_down(0);
+        prepare(&mut first);
+        assert_eq!(memory.topic("__samza_coordinator_j_1").map(|t| t.replication), Some(3));
+    }
+
+    #[test]
+    fn a_job_with_a_name_too_much_alike_is_refused_and_told_whose_the_topic_is() {
+        let memory = with_input(2);
+        let of = |name: &str, seq| {
+            let job = JobSpec { job: JobId { name: name.into(), id: "1".into() }, ..spec() };
+            let owner = OwnerRecord::of_app_master(&job.job, incarnation(seq));
+            let writer = Writer { job: job.job.clone(), attempt: 1, owner };
+            KafkaSide::new(job, writer, Box::new(memory.clone()))
+        };
+        facts(&mut of("a_b", 1)).expect("the first");
+        let before = memory.epoch("a_b-1-am-7-1");
+        let Err(Failure::Fatal(why)) = facts(&mut of("a-b", 2)) else { panic!("it is another's") };
+        assert!(why.contains("belongs to job `a_b-1`") && why.contains("job `a-b-1`"), "{why}");
+        assert_eq!(memory.epoch("a_b-1-am-7-1"), before, "the other is not fenced");
+        facts(&mut of("a_b", 3)).expect("its own");
     }
 
     #[test]

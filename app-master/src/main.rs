@@ -53,7 +53,7 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let code = runtime.block_on(async {
         let owner = OwnerRecord::of_app_master(&settings.spec.job, settings.container.0);
-        let writer = Writer { attempt: settings.attempt, owner };
+        let writer = Writer { job: settings.spec.job.clone(), attempt: settings.attempt, owner };
         let systems = Box::new(KafkaSystems::of(&settings.spec));
         serve_job(settings, writer, systems, Shutdown::on_signals()).await
     })?;

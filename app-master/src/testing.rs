@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use task_api::Headers;
 use task_api::system::{
-    BrokerMetadata, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage,
+    BrokerMetadata, Configs, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage,
     ProducerRecord, SystemAdmin, SystemError, SystemProducer, TopicHandle, TopicMetadata, TopicPartition,
-    TransactionalProducer, Watermarks,
+    TransactionalProducer, Watermarks, configs_of,
 };
 use types::{
     ContainersSpec, Delivery, ErrorsSpec, Grouper, JobId, JobSpec, OnExhausted, OnLeaseLoss, PackageSpec,
@@ -78,6 +78,7 @@ pub fn spec() -> JobSpec {
             backoff_max_ms: 4000,
             on_exhausted: OnExhausted::Fail,
         },
+        metadata: types::MetadataSpec::default(),
     }
 }
 
@@ -97,6 +98,12 @@ struct Inner {
     /// Decided transactions: committed or not.
     decided: BTreeMap<(String, u32, u32), bool>,
     down: bool,
+    /// Brokers of the three that are down.
+    brokers_down: usize,
+    /// Orders to create and to alter, by topic: each needs a right.
+    orders: Vec<(&'static str, String)>,
+    /// Whether the rights to create and to alter are missing.
+    locked: bool,
 }
 
 /// The Kafka. Clones are the same one.
@@ -116,7 +123,19 @@ impl Memory {
     pub fn set_down(&self, down: bool) {
         self.0.lock().expect("no test panics with it").down = down;
     }
-    /// How a topic was created.
+    /// Stops so many of its three brokers.
+    pub fn set_brokers_down(&self, count: usize) {
+        self.0.lock().expect("no test panics with it").brokers_down = count;
+    }
+    /// Takes the rights to create topics and to alter them, or gives them.
+    pub fn set_locked(&self, locked: bool) {
+        self.0.lock().expect("no test panics with it").locked = locked;
+    }
+    /// Which topics were ordered to be created ("create") or altered ("alter"), in order.
+    pub fn orders(&self) -> Vec<(&'static str, String)> {
+        self.0.lock().expect("no test panics with it").orders.clone()
+    }
+    /// How a topic is now.
     pub fn topic(&self, name: &str) -> Option<NewTopic> {
         self.0.lock().expect("no test panics with it").topics.get(name).map(|(t, _)| t.clone())
     }
@@ -127,6 +146,21 @@ impl Memory {
 }
 
 impl Inner {
+    fn make(&mut self, topic: &NewTopic, count: usize) -> Result<(), SystemError> {
+        let NewTopic { topic: name, replication, config, .. } = topic;
+        self.orders.push(("create", name.clone()));
+        if self.locked {
+            return Err(SystemError::Fatal(format!("no right Create on topic {name}")));
+        }
+        types::check_topic_settings(config).map_err(SystemError::Fatal)?;
+        if usize::from(*replication) > 3 - self.brokers_down {
+            return Err(SystemError::Retriable(format!(
+                "too few brokers for {replication} copies of {name}"
+            )));
+        }
+        self.topics.insert(name.clone(), (topic.clone(), vec![Vec::new(); count]));
+        Ok(())
+    }
     fn register(&mut self, id: &str) -> u32 {
         let epoch = self.epochs.entry(id.to_owned()).or_insert(0);
         *epoch += 1;
@@ -154,16 +188,39 @@ impl SystemAdmin for Memory {
             port: 9092,
             rack: format!("r{id}"),
         };
-        Ok((1..=3).map(broker).collect())
+        let live = 3 - i32::try_from(self.lock()?.brokers_down).expect("at most three");
+        Ok((1..=live).map(broker).collect())
+    }
+    /// Some topic has replicas on all of them.
+    fn cluster_size(&self) -> Result<usize, SystemError> {
+        self.lock().map(|_| 3)
+    }
+    fn describe_configs(&self, topics: &[String]) -> Result<BTreeMap<String, Configs>, SystemError> {
+        let inner = self.lock()?;
+        let of = |name: &String| Some((name.clone(), configs_of(&inner.topics.get(name)?.0.config)));
+        Ok(topics.iter().filter_map(of).collect())
+    }
+    fn alter_configs(&self, topic: &str, set: &BTreeMap<String, String>) -> Result<(), SystemError> {
+        types::check_topic_settings(set).map_err(SystemError::Fatal)?;
+        let mut inner = self.lock()?;
+        inner.orders.push(("alter", topic.to_owned()));
+        if inner.locked {
+            return Err(SystemError::Fatal(format!("no right AlterConfigs on topic {topic}")));
+        }
+        let unknown = || SystemError::Retriable(format!("no topic {topic}"));
+        let (known, _) = inner.topics.get_mut(topic).ok_or_else(unknown)?;
+        known.config.extend(set.clone());
+        Ok(())
     }
     fn describe(&self, topics: &[String]) -> Result<Vec<TopicMetadata>, SystemError> {
         let inner = self.lock()?;
         let described = |name: &String| {
-            let (_, partitions) = inner.topics.get(name)?;
+            let (made, partitions) = inner.topics.get(name)?;
+            let replicas = |n: i32| (0..i32::from(made.replication)).map(|k| (n + k) % 3 + 1).collect();
             let partition = |(n, _): (i32, &Vec<Row>)| PartitionMetadata {
                 partition: n,
                 leader: Some(n % 3 + 1),
-                replicas: vec![n % 3 + 1, (n + 1) % 3 + 1],
+                replicas: replicas(n),
             };
             let partitions = (0..).zip(partitions).map(partition).collect();
             Some(TopicMetadata { topic: name.clone(), topic_id: name.clone(), partitions })
@@ -174,12 +231,12 @@ impl SystemAdmin for Memory {
         let mut inner = self.lock()?;
         for topic in topics {
             let count = usize::try_from(topic.partitions).expect("a count");
-            let there = inner
-                .topics
-                .entry(topic.topic.clone())
-                .or_insert_with(|| (topic.clone(), vec![Vec::new(); count]));
-            if there.1.len() < count {
-                let why = format!("{} has {} partitions, {count} are needed", topic.topic, there.1.len());
+            let Some((_, there)) = inner.topics.get(&topic.topic) else {
+                inner.make(topic, count)?;
+                continue;
+            };
+            if there.len() < count {
+                let why = format!("{} has {} partitions, {count} are needed", topic.topic, there.len());
                 return Err(SystemError::Fatal(why));
             }
         }

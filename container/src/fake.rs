@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use task_api::system::{
-    BrokerMetadata, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage,
+    BrokerMetadata, Configs, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage,
     ProducerRecord, StartAt, SystemAdmin, SystemConsumer, SystemError, SystemProducer, TopicHandle,
-    TopicMetadata, TopicPartition, TransactionalProducer, Watermarks,
+    TopicMetadata, TopicPartition, TransactionalProducer, Watermarks, configs_of,
 };
 use task_api::{OwnedHeaders, murmur2_partition};
 
@@ -39,6 +39,8 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Logs {
     partitions: BTreeMap<TopicPartition, Vec<Entry>>,
+    /// By topic: the settings that it was given.
+    configs: BTreeMap<String, BTreeMap<String, String>>,
     /// By transactional id: how often it was initialised.
     epochs: BTreeMap<String, u32>,
 }
@@ -78,6 +80,11 @@ impl Logs {
     }
     fn log(&mut self, at: &TopicPartition) -> Result<&mut Vec<Entry>, SystemError> {
         self.partitions.get_mut(at).ok_or_else(|| SystemError::Fatal(format!("no partition {at:?}")))
+    }
+    fn configure(&mut self, topic: &str, set: &BTreeMap<String, String>) -> Result<(), SystemError> {
+        types::check_topic_settings(set).map_err(SystemError::Fatal)?;
+        self.configs.entry(topic.to_owned()).or_default().extend(set.clone());
+        Ok(())
     }
     fn partitions_of(&self, topic: &str) -> i32 {
         self.partitions.keys().filter(|p| p.topic == topic).count() as i32
@@ -314,8 +321,40 @@ impl SystemAdmin for FakeSystem {
             Ok(topics.iter().map(of).filter(|t| !t.partitions.is_empty()).collect())
         })
     }
-    fn create(&self, _: &[NewTopic]) -> Result<(), SystemError> {
-        Ok(())
+    fn describe_configs(&self, topics: &[String]) -> Result<BTreeMap<String, Configs>, SystemError> {
+        self.ask(|logs| {
+            let there = topics.iter().filter(|topic| logs.partitions_of(topic) > 0);
+            let none = BTreeMap::new();
+            let of = |topic: &String| configs_of(logs.configs.get(topic).unwrap_or(&none));
+            Ok(there.map(|topic| (topic.clone(), of(topic))).collect())
+        })
+    }
+    fn alter_configs(&self, topic: &str, set: &BTreeMap<String, String>) -> Result<(), SystemError> {
+        self.ask(|logs| {
+            if logs.partitions_of(topic) == 0 {
+                return Err(SystemError::Retriable(format!("no topic {topic}")));
+            }
+            logs.configure(topic, set)
+        })
+    }
+    fn create(&self, topics: &[NewTopic]) -> Result<(), SystemError> {
+        self.ask(|logs| {
+            for NewTopic { topic, partitions, config, .. } in topics {
+                match logs.partitions_of(topic) {
+                    0 => {
+                        logs.configure(topic, config)?;
+                        (0..*partitions).for_each(|n| drop(logs.partitions.insert(at(topic, n), Vec::new())));
+                    }
+                    has if has < *partitions => {
+                        let why =
+                            format!("topic {topic} exists with {has} partitions, {partitions} are needed");
+                        return Err(SystemError::Fatal(why));
+                    }
+                    _ => {}
+                }
+            }
+            Ok(())
+        })
     }
     fn watermarks(&self, partitions: &[TopicPartition]) -> Result<Vec<Watermarks>, SystemError> {
         self.ask(|logs| {

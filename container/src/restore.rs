@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use task_api::system::{Isolation, Message, SystemAdmin, SystemError, TopicPartition};
+use task_api::system::{Isolation, Message, SystemAdmin, SystemError, TopicMetadata, TopicPartition};
 use task_core::record::{self, Checkpoint, Record, Restored};
 use task_core::restore::{Changelog, OffsetsRow, Plan, Why, plan};
 use tracing::{debug, info, warn};
@@ -22,8 +22,6 @@ use crate::stores::disk::{DiskMemory, TaskDisk};
 use crate::stores::fill::Fill;
 use crate::stores::memory::MemoryRows;
 
-/// Kafka's default of `delete.retention.ms`.
-const KEEPS_TOMBSTONES_MS: u64 = 86_400_000;
 /// Tasks of a thread that restore at the same time.
 pub(crate) const SIDE_BY_SIDE: usize = 4;
 /// How often progress is told.
@@ -63,12 +61,14 @@ pub(crate) struct RestoredTask {
 pub(crate) struct Log {
     pub(crate) at: TopicPartition,
     pub(crate) topic_id: String,
+    /// For how long the topic keeps tombstones, ms, by its own word.
+    pub(crate) keeps_tombstones_ms: u64,
 }
 
-/// For how long a store's changelog keeps tombstones, ms.
-pub(crate) fn keeps_tombstones_ms(store: &StoreSpec) -> u64 {
-    let set = store.changelog_config.get("delete.retention.ms");
-    set.and_then(|text| text.parse().ok()).unwrap_or(KEEPS_TOMBSTONES_MS)
+/// What is known of a changelog topic.
+struct Topic {
+    id: String,
+    keeps_tombstones_ms: u64,
 }
 
 /// The offsets row of a store without changelog: it is good as long as no other folder was used since.
@@ -81,12 +81,7 @@ impl Restore<'_> {
     /// Restores every task; `highs` are their watermarks, the checkpoints' first.
     pub(crate) fn all(&self, tasks: &[TaskModel], highs: &[Vec<u64>]) -> Result<Vec<RestoredTask>, End> {
         let topics: Vec<String> = self.job.stores.values().filter_map(|s| s.changelog.clone()).collect();
-        let mut topic_ids = BTreeMap::new();
-        if !topics.is_empty() {
-            for found in patiently(|| self.admin.describe(&topics))? {
-                topic_ids.insert(found.topic, found.topic_id);
-            }
-        }
+        let topics = self.describe(&topics)?;
         let next = AtomicUsize::new(0);
         let done = Mutex::new(Vec::new());
         let workers = SIDE_BY_SIDE.min(tasks.len());
@@ -96,7 +91,7 @@ impl Restore<'_> {
                     while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
                         let at = tasks.iter().position(|t| t.name == task.name).unwrap_or_default();
                         let restored = self
-                            .task(task, &highs[at], &topic_ids, workers)
+                            .task(task, &highs[at], &topics, workers)
                             .map_err(|end| end.during(&format!("restore of {}", task.name)));
                         let failed = restored.is_err();
                         done.lock().expect("no restore panics while it adds its result").push((at, restored));
@@ -112,11 +107,31 @@ impl Restore<'_> {
         done.into_iter().map(|(_, restored)| restored).collect()
     }
 
+    fn describe(&self, topics: &[String]) -> Result<BTreeMap<String, Topic>, End> {
+        if topics.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let found = patiently(|| self.admin.describe(topics))?;
+        let names: Vec<String> = found.iter().map(|topic| topic.topic.clone()).collect();
+        Ok(patiently(|| {
+            let configs = self.admin.describe_configs(&names)?;
+            let keeps_ms = |topic: &str| configs.get(topic)?.get("delete.retention.ms")?.value.parse().ok();
+            let of = |found: &TopicMetadata| {
+                let TopicMetadata { topic, topic_id, .. } = found;
+                // A broker may not have heard yet of a topic that was just made.
+                let unknown = || SystemError::Retriable(format!("no configuration of topic {topic} yet"));
+                let keeps_tombstones_ms = keeps_ms(topic).ok_or_else(unknown)?;
+                Ok((topic.clone(), Topic { id: topic_id.clone(), keeps_tombstones_ms }))
+            };
+            found.iter().map(of).collect()
+        })?)
+    }
+
     fn task(
         &self,
         task: &TaskModel,
         highs: &[u64],
-        topic_ids: &BTreeMap<String, String>,
+        topics: &BTreeMap<String, Topic>,
         workers: usize,
     ) -> Result<RestoredTask, End> {
         let start = Instant::now();
@@ -143,12 +158,13 @@ impl Restore<'_> {
                 continue;
             };
             let high = *logged.next().expect("the start order gave a watermark for each changelog");
-            let Some(topic_id) = topic_ids.get(topic) else {
+            let Some(known) = topics.get(topic) else {
                 return Err(End::Failed(format!("changelog topic {topic} of store {name} does not exist")));
             };
             let log = Log {
                 at: TopicPartition { topic: topic.clone(), partition: task.changelog_partition },
-                topic_id: topic_id.clone(),
+                topic_id: known.id.clone(),
+                keeps_tombstones_ms: known.keeps_tombstones_ms,
             };
             restored.changelogs.insert(name.clone(), high);
             plans.push(self.plan_store(&disk, name, store, &log, high)?);
@@ -223,7 +239,7 @@ impl Restore<'_> {
             topic_id: log.topic_id.clone(),
             low,
             high,
-            keeps_tombstones_ms: keeps_tombstones_ms(store),
+            keeps_tombstones_ms: log.keeps_tombstones_ms,
         };
         let plan = match plan(local.as_ref(), &changelog, unix_ms()) {
             Plan::Full(Why::NoLocalState) if disk.was_set_aside() => Plan::Full(Why::Corrupt),

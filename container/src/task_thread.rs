@@ -25,7 +25,7 @@ use crate::end::End;
 use crate::engine::{ChangelogOut, Engine, Task, TaskStore, Work};
 use crate::failures::Failures;
 use crate::meters::{TaskMeters, ThreadMeters};
-use crate::restore::{Restore, RestoredTask, keeps_tombstones_ms};
+use crate::restore::{Restore, RestoredTask};
 use crate::stores::disk::DiskMemory;
 use crate::stores::{Below, Limits, Store};
 use crate::systems::{System, Systems, home};
@@ -106,13 +106,14 @@ fn start<T: StreamTask>(
         metrics: &shared.metrics,
     };
     desk.clock.set(shared.clock.unix_ms());
+    let logs = restored.iter().flat_map(|task| task.changelogs.values());
+    let keeps_ms = logs.map(|log| log.keeps_tombstones_ms).min();
     let mut tasks = Vec::with_capacity(models.len());
     for (model, restored) in models.iter().zip(restored) {
         tasks.push(desk.task(model, restored, &mut outputs, factory())?);
     }
     let checkpoints: Vec<&Checkpoint> = tasks.iter().map(|task| &task.checkpoint).collect();
     let inputs = inputs::open(job, systems, &client_id, models, &checkpoints)?;
-    let keeps_ms = job.stores.values().filter(|s| s.changelog.is_some()).map(keeps_tombstones_ms).min();
     let clock = shared.clock.clone();
     let schedule =
         Schedule::new(job.task.commit_ms, shared.flush_ms, keeps_ms.unwrap_or(u64::MAX), clock.now());

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use types::{
     AmWelcome, AppId, Ask, ContainerHello, ContainerId, ContainerModel, ContainerStatus, ExitCause,
     JobOutcome, JobSpec, NodeId, NodeState, PlacedContainer, Preference, RequestId, StopJob, Timestamp,
+    TopicStatus,
 };
 
 use crate::ending::Ending;
@@ -157,6 +158,8 @@ pub struct AmCore {
     pub(crate) retry_at: Option<Timestamp>,
     pub(crate) retries: u32,
     pub(crate) note: String,
+    /// The job's topics, once they are ready.
+    pub(crate) topics: Vec<TopicStatus>,
     pub(crate) nonce: u64,
     /// While an inventory is being gone through: what is free is known only at its end, so nothing is asked for.
     pub(crate) in_inventory: bool,
@@ -191,6 +194,7 @@ impl AmCore {
             retry_at: None,
             retries: 0,
             note: "connecting to the brokers".into(),
+            topics: Vec::new(),
             nonce: 0,
             in_inventory: false,
             deaf_since: None,
@@ -214,12 +218,12 @@ impl AmCore {
         };
         match job_model::build(&self.identity.spec, &self.identity.app, &facts) {
             Ok(model) => {
-                let topics = plan::job_topics(&self.identity.spec, &model.model, &facts.topology);
+                let topics = plan::job_topics(&self.identity.spec, &model.model);
                 let plan = Box::new(Plan { topics, model });
                 self.topology = facts.topology.clone();
                 self.facts = Some(Box::new(facts));
                 self.phase = Phase::Preparing;
-                self.note = "creating the job's topics".into();
+                self.note = "making the job's topics ready".into();
                 (self.retries, self.retry_at) = (0, None);
                 out.push(Command::Prepare(plan.clone()));
                 self.plan = Some(plan);
@@ -229,12 +233,18 @@ impl AmCore {
     }
 
     /// The plan was carried out, or not. From here on containers are asked for.
-    pub fn prepared(&mut self, now: Timestamp, done: Result<(), Failure>, out: &mut Vec<Command>) {
+    pub fn prepared(
+        &mut self,
+        now: Timestamp,
+        done: Result<Vec<TopicStatus>, Failure>,
+        out: &mut Vec<Command>,
+    ) {
         if self.phase != Phase::Preparing {
             return;
         }
-        if let Err(failure) = done {
-            return self.not_yet(now, failure, out);
+        match done {
+            Ok(topics) => self.topics = topics,
+            Err(failure) => return self.not_yet(now, failure, out),
         }
         let plan = self.plan.take().expect("preparing has a plan");
         let places = self.facts.take().map(|f| f.remembered.places).unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use types::{
     AmWelcome, Ask, ContainerHello, ContainerId, ContainerModel, ContainerStatus, ExitCause, Incarnation,
-    JobOutcome, NodeState, PlacedContainer, RequestId, StopJob,
+    JobOutcome, NodeState, PlacedContainer, RequestId, StopJob, TopicStatus,
 };
 
 use crate::place::{Facts, SlotPlace, Topology};
@@ -66,8 +66,8 @@ pub enum Event {
     ContainerGone(ContainerId),
     /// Answers [`Command::ReadFacts`].
     FactsRead(Box<Result<Facts, Failure>>),
-    /// Answers [`Command::Prepare`].
-    Prepared(Result<(), Failure>),
+    /// Answers [`Command::Prepare`], with the job's topics.
+    Prepared(Result<Vec<TopicStatus>, Failure>),
     /// Answers [`Command::ReadTopology`]; also comes unasked.
     TopologyRead(Box<Topology>),
     /// Answers [`Command::ReadOwners`]: the newest incarnation with an owner record on the slot's tasks.
@@ -113,7 +113,7 @@ pub enum Command {
     Finish(JobOutcome),
     /// Read the inputs' places, and, after taking ownership of it, the coordinator topic.
     ReadFacts,
-    /// Create the topics and remember the model.
+    /// Make the topics ready and remember the model.
     Prepare(Box<Plan>),
     /// Read the inputs' places again.
     ReadTopology,

@@ -4,13 +4,13 @@ use types::{JobModel, JobSpec};
 
 pub use types::{TopicPlan, coordinator_topic, metadata_system, tombstone_retention_ms};
 
-use crate::place::{RememberedModel, Topology};
+use crate::place::RememberedModel;
 
-/// What a driver must do, in this order, before containers may be asked for: create the topics, then write the
+/// What a driver must do, in this order, before containers may be asked for: make the topics ready, then write the
 /// model (with its changelog mapping) to the coordinator topic in one transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// Created where they do not exist.
+    /// Created where they do not exist, and looked at where they do.
     pub topics: Vec<TopicPlan>,
     /// To be remembered; not written again if it is remembered already.
     pub model: RememberedModel,
@@ -18,10 +18,10 @@ pub struct Plan {
 
 /// Checkpoint and changelog topics of a model: one partition for each number a task owns.
 #[must_use]
-pub fn job_topics(spec: &JobSpec, model: &JobModel, topology: &Topology) -> Vec<TopicPlan> {
+pub fn job_topics(spec: &JobSpec, model: &JobModel) -> Vec<TopicPlan> {
     let tasks = model.containers.values().flat_map(|c| &c.tasks);
     let partitions = tasks.map(|t| t.changelog_partition).max().map_or(0, |n| n + 1);
-    types::job_topics(spec, partitions, &|system| topology.broker_count(system))
+    types::job_topics(spec, partitions)
 }
 
 /// The systems that must be asked for brokers: of the inputs and of the changelogs.

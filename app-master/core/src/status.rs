@@ -58,6 +58,7 @@ impl AmCore {
             attempt: self.identity.attempt,
             slots: self.slots.iter().map(|(n, s)| self.slot_status(now, *n, s)).collect(),
             message: self.message(),
+            topics: self.topics.clone(),
         }
     }
 

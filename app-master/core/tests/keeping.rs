@@ -15,7 +15,7 @@ fn failed() -> ExitCause {
 fn nothing_is_asked_for_before_the_welcome() {
     let mut stage = Stage::of(spec(2), 1);
     stage.run(|c, now, out| c.facts_read(now, Ok(facts(&[1, 2])), out));
-    let out = stage.run(|c, now, out| c.prepared(now, Ok(()), out));
+    let out = stage.run(|c, now, out| c.prepared(now, Ok(Vec::new()), out));
     assert_eq!(asks(&out), []);
     assert_eq!(stage.core.open_asks(stage.now), []);
     let out = stage.welcome(Vec::new());
@@ -303,5 +303,5 @@ fn an_exit_in_an_inventory_asks_for_no_slot_that_a_later_line_fills() {
     let mut welcomed_first = Stage::of(spec(2), 2);
     welcomed_first.welcome(inventory());
     welcomed_first.run(|c, now, out| c.facts_read(now, Ok(facts(&[1, 2])), out));
-    assert!(only_the_first(&welcomed_first.run(|c, now, out| c.prepared(now, Ok(()), out))));
+    assert!(only_the_first(&welcomed_first.run(|c, now, out| c.prepared(now, Ok(Vec::new()), out))));
 }

@@ -90,27 +90,28 @@ fn ten_follows_nine_in_changelog_numbers() {
 }
 
 #[test]
-fn topics_are_planned_with_replicas_and_quorum() {
+fn topics_are_planned_with_partitions_for_each_task() {
     let known: Facts = facts(&[1, 2, 3]);
     let made = build(&spec(1), &"app".into(), &known).expect("a model");
-    let topics = job_topics(&spec(1), &made.model, &known.topology);
-    let told: Vec<(&str, i32, u16, &str, &str)> = topics
+    let topics = job_topics(&spec(1), &made.model);
+    let told: Vec<(&str, i32, Option<u16>, &str)> = topics
         .iter()
-        .map(|t| {
-            let c = |k: &str| t.config[k].as_str();
-            (t.topic.as_str(), t.partitions, t.replication, c("cleanup.policy"), c("min.insync.replicas"))
-        })
+        .map(|t| (t.topic.as_str(), t.partitions, t.replication, t.config["cleanup.policy"].as_str()))
         .collect();
     assert_eq!(
         told,
         [
-            ("__samza_checkpoint_ver_1_for_j_1", 3, 3, "compact", "2"),
-            ("j-1-seen-changelog", 3, 3, "compact", "2"),
+            ("__samza_checkpoint_ver_1_for_j_1", 3, None, "compact"),
+            ("j-1-seen-changelog", 3, None, "compact"),
         ]
     );
-    let alone = coordinator_topic(&spec(1), 1).expect("a topic");
-    assert_eq!((alone.partitions, alone.replication), (1, 1));
-    assert_eq!(alone.config["min.insync.replicas"], "1");
+    let mut told = spec(1);
+    told.systems.get_mut("kafka").expect("it has one").replication = Some(2);
+    told.metadata.coordinator_config.insert("segment.ms".into(), "1000".into());
+    let coordinator = coordinator_topic(&told).expect("a topic");
+    assert_eq!((coordinator.partitions, coordinator.replication), (1, Some(2)));
+    assert_eq!(coordinator.config["segment.ms"], "1000", "what the job says goes first");
+    assert!(!coordinator.config.contains_key("min.insync.replicas"), "it follows the copies");
 }
 
 #[test]
@@ -118,12 +119,13 @@ fn a_changelog_is_compacted_soon_and_forgets_what_its_store_forgets() {
     let known: Facts = facts(&[1, 2, 3]);
     let made = build(&spec(1), &"app".into(), &known).expect("a model");
     let config = |spec: &JobSpec| {
-        let topics = job_topics(spec, &made.model, &known.topology);
+        let topics = job_topics(spec, &made.model);
         topics.into_iter().find(|t| t.topic == "j-1-seen-changelog").expect("it is planned").config
     };
     let plain = config(&spec(1));
     let ms = |key: &str| plain[key].parse::<u64>().expect("a number");
-    assert!(ms("segment.ms") + ms("max.compaction.lag.ms") <= 3_600_000, "{plain:?}");
+    assert_eq!((ms("segment.ms"), plain["min.cleanable.dirty.ratio"].as_str()), (600_000, "0.3"));
+    assert!(!plain.contains_key("max.compaction.lag.ms"), "a large log is not rewritten for a few rows");
     assert!(!plain.contains_key("retention.ms") && !plain.contains_key("max.message.bytes"), "{plain:?}");
     let mut forgetful = spec(1);
     let store = forgetful.stores.get_mut("seen").expect("the job has it");

@@ -1,11 +1,10 @@
 //! What no single key can say: that names used in one section exist in another.
 
-use std::collections::BTreeMap;
-
-use types::{JobSpec, OnError};
+use types::{JobSpec, Meeting, OnError};
 
 use crate::keys::nearest;
 use crate::table::File;
+use crate::topic_config;
 use crate::value::{hinted, shown, stream, valid_topic};
 
 /// Reports names that lead nowhere, and topics that two stores would share.
@@ -17,19 +16,22 @@ pub(crate) fn references(file: &File<'_>, spec: &JobSpec) {
         }
     }
     dead_letter(file, spec);
-    let mut owners: BTreeMap<(&str, &str), &str> = BTreeMap::new();
+    topic_config::in_sync(file, spec);
     for (name, store) in &spec.stores {
         known_system(file, spec, &store.changelog_system, &format!("stores.{name}.changelog-system"));
-        let Some(topic) = &store.changelog else { continue };
-        let key = format!("stores.{name}.changelog");
-        if let Err(refusal) = valid_topic(topic) {
-            file.bad(&key, &refusal);
+        if let Some(Err(refusal)) = store.changelog.as_deref().map(valid_topic) {
+            file.bad(&format!("stores.{name}.changelog"), &refusal);
         }
-        if let Some(other) = owners.insert((&store.changelog_system, topic), name) {
-            file.bad(
-                &key,
-                &format!("\"{topic}\" is the changelog of store `{other}` already; give each its own"),
-            );
+    }
+    for Meeting { own, topic, what } in types::meetings(spec) {
+        let told = if own.topic == topic {
+            format!("\"{topic}\" is {what} already")
+        } else {
+            format!("\"{}\" is for Kafka the same as \"{topic}\", {what}", own.topic)
+        };
+        match &own.key {
+            Some(key) => file.bad(key, &format!("{told}; give each its own")),
+            None => file.bad("job.name", &format!("{}: {told}; give the job another name", own.what)),
         }
     }
 }

@@ -14,6 +14,7 @@ mod start_point;
 mod stores;
 mod streams;
 mod table;
+mod topic_config;
 mod units;
 mod value;
 

@@ -21,6 +21,7 @@ pub fn render(spec: &JobSpec) -> String {
     out.text("id", &spec.job.id);
     out.text("queue", &spec.queue);
     out.plain("priority", spec.priority);
+    out.table("coordinator-config", &spec.metadata.coordinator_config);
     out.section("app-master");
     out.resource(&spec.app_master);
     out.section("package");
@@ -80,6 +81,7 @@ fn task(out: &mut Toml, spec: &JobSpec) {
     out.plain("timers", spec.task.timers);
     out.plain("concurrency", spec.task.concurrency);
     out.table("config", &spec.task.config);
+    out.table("checkpoint-config", &spec.metadata.checkpoint_config);
 }
 
 fn systems(out: &mut Toml, spec: &JobSpec) {

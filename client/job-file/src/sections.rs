@@ -6,14 +6,15 @@ use std::collections::BTreeMap;
 
 use toml::de::{DeTable, DeValue};
 use types::{
-    ContainersSpec, Delivery, ErrorsSpec, Grouper, JobId, JobSpec, OnError, OnExhausted, OnLeaseLoss,
-    PlacementSpec, Resource, RestartSpec, Spread, TaskSpec,
+    ContainersSpec, Delivery, ErrorsSpec, Grouper, JobId, JobSpec, MetadataSpec, OnError, OnExhausted,
+    OnLeaseLoss, PlacementSpec, Resource, RestartSpec, Spread, TaskSpec,
 };
 
 use crate::package::package;
 use crate::stores::stores;
 use crate::streams::{streams, systems};
 use crate::table::{File, Section};
+use crate::topic_config::metadata_config;
 use crate::value::{
     boolean, cpu, duration, id, integer, memory, name, one_of, settings, some_duration, stream_name,
 };
@@ -22,7 +23,8 @@ use crate::value::{
 pub(crate) fn job<'t>(file: &'t File<'t>, table: &'t DeTable<'t>) -> JobSpec {
     let root = Section::root(file, table);
     root.finish();
-    let (job, queue, priority) = job_section(root.section("job", "job"));
+    let (job, queue, priority, coordinator_config) = job_section(root.section("job", "job"));
+    let (task, checkpoint_config) = task(root.section("task", "task"));
     let mut spec = JobSpec {
         job,
         queue,
@@ -30,13 +32,14 @@ pub(crate) fn job<'t>(file: &'t File<'t>, table: &'t DeTable<'t>) -> JobSpec {
         app_master: app_master(&root.section("app-master", "app-master")),
         package: package(root.section("package", "package")),
         containers: containers(&root.section("containers", "containers")),
-        task: task(root.section("task", "task")),
+        task,
         systems: systems(&root),
         streams: BTreeMap::new(),
         stores: BTreeMap::new(),
         errors: errors(&root.section("errors", "errors")),
         placement: placement(&root.section("placement", "placement")),
         restart: restart(&root.section("restart", "restart")),
+        metadata: MetadataSpec { checkpoint_config, coordinator_config },
     };
     spec.streams = streams(&root, &spec.systems);
     spec.stores = stores(&root, &spec);
@@ -47,15 +50,18 @@ fn small(value: i64) -> u32 {
     u32::try_from(value).expect("the reader's range fits")
 }
 
-fn job_section(mut section: Section<'_, '_>) -> (JobId, String, i32) {
+type Settings = BTreeMap<String, String>;
+
+fn job_section(mut section: Section<'_, '_>) -> (JobId, String, i32, Settings) {
     let job = JobId {
         name: section.required("name", "name = \"flight-delays\"", name),
         id: section.optional("id", id).unwrap_or_else(|| "1".to_owned()),
     };
     let queue = section.optional("queue", name).unwrap_or_else(|| "default".to_owned());
     let priority = priority(&section);
+    let coordinator_config = section.optional("coordinator-config", metadata_config).unwrap_or_default();
     section.finish();
-    (job, queue, priority)
+    (job, queue, priority, coordinator_config)
 }
 
 pub(crate) fn priority(section: &Section<'_, '_>) -> i32 {
@@ -93,7 +99,7 @@ fn containers(section: &Section<'_, '_>) -> ContainersSpec {
     spec
 }
 
-fn task(mut section: Section<'_, '_>) -> TaskSpec {
+fn task(mut section: Section<'_, '_>) -> (TaskSpec, Settings) {
     const EXAMPLE: &str = "[\"kafka.flights\"]";
     section.required("inputs", "inputs = [\"kafka.flights\"]", |_| Ok(()));
     let inputs = section.strings("inputs", EXAMPLE);
@@ -121,8 +127,9 @@ fn task(mut section: Section<'_, '_>) -> TaskSpec {
         concurrency: section.optional("concurrency", |value| integer(value, 1, 10_000)).map_or(16, small),
         config: section.optional("config", settings).unwrap_or_default(),
     };
+    let checkpoint_config = section.optional("checkpoint-config", metadata_config).unwrap_or_default();
     section.finish();
-    spec
+    (spec, checkpoint_config)
 }
 
 fn placement(section: &Section<'_, '_>) -> PlacementSpec {

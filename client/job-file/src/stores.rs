@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use toml::de::DeValue;
-use types::{Compression, JobSpec, OnLargeValue, StoreKind, StoreSpec, TIMERS_STORE};
+use types::{Compression, JobSpec, OnLargeValue, StoreKind, StoreSpec, TIMERS_STORE, changelog_topic};
 
 use crate::table::Section;
+use crate::topic_config;
 use crate::value::{
-    boolean, changelog_topic, integer, one_of, serde_name, settings, size, some_duration, text, topic,
-    valid_name, wrong_type,
+    boolean, integer, one_of, serde_name, size, some_duration, text, topic, valid_name, wrong_type,
 };
 
 pub(crate) fn stores(root: &Section<'_, '_>, spec: &JobSpec) -> BTreeMap<String, StoreSpec> {
@@ -29,6 +29,7 @@ pub(crate) fn stores(root: &Section<'_, '_>, spec: &JobSpec) -> BTreeMap<String,
             );
         }
         let spec = one(&section, changelog_topic(&spec.job, &store), &system);
+        topic_config::changelog(section.file, &store, &spec);
         section.finish();
         stores.insert(store, spec);
     }
@@ -82,6 +83,8 @@ fn one(section: &Section<'_, '_>, changelog: String, system: &str) -> StoreSpec 
         block_bytes: section
             .optional("block-size", |value| size(value, 1 << 10, 16 << 20))
             .unwrap_or(default.block_bytes),
-        changelog_config: section.optional("changelog-config", settings).unwrap_or_default(),
+        changelog_config: section
+            .optional("changelog-config", topic_config::topic_config)
+            .unwrap_or_default(),
     }
 }

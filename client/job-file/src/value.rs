@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use toml::de::DeValue;
-use types::{JobId, SystemStream};
+use types::SystemStream;
 
 use crate::keys::nearest;
 use crate::units::{DURATION_FORM, MEMORY_FORM, duration_ms, memory_bytes, print_memory};
@@ -354,9 +354,4 @@ pub(crate) fn shown(text: &str) -> String {
         shown.push('…');
     }
     shown
-}
-
-/// The default of a store's changelog topic.
-pub(crate) fn changelog_topic(job: &JobId, store: &str) -> String {
-    format!("{job}-{store}-changelog")
 }

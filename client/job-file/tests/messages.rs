@@ -310,6 +310,65 @@ fn a_key_of_a_later_version_says_so() {
 }
 
 #[test]
+fn settings_of_the_jobs_topics_are_known_valid_and_lose_nothing() {
+    for (lines, told) in [
+        (
+            "[stores.s]\nchangelog-config = { \"segment.byte\" = 1 }\n",
+            "job.toml:14: `stores.s.changelog-config`: `segment.byte` is not a setting of a topic; did you mean \
+             `segment.bytes`? valid: the topic settings of Kafka, such as `segment.bytes`",
+        ),
+        (
+            "[stores.s]\nchangelog-config = { \"segment.ms\" = \"soon\" }\n",
+            "job.toml:14: `stores.s.changelog-config`: `segment.ms`: \"soon\" is not valid; valid: an integer of at \
+             least 1",
+        ),
+        (
+            "[stores.s]\nchangelog-config = { \"cleanup.policy\" = \"delete\" }\n",
+            "job.toml:14: `stores.s.changelog-config`: `cleanup.policy = \"delete\"` would lose rows by their age; \
+             valid: \"compact\", or leave it out",
+        ),
+        (
+            "[stores.s]\nttl = \"1h\"\nchangelog-config = { \"retention.ms\" = 1000 }\n",
+            "job.toml:15: `stores.s.changelog-config`: `retention.ms = 1000` would lose rows before the store's ttl of \
+             3600000 ms is over; valid: 3600000 or more, or leave it out",
+        ),
+        (
+            "[stores.s]\nmax-value = \"2MB\"\nchangelog-config = { \"max.message.bytes\" = 1000000 }\n",
+            "job.toml:15: `stores.s.changelog-config`: `max.message.bytes = 1000000` refuses rows that \
+             `stores.s.max-value` allows; valid: more than 2000000, or leave it out",
+        ),
+        (
+            "[stores.s]\nchangelog-config = { \"unclean.leader.election.enable\" = true }\n",
+            "job.toml:14: `stores.s.changelog-config`: `unclean.leader.election.enable = true` would lose committed \
+             rows with a broker; leave it out",
+        ),
+    ] {
+        says(&format!("{GOOD}{lines}"), told);
+    }
+    let config = "checkpoint-config = { \"cleanup.policy\" = \"compact,delete\" }\ninputs =";
+    let problems =
+        job_file::parse(&GOOD.replace("inputs =", config), "job.toml").expect_err("it loses positions");
+    assert!(
+        problems
+            .to_string()
+            .contains("`task.checkpoint-config`: `cleanup.policy = \"compact,delete\"` would lose")
+    );
+}
+
+#[test]
+fn topics_of_one_job_do_not_meet() {
+    says(
+        &format!("{GOOD}[stores.a]\nchangelog = \"log.a\"\n[stores.b]\nchangelog = \"log_a\"\n"),
+        "job.toml:16: `stores.b.changelog`: \"log_a\" is for Kafka the same as \"log.a\", the changelog of store `a`; \
+         give each its own",
+    );
+    says(
+        &format!("{GOOD}[stores.a]\nchangelog = \"flights\"\n"),
+        "job.toml:14: `stores.a.changelog`: \"flights\" is the topic of stream `kafka.flights` already; give each its own",
+    );
+}
+
+#[test]
 fn two_stores_do_not_share_a_changelog() {
     says(
         &format!("{GOOD}[stores.a]\nchangelog = \"log\"\n[stores.b]\nchangelog = \"log\"\n"),

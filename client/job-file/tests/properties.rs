@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use types::{
     Artefact, Compression, ContainersSpec, Delivery, Digest, ErrorsSpec, Grouper, JobId, JobSpec,
-    OffsetDefault, OffsetLost, OnError, OnExhausted, OnLargeValue, OnLeaseLoss, PackageSpec, PlacementSpec,
-    Resource, RestartSpec, Spread, StoreKind, StoreSpec, StreamSpec, SystemKind, SystemSpec, TIMERS_STORE,
-    TaskSpec,
+    MetadataSpec, OffsetDefault, OffsetLost, OnError, OnExhausted, OnLargeValue, OnLeaseLoss, PackageSpec,
+    PlacementSpec, Resource, RestartSpec, Spread, StoreKind, StoreSpec, StreamSpec, SystemKind, SystemSpec,
+    TIMERS_STORE, TaskSpec,
 };
 
 fn name() -> impl Strategy<Value = String> {
@@ -78,7 +78,7 @@ fn streams() -> impl Strategy<Value = BTreeMap<String, StreamSpec>> {
 
 fn store() -> impl Strategy<Value = StoreSpec> {
     (
-        (any::<bool>(), serde_name(), 1u64..1_000_000, settings()),
+        (any::<bool>(), serde_name(), 1u64..1_000_000, (1u32..1_000).prop_map(topic_config)),
         prop::option::of(1u64..1 << 40),
         1u64..=1 << 30,
         (1u64 << 10)..=(16 << 20),
@@ -228,8 +228,16 @@ prop_compose! {
                 backoff_max_ms: backoff_min_ms + more,
                 on_exhausted: if retries > 9 { OnExhausted::Degrade } else { OnExhausted::Fail },
             },
+            metadata: MetadataSpec {
+                checkpoint_config: if priority > 0 { topic_config(count) } else { BTreeMap::new() },
+                coordinator_config: topic_config(retries + 1),
+            },
         }
     }
+}
+
+fn topic_config(size: u32) -> BTreeMap<String, String> {
+    BTreeMap::from([("segment.ms".to_owned(), size.to_string())])
 }
 
 const KNOWN: &str = include_str!("known.toml");

@@ -263,6 +263,52 @@ pub struct TopicMetadata {
     pub partitions: Vec<PartitionMetadata>,
 }
 
+impl TopicMetadata {
+    /// Copies of the partition that has the fewest.
+    #[must_use]
+    pub fn replication(&self) -> usize {
+        self.partitions.iter().map(|partition| partition.replicas.len()).min().unwrap_or(0)
+    }
+}
+
+/// A topic's configuration: every setting there is, by its name.
+pub type Configs = BTreeMap<String, ConfigEntry>;
+
+/// One setting of a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigEntry {
+    /// What is in force.
+    pub value: String,
+    /// Who said so.
+    pub source: ConfigSource,
+}
+
+/// Who decided on a setting of a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConfigSource {
+    /// It is set on the topic itself.
+    Topic,
+    /// It is the cluster's or the broker's own default.
+    Broker,
+    /// Nobody: it is Kafka's default.
+    Default,
+}
+
+/// The whole configuration of a topic that was given these settings, in a system that has Kafka's defaults.
+#[must_use]
+pub fn configs_of(set: &BTreeMap<String, String>) -> Configs {
+    let defaults = types::TOPIC_SETTINGS.iter().filter_map(|setting| Some((setting.name, setting.default?)));
+    let mut all: Configs = defaults
+        .map(|(name, value)| {
+            (name.to_owned(), ConfigEntry { value: value.to_owned(), source: ConfigSource::Default })
+        })
+        .collect();
+    all.extend(set.iter().map(|(name, value)| {
+        (name.clone(), ConfigEntry { value: value.clone(), source: ConfigSource::Topic })
+    }));
+    all
+}
+
 /// A broker.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BrokerMetadata {
@@ -301,7 +347,26 @@ pub trait SystemAdmin: Send + Sync {
     /// # Errors
     /// No broker answered.
     fn describe(&self, topics: &[String]) -> Result<Vec<TopicMetadata>, SystemError>;
+    /// How many brokers the cluster has, as far as one can tell: those that are down now count where a topic has
+    /// replicas on them, or where the brokers' own settings could not be met without them.
+    ///
+    /// # Errors
+    /// No broker answered.
+    fn cluster_size(&self) -> Result<usize, SystemError> {
+        Ok(self.brokers()?.len())
+    }
+    /// The configurations of the topics that exist among `topics`.
+    ///
+    /// # Errors
+    /// No broker answered, or the right to read them is missing.
+    fn describe_configs(&self, topics: &[String]) -> Result<BTreeMap<String, Configs>, SystemError>;
+    /// Sets these settings of a topic that exists and leaves its others as they are.
+    ///
+    /// # Errors
+    /// The topic or a setting is unknown, a value is refused, or the right to change them is missing.
+    fn alter_configs(&self, topic: &str, set: &BTreeMap<String, String>) -> Result<(), SystemError>;
     /// Creates what does not exist; one that exists with fewer partitions is an error, all else is left as it is.
+    /// Only for what is missing the right to create is needed.
     ///
     /// # Errors
     /// A topic could not be created.

@@ -99,10 +99,10 @@ pub struct Pending {
 
 impl Schedule {
     /// Commits every `interval_ms`, flushes stores every `flush_ms`, and refreshes the age of local state that
-    /// is `keeps_tombstones_ms / 4` old.
+    /// is `keeps_tombstones_ms / 4` old, where that is not sooner.
     #[must_use]
     pub fn new(interval_ms: u64, flush_ms: u64, keeps_tombstones_ms: u64, now: Timestamp) -> Schedule {
-        let refresh_ms = (keeps_tombstones_ms / 4).max(1);
+        let refresh_ms = (keeps_tombstones_ms / 4).max(flush_ms).max(1);
         Schedule { interval_ms, flush_ms, refresh_ms, last_commit: now, last_durable: now }
     }
 

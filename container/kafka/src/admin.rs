@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use task_api::system::{
-    BrokerMetadata, Isolation, Lost, Message, NewTopic, Offset, PlainMessage, ProducerRecord, SystemAdmin,
-    SystemError, TopicHandle, TopicMetadata, TopicPartition, Watermarks,
+    BrokerMetadata, Configs, Isolation, Lost, Message, NewTopic, Offset, PlainMessage, ProducerRecord,
+    SystemAdmin, SystemError, TopicHandle, TopicMetadata, TopicPartition, Watermarks,
 };
 
 use crate::native::admin::Which;
@@ -36,6 +36,10 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// broker that is not busy, with a connection's making.
 const FENCE_CLIENTS: u32 = 4;
 const FENCE_AGAIN: Duration = Duration::from_millis(75);
+/// Nobody asks for more copies of a topic unless told to.
+const ENOUGH_BROKERS: usize = 3;
+/// A broker's setting: copies of the log of transactions, 3 unless set.
+const LOG_OF_TRANSACTIONS: &str = "transaction.state.log.replication.factor";
 /// How long a read may stand still before it is given up.
 const STALLED: Duration = Duration::from_secs(60);
 
@@ -111,20 +115,25 @@ impl KafkaAdmin {
         Consumer::new(&settings(&ours, &self.config, &fixed))
     }
 
-    fn check_partitions(&self, topics: &[NewTopic]) -> Result<(), SystemError> {
+    /// Those that do not exist. Nothing is asked of the others, so no right to create them is needed.
+    fn missing(&self, topics: &[NewTopic]) -> Result<Vec<NewTopic>, SystemError> {
         let names: Vec<String> = topics.iter().map(|topic| topic.topic.clone()).collect();
-        for found in self.client.describe(&names, TIMEOUT)? {
-            let wanted =
-                topics.iter().find(|topic| topic.topic == found.topic).map_or(0, |topic| topic.partitions);
-            let has = i32::try_from(found.partitions.len()).unwrap_or(i32::MAX);
-            if has < wanted {
+        let found = self.client.describe(&names, TIMEOUT)?;
+        let mut missing = Vec::new();
+        for wanted in topics {
+            let Some(there) = found.iter().find(|there| there.topic == wanted.topic) else {
+                missing.push(wanted.clone());
+                continue;
+            };
+            let has = i32::try_from(there.partitions.len()).unwrap_or(i32::MAX);
+            if has < wanted.partitions {
                 return Err(SystemError::Fatal(format!(
-                    "topic {} exists with {has} partitions and the job needs {wanted}: delete it, or add partitions",
-                    found.topic
+                    "topic {} exists with {has} partitions and the job needs {}: delete it, or add partitions",
+                    there.topic, wanted.partitions
                 )));
             }
         }
-        Ok(())
+        Ok(missing)
     }
 
     /// A topic that was just created is not known to every broker at once.
@@ -172,12 +181,46 @@ impl SystemAdmin for KafkaAdmin {
         self.client.describe(topics, TIMEOUT).map_err(|e| self.named(e))
     }
 
+    /// In KRaft a broker that is down is in no answer to a client. What tells of it is a topic with a replica on it;
+    /// and where no topic is yet, the replication of the brokers' log of transactions: without as many brokers there
+    /// would be no transaction, so a cluster for which it is larger than the brokers that answer has others. That of a
+    /// single broker for development is 1.
+    fn cluster_size(&self) -> Result<usize, SystemError> {
+        let named = self.client.brokers_named(TIMEOUT).map_err(|e| self.named(e))?;
+        if named.len() >= ENOUGH_BROKERS {
+            return Ok(named.len());
+        }
+        let Some(broker) = named.first() else { return Ok(0) };
+        let told = match self.client.broker_configs(*broker, TIMEOUT) {
+            Ok(configs) => configs.get(LOG_OF_TRANSACTIONS).and_then(|entry| entry.value.parse().ok()),
+            // Few principals may read the brokers' settings; topics tell nearly always.
+            Err(_) => None,
+        };
+        Ok(named.len().max(told.unwrap_or(0)))
+    }
+
+    fn describe_configs(&self, topics: &[String]) -> Result<BTreeMap<String, Configs>, SystemError> {
+        if topics.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        self.client.describe_configs(topics, TIMEOUT).map_err(|e| self.named(e))
+    }
+
+    fn alter_configs(&self, topic: &str, set: &BTreeMap<String, String>) -> Result<(), SystemError> {
+        if set.is_empty() {
+            return Ok(());
+        }
+        self.client.alter_configs(topic, set, TIMEOUT).map_err(|e| self.named(e))
+    }
+
     fn create(&self, topics: &[NewTopic]) -> Result<(), SystemError> {
         if topics.is_empty() {
             return Ok(());
         }
-        self.check_partitions(topics).map_err(|e| self.named(e))?;
-        self.client.create(topics, TIMEOUT).map_err(|e| self.named(e))?;
+        let missing = self.missing(topics).map_err(|e| self.named(e))?;
+        if !missing.is_empty() {
+            self.client.create(&missing, TIMEOUT).map_err(|e| self.named(e))?;
+        }
         self.await_topics(topics).map_err(|e| self.named(e))
     }
 

@@ -8,6 +8,7 @@
 //!        3 Next    u32 topic, u32 partition, u64 next offset
 //!        4 Output  u8 exact, u64 start, u64 length, text path
 //!        5 Base    u64 length of the file when it was rewritten
+//!        6 Config  text name of the topic, text its settings as a JSON object of texts
 //! row    v offsets left out before it, v length of key + 1 or 0, v length of value + 1 or 0, key, value
 //! ```
 //!
@@ -31,6 +32,8 @@ pub(crate) enum Item<'a> {
     Output { path: &'a [u8], exact: bool, start: u64, len: u64 },
     /// So long was the file when it was last rewritten.
     Base(u64),
+    /// All settings that a topic was given.
+    Config { topic: &'a str, settings: &'a [u8] },
 }
 
 /// Whose rows, and where they belong.
@@ -92,6 +95,11 @@ impl Frame {
             Item::Base(len) => {
                 out.push(5);
                 out.extend_from_slice(&len.to_le_bytes());
+            }
+            Item::Config { topic, settings } => {
+                out.push(6);
+                text(topic.as_bytes(), out);
+                text(settings, out);
             }
         }
     }
@@ -165,11 +173,19 @@ impl<'a> Items<'a> {
                 Item::Output { path: self.text()?, exact, start, len }
             }
             5 => Item::Base(self.u64()?),
+            6 => {
+                let topic = std::str::from_utf8(self.text()?).ok()?;
+                Item::Config { topic, settings: self.text()? }
+            }
             _ => return None,
         };
         let rows_at = match &item {
             Item::Rows { rows, .. } => self.at - rows.len(),
-            Item::Topic { .. } | Item::Next { .. } | Item::Output { .. } | Item::Base(_) => self.at,
+            Item::Topic { .. }
+            | Item::Next { .. }
+            | Item::Output { .. }
+            | Item::Base(_)
+            | Item::Config { .. } => self.at,
         };
         Some((item, rows_at))
     }
@@ -309,6 +325,7 @@ mod tests {
             Item::Next { topic: 1, partition: 0, next: 17 },
             Item::Output { path: b"out.jsonl", exact: true, start: 1, len: 2 },
             Item::Base(99),
+            Item::Config { topic: "t", settings: b"{}" },
         ];
         let mut frame = Frame::default();
         assert!(frame.is_empty());

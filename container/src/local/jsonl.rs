@@ -4,14 +4,15 @@
 //! Ownership is the lock on the folder, which the operating system gives to one process and takes away with it. So
 //! there is nobody left to fence, and a transaction is open only in memory.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use task_api::system::{
-    BrokerMetadata, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage, SystemAdmin,
-    SystemConsumer, SystemError, SystemProducer, TopicMetadata, TopicPartition, TransactionalProducer,
-    Watermarks,
+    BrokerMetadata, Configs, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage,
+    SystemAdmin, SystemConsumer, SystemError, SystemProducer, TopicMetadata, TopicPartition,
+    TransactionalProducer, Watermarks,
 };
 
 use super::files::{Files, Place};
@@ -20,9 +21,6 @@ use super::home::Home;
 use super::reader::{FileConsumer, Tally, place_of};
 use super::writer::FileProducer;
 use crate::systems::System;
-
-/// Kafka's default of `delete.retention.ms`.
-const KEEPS_TOMBSTONES_MS: u64 = 86_400_000;
 
 /// One system of files.
 pub(crate) struct Jsonl {
@@ -117,13 +115,26 @@ impl SystemAdmin for FileAdmin {
         topics.iter().filter_map(|topic| self.of_topic(topic).transpose()).collect()
     }
 
+    fn describe_configs(&self, topics: &[String]) -> Result<BTreeMap<String, Configs>, SystemError> {
+        Ok(self.home.log(|log| {
+            let there = log.topics.iter().filter(|topic| topics.contains(&topic.name));
+            there.map(|topic| (topic.name.clone(), topic.configs())).collect()
+        }))
+    }
+
+    fn alter_configs(&self, topic: &str, set: &BTreeMap<String, String>) -> Result<(), SystemError> {
+        self.home.log(|log| {
+            let mut frame = Frame::default();
+            log.alter(topic, set, &mut frame)?;
+            log.append(frame)
+        })
+    }
+
     fn create(&self, topics: &[NewTopic]) -> Result<(), SystemError> {
         self.home.log(|log| {
             let mut frame = Frame::default();
             for NewTopic { topic, partitions, config, .. } in topics {
-                let keeps_ms = config.get("delete.retention.ms").and_then(|text| text.parse().ok());
-                let partitions = u32::try_from(*partitions).unwrap_or(0);
-                log.topic(topic, partitions, keeps_ms.unwrap_or(KEEPS_TOMBSTONES_MS), &mut frame)?;
+                log.topic(topic, u32::try_from(*partitions).unwrap_or(0), config, &mut frame)?;
             }
             log.append(frame)
         })

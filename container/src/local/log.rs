@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 use task_api::Headers;
-use task_api::system::{Message, SystemError};
+use task_api::system::{Configs, Message, SystemError, configs_of};
 use tracing::{debug, info};
 
 use super::frame::{self, Frame, HEAD, Item, Items, MAGIC, Row, Rows, RowsHead};
@@ -30,6 +30,10 @@ const SPARE: u64 = 8 << 20;
 pub(crate) const BLOCK_BYTES: usize = 1 << 20;
 /// Keys that a rewrite has in memory at once.
 const KEYS_AT_ONCE: u64 = 4_000_000;
+
+/// The setting of a topic that says for how long tombstones are kept, and Kafka's default of it.
+const TOMBSTONES: &str = "delete.retention.ms";
+const KEEPS_TOMBSTONES_MS: u64 = 86_400_000;
 
 /// The log.
 pub(crate) struct Log {
@@ -51,6 +55,8 @@ pub(crate) struct Topic {
     pub(crate) name: String,
     pub(crate) id: String,
     keeps_tombstones_ms: u64,
+    /// The settings that it was given; the time for tombstones alone has an effect.
+    config: BTreeMap<String, String>,
     pub(crate) partitions: Vec<Partition>,
 }
 
@@ -193,7 +199,8 @@ impl Log {
                     }
                     let partitions = (0..partitions).map(|_| Partition::default()).collect();
                     let (name, id) = (name.to_owned(), id.to_owned());
-                    self.topics.push(Topic { name, id, keeps_tombstones_ms, partitions });
+                    let config = BTreeMap::new();
+                    self.topics.push(Topic { name, id, keeps_tombstones_ms, config, partitions });
                 }
                 Item::Rows { head, rows } => {
                     let RowsHead { first, end, unix_ms, .. } = head;
@@ -212,6 +219,10 @@ impl Log {
                     self.outputs.insert(OsStr::from_bytes(path).into(), Output { exact, start, len });
                 }
                 Item::Base(len) => self.base = len,
+                Item::Config { topic, settings } => {
+                    let known = self.topics.iter_mut().find(|t| t.name == topic).ok_or(())?;
+                    known.config = serde_json::from_slice(settings).map_err(|_| ())?;
+                }
             }
         }
         Ok(())
@@ -302,6 +313,7 @@ impl Log {
             let partitions = topic.partitions.len() as u32;
             let Topic { name, id, keeps_tombstones_ms, .. } = topic;
             frame.push(&Item::Topic { name, id, partitions, keeps_tombstones_ms: *keeps_tombstones_ms });
+            configure(name, &topic.config, &mut frame);
         }
         for (path, output) in &self.outputs {
             let Output { exact, start, len } = *output;
@@ -370,30 +382,70 @@ impl Log {
         self.append_unsynced(frame)
     }
 
-    /// Makes a topic known, or how long it keeps tombstones.
+    /// Makes a topic, unless it is there.
     pub(crate) fn topic(
         &mut self,
         name: &str,
         partitions: u32,
-        keeps_tombstones_ms: u64,
+        config: &BTreeMap<String, String>,
         frame: &mut Frame,
     ) -> Result<(), SystemError> {
-        let known = self.topics.iter().find(|t| t.name == name);
-        if let Some(known) = known
-            && (known.partitions.len() as u32) < partitions
-        {
+        types::check_topic_settings(config).map_err(SystemError::Fatal)?;
+        let Some(known) = self.topics.iter().find(|t| t.name == name) else {
+            let id = format!("{}-{}", crate::clock::unix_ms(), self.topics.len());
+            let keeps_tombstones_ms = keeps_tombstones_ms(config).unwrap_or(KEEPS_TOMBSTONES_MS);
+            frame.push(&Item::Topic { name, id: &id, partitions, keeps_tombstones_ms });
+            configure(name, config, frame);
+            return Ok(());
+        };
+        if (known.partitions.len() as u32) < partitions {
             return Err(SystemError::Fatal(format!(
                 "the job has run with {} tasks and now has {partitions}: keys would part from their state; run it \
                  under a new [job] id, or start over with --fresh",
                 known.partitions.len()
             )));
         }
-        if known.is_none_or(|known| known.keeps_tombstones_ms != keeps_tombstones_ms) {
-            let id = format!("{}-{}", crate::clock::unix_ms(), self.topics.len());
-            frame.push(&Item::Topic { name, id: &id, partitions, keeps_tombstones_ms });
-        }
         Ok(())
     }
+
+    /// Changes settings of a topic and leaves its others as they are.
+    pub(crate) fn alter(
+        &self,
+        name: &str,
+        set: &BTreeMap<String, String>,
+        frame: &mut Frame,
+    ) -> Result<(), SystemError> {
+        types::check_topic_settings(set).map_err(SystemError::Fatal)?;
+        let known = self.topics.iter().find(|t| t.name == name);
+        let known =
+            known.ok_or_else(|| SystemError::Fatal(format!("no topic {name} in the state folder")))?;
+        if let Some(keeps_tombstones_ms) = keeps_tombstones_ms(set) {
+            let partitions = known.partitions.len() as u32;
+            frame.push(&Item::Topic { name, id: &known.id, partitions, keeps_tombstones_ms });
+        }
+        let mut config = known.config.clone();
+        config.extend(set.clone());
+        configure(name, &config, frame);
+        Ok(())
+    }
+}
+
+impl Topic {
+    /// Its whole configuration.
+    pub(crate) fn configs(&self) -> Configs {
+        let mut config = self.config.clone();
+        config.insert(TOMBSTONES.into(), self.keeps_tombstones_ms.to_string());
+        configs_of(&config)
+    }
+}
+
+fn keeps_tombstones_ms(config: &BTreeMap<String, String>) -> Option<u64> {
+    config.get(TOMBSTONES)?.parse().ok()
+}
+
+fn configure(topic: &str, config: &BTreeMap<String, String>, frame: &mut Frame) {
+    let settings = serde_json::to_vec(config).expect("a map of texts always serialises");
+    frame.push(&Item::Config { topic, settings: &settings });
 }
 
 impl Snapshot {

@@ -25,7 +25,8 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use task_api::metrics::MetricsRegistry;
-use task_api::system::{NewTopic, SystemError};
+use task_api::system::SystemError;
+use task_core::topics::{self, Unready};
 use tracing::{info, warn};
 use types::{ContainerModel, Epoch, Incarnation, JobSpec, SystemKind, SystemStream, TaskModel, TopicPlan};
 
@@ -143,20 +144,25 @@ impl Local {
         let partitions = self.input_partitions()?;
         let tasks = types::tasks(&self.job, &|stream| partitions.get(stream).copied().unwrap_or(0))
             .map_err(|e| failed(e.to_string()))?;
-        let brokers = |system: &str| {
-            let admin = self.systems.get(system).map(|system| system.admin());
-            admin.and_then(|admin| admin.brokers().ok()).map_or(1, |brokers| brokers.len())
-        };
         let count = i32::try_from(tasks.len()).unwrap_or(i32::MAX);
-        for TopicPlan { system, topic, partitions, replication, config } in
-            types::job_topics(&self.job, count, &brokers)
-        {
-            let system = self.system(&system)?;
-            system.admin().create(&[NewTopic { topic, partitions, replication, config }])?;
-        }
+        self.make_topics(&types::job_topics(&self.job, count))?;
         let tasks = tasks.into_iter().zip(0..);
         let model = |((name, inputs), changelog_partition)| TaskModel { name, inputs, changelog_partition };
         Ok(ContainerModel { tasks: tasks.map(model).collect() })
+    }
+
+    /// Makes the job's own topics ready.
+    fn make_topics(&self, plans: &[TopicPlan]) -> Result<(), End> {
+        for (name, plans) in topics::by_system(plans) {
+            let admin = self.system(name)?.admin();
+            let ready = match topics::ensure(admin.as_ref(), &self.job.systems[name].bootstrap, &plans) {
+                Ok(ready) => ready,
+                Err(Unready::TooFewBrokers(why)) => return Err(failed(why)),
+                Err(Unready::System(error)) => return Err(error.into()),
+            };
+            ready.iter().flat_map(|topic| &topic.notes).for_each(|note| warn!("{note}"));
+        }
+        Ok(())
     }
 
     /// How many partitions each input has; topics that are not there yet are waited for.

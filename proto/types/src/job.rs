@@ -37,6 +37,9 @@ pub struct JobSpec {
     pub errors: ErrorsSpec,
     /// `[restart]`.
     pub restart: RestartSpec,
+    /// Settings of the topics that hold what the job remembers.
+    #[serde(default)]
+    pub metadata: MetadataSpec,
 }
 
 impl JobSpec {
@@ -47,6 +50,15 @@ impl JobSpec {
         let kind = self.systems.get(&stream.system).map_or(SystemKind::Kafka, |system| system.kind);
         known.unwrap_or_else(|| StreamSpec::default_on(kind, &stream.stream))
     }
+}
+
+/// Settings of the topics that hold what a job remembers, over ours; for clusters whose policies ask for them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MetadataSpec {
+    /// `[task] checkpoint-config`.
+    pub checkpoint_config: BTreeMap<String, String>,
+    /// `[job] coordinator-config`.
+    pub coordinator_config: BTreeMap<String, String>,
 }
 
 /// The store that `[task] timers = true` adds to a job.
@@ -201,7 +213,8 @@ pub struct SystemSpec {
     pub consumer: BTreeMap<String, String>,
     /// Extra librdkafka producer settings.
     pub producer: BTreeMap<String, String>,
-    /// Replication factor of the topics that we create; none means as many as brokers, at most 3.
+    /// Replication factor of the topics that we create; none means as many as the cluster has brokers, those that are
+    /// down now too, at most 3.
     pub replication: Option<u16>,
     /// `path`: of files, the folder that relative topics are in; none means the job file's.
     pub path: Option<String>,

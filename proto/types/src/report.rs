@@ -19,6 +19,22 @@ pub struct JobStatus {
     pub slots: Vec<SlotStatus>,
     /// One line for people: "running", "stopping", "waiting for brokers: …".
     pub message: String,
+    /// The job's own topics, once they are ready.
+    #[serde(default)]
+    pub topics: Vec<TopicStatus>,
+}
+
+/// A topic of the job's own.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TopicStatus {
+    /// Its name.
+    pub topic: String,
+    /// How many partitions it has.
+    pub partitions: u32,
+    /// Copies of each; 0 on a system without brokers.
+    pub replication: u32,
+    /// What a person should know of it, with the command that mends it.
+    pub notes: Vec<String>,
 }
 
 /// One slot: the logical container and the real one in it.

@@ -43,6 +43,7 @@ impl RmCore {
             return Ok(app.clone());
         }
         admissible(&submit.spec, &submit.secrets)?;
+        self.apart_from_others(&submit.spec)?;
         let job = submit.spec.job.clone();
         let former = self.live.get(&job).cloned();
         if let Some(app) = &former
@@ -89,6 +90,15 @@ impl RmCore {
             }
         }
         Ok(id)
+    }
+
+    /// No live job has names so much like this one's that the two would share a topic or an owner.
+    fn apart_from_others(&self, spec: &JobSpec) -> Result<(), Denied> {
+        let alive = self.apps.values().filter(|app| !app.state.is_over());
+        match alive.filter_map(|app| types::collision(spec, &app.spec)).next() {
+            Some(why) => Err(Denied::BadJob(format!("job {}: {why}", spec.job))),
+            None => Ok(()),
+        }
     }
 
     /// A job that waited to replace another and is now itself replaced never starts.

@@ -233,7 +233,7 @@ impl World {
             Command::Prepare(plan) => {
                 if self.owns_memory(id, &job) {
                     self.memory.entry(job).or_default().remembered.model = Some(plan.model);
-                    self.kafka_answers(id, Event::Prepared(Ok(())));
+                    self.kafka_answers(id, Event::Prepared(Ok(Vec::new())));
                 }
             }
             Command::ReadTopology => self.kafka_answers(id, Event::TopologyRead(Box::new(topology()))),

@@ -105,6 +105,7 @@ pub fn spec(name: &str) -> JobSpec {
             backoff_max_ms: 4_000,
             on_exhausted: OnExhausted::Fail,
         },
+        metadata: types::MetadataSpec::default(),
     }
 }
 

@@ -68,6 +68,7 @@ pub fn spec(containers: u32) -> JobSpec {
             backoff_max_ms: 4000,
             on_exhausted: OnExhausted::Fail,
         },
+        metadata: MetadataSpec::default(),
     }
 }
 
@@ -166,7 +167,7 @@ impl Stage {
     /// Facts, plan, welcome: after this the asks are out.
     pub fn begin(&mut self, facts: Facts, containers: Vec<PlacedContainer>) -> Vec<Command> {
         self.run(|c, now, out| c.facts_read(now, Ok(facts), out));
-        self.run(|c, now, out| c.prepared(now, Ok(()), out));
+        self.run(|c, now, out| c.prepared(now, Ok(Vec::new()), out));
         self.welcome(containers)
     }
 

@@ -233,5 +233,6 @@ fn empty_job() -> JobSpec {
             backoff_max_ms: 0,
             on_exhausted: OnExhausted::Fail,
         },
+        metadata: types::MetadataSpec::default(),
     }
 }

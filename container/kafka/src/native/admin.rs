@@ -10,6 +10,7 @@ use task_api::system::{
     BrokerMetadata, Isolation, NewTopic, PartitionMetadata, SystemError, TopicMetadata, TopicPartition,
 };
 
+use super::config::needs;
 use super::{Client, TEXT, c_text, rust_text};
 
 /// Which end of a partition is asked for.
@@ -22,7 +23,7 @@ pub(crate) enum Which {
 }
 
 /// An answer; dies with everything it lends.
-struct Answer(*mut rd::rd_kafka_event_t);
+pub(super) struct Answer(pub(super) *mut rd::rd_kafka_event_t);
 
 impl Drop for Answer {
     fn drop(&mut self) {
@@ -38,7 +39,7 @@ impl Client {
     }
 
     /// Sends one request and waits for its answer.
-    fn ask(
+    pub(super) fn ask(
         &self,
         op: Op,
         isolation: Option<Isolation>,
@@ -146,7 +147,7 @@ impl Client {
                     | Code::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC => {}
                     code => {
                         let why = format!("topic {name}: {}", rust_text(rd::rd_kafka_error_string(error)));
-                        return Err(self.error(code, &why));
+                        return Err(self.error(code, &needs(code, "Describe", "topic", &name, why)));
                     }
                 }
             }
@@ -177,7 +178,8 @@ impl Client {
                     code => {
                         let name = rust_text(rd::rd_kafka_topic_result_name(*topic));
                         let why = rust_text(rd::rd_kafka_topic_result_error_string(*topic));
-                        return Err(self.error(code, &format!("topic {name} cannot be created: {why}")));
+                        let told = format!("topic {name} cannot be created: {why}");
+                        return Err(self.error(code, &needs(code, "Create", "topic", &name, told)));
                     }
                 }
             }
@@ -313,7 +315,7 @@ unsafe fn topic_metadata(name: String, topic: *const rd::rd_kafka_TopicDescripti
 
 /// # Safety
 /// `at` is null or points to `n` values that live as long as `'a`.
-unsafe fn slice<'a, T>(at: *mut T, n: usize) -> &'a [T] {
+pub(super) unsafe fn slice<'a, T>(at: *mut T, n: usize) -> &'a [T] {
     if at.is_null() || n == 0 {
         return &[];
     }

@@ -251,8 +251,13 @@ impl Consumer {
                 tracing::debug!("consumer: {why}");
                 Ok(())
             }
+            // The group is nothing but a name under which positions are told to tools: no right on it is needed.
             SystemError::Fatal(_) | SystemError::Fenced(_) | SystemError::Refused(_)
-                if code == Code::RD_KAFKA_RESP_ERR__MAX_POLL_EXCEEDED =>
+                if matches!(
+                    code,
+                    Code::RD_KAFKA_RESP_ERR__MAX_POLL_EXCEEDED
+                        | Code::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED
+                ) =>
             {
                 Ok(())
             }

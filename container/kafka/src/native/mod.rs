@@ -7,6 +7,8 @@
 #![allow(unsafe_code, reason = "the C API of librdkafka; no other module of this crate is allowed any")]
 
 pub(crate) mod admin;
+mod classify;
+pub(crate) mod config;
 pub(crate) mod consume;
 pub(crate) mod produce;
 
@@ -18,6 +20,7 @@ use rdkafka_sys::bindings as rd;
 use rdkafka_sys::bindings::rd_kafka_resp_err_t as Code;
 use task_api::system::SystemError;
 
+use classify::classify;
 pub(crate) use consume::Consumer;
 pub(crate) use produce::Producer;
 
@@ -196,41 +199,6 @@ unsafe extern "C" fn on_delivery(
         let error = classify(code, &format!("a message for topic {topic}: {}", code_text(code)));
         let mut failed = mailbox.failed.lock().unwrap_or_else(PoisonError::into_inner);
         failed.get_or_insert(error);
-    }
-}
-
-fn classify(code: Code, text: &str) -> SystemError {
-    use Code as C;
-    let text = if text.is_empty() { code_text(code) } else { text.to_owned() };
-    match code {
-        C::RD_KAFKA_RESP_ERR__FENCED
-        | C::RD_KAFKA_RESP_ERR_PRODUCER_FENCED
-        | C::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH => SystemError::Fenced(text),
-        C::RD_KAFKA_RESP_ERR__TRANSPORT
-        | C::RD_KAFKA_RESP_ERR__RESOLVE
-        | C::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN
-        | C::RD_KAFKA_RESP_ERR__TIMED_OUT
-        | C::RD_KAFKA_RESP_ERR__TIMED_OUT_QUEUE
-        | C::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT
-        | C::RD_KAFKA_RESP_ERR__WAIT_COORD
-        | C::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE
-        | C::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS
-        | C::RD_KAFKA_RESP_ERR_NOT_COORDINATOR
-        | C::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE
-        | C::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION
-        | C::RD_KAFKA_RESP_ERR_NOT_CONTROLLER
-        // A broker may not have heard yet of a topic that was just created, or of its new leader.
-        | C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
-        | C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID
-        // So librdkafka says that it found no leaders of partitions yet.
-        | C::RD_KAFKA_RESP_ERR__NOENT
-        | C::RD_KAFKA_RESP_ERR_UNKNOWN_LEADER_EPOCH
-        | C::RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH
-        | C::RD_KAFKA_RESP_ERR_REPLICA_NOT_AVAILABLE
-        | C::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS
-        | C::RD_KAFKA_RESP_ERR_NETWORK_EXCEPTION
-        | C::RD_KAFKA_RESP_ERR_CONCURRENT_TRANSACTIONS => SystemError::Retriable(text),
-        _ => SystemError::Fatal(text),
     }
 }
 

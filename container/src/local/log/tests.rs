@@ -22,9 +22,13 @@ fn put(log: &mut Log, partition: i32, rows: &[(&[u8], Option<&[u8]>)]) {
     log.append(frame).expect("written");
 }
 
+fn keeping(tombstones_ms: u64) -> BTreeMap<String, String> {
+    [(TOMBSTONES.to_owned(), tombstones_ms.to_string())].into()
+}
+
 fn make(log: &mut Log, keeps_tombstones_ms: u64) {
     let mut frame = Frame::default();
-    log.topic("t", 2, keeps_tombstones_ms, &mut frame).expect("new");
+    log.topic("t", 2, &keeping(keeps_tombstones_ms), &mut frame).expect("new");
     log.append(frame).expect("written");
 }
 
@@ -75,8 +79,34 @@ fn rows_are_there_again_with_their_offsets() {
     assert_eq!(rows(&log, 0, 1, 2), [row(1, "b", Some("2"))]);
     assert_eq!(rows(&log, 1, 0, 9), [row(0, "c", Some("3"))]);
     assert_eq!(log.topics[0].partitions[0].next, 3);
-    let error = log.topic("t", 3, 1_000, &mut Frame::default()).expect_err("too many").to_string();
+    let error = log.topic("t", 3, &keeping(1_000), &mut Frame::default()).expect_err("too many").to_string();
     assert!(error.contains("2 tasks and now has 3"), "{error}");
+}
+
+#[test]
+fn settings_of_a_topic_are_kept_through_a_restart_and_a_rewrite() {
+    let folder = folder();
+    let path = folder.path().join("log");
+    let mut log = Log::open(&path).expect("made");
+    make(&mut log, 1_000);
+    let mut frame = Frame::default();
+    let set = [("retention.ms".to_owned(), "5".to_owned()), (TOMBSTONES.to_owned(), "7".to_owned())];
+    log.alter("t", &set.into(), &mut frame).expect("settings of Kafka");
+    log.append(frame).expect("written");
+    let unknown = [("retention".to_owned(), "5".to_owned())].into();
+    assert!(log.alter("t", &unknown, &mut Frame::default()).is_err(), "Kafka has no such setting");
+    assert!(log.alter("u", &BTreeMap::new(), &mut Frame::default()).is_err(), "there is no such topic");
+    put(&mut log, 0, &[(b"a", Some(b"1"))]);
+    log.rewrite(0).expect("rewritten");
+    drop(log);
+    let log = Log::open(&path).expect("opened");
+    let configs = log.topics[0].configs();
+    let of = |name: &str| configs[name].value.clone();
+    assert_eq!(
+        (of("retention.ms"), of(TOMBSTONES), of("cleanup.policy")),
+        ("5".into(), "7".into(), "delete".into())
+    );
+    assert_eq!(log.topics[0].partitions.len(), 2);
 }
 
 #[test]

@@ -111,6 +111,7 @@ pub fn spec(name: &str, containers: u32) -> JobSpec {
             backoff_max_ms: 60_000,
             on_exhausted: OnExhausted::Fail,
         },
+        metadata: types::MetadataSpec::default(),
     }
 }
 
