@@ -108,6 +108,16 @@ pub fn status(app: &AppReport, now_unix_ms: u64, headers: bool) -> String {
     line("containers", &format!("{} of {} running", app.containers_running, app.containers_wanted));
     if let (Some(status), Some(age)) = (&app.status, app.status_age_ms) {
         line("report", &format!("{} ({} old)", status.message, duration(age)));
+        let copies =
+            status.topics.iter().filter(|topic| topic.replication > 0).map(|topic| topic.replication);
+        if let Some(fewest) = copies.min() {
+            let of = if fewest == 1 { "copy" } else { "copies" };
+            line(
+                "topics",
+                &format!("{} of the job's own, {fewest} {of} of each at least", status.topics.len()),
+            );
+        }
+        status.topics.iter().flat_map(|topic| &topic.notes).for_each(|note| line("warning", note));
     }
     let table = slot_table(app, now_unix_ms, headers);
     if !table.is_empty() {

@@ -18,6 +18,8 @@ mod master;
 mod proxy;
 #[path = "real_broker/tally.rs"]
 mod tally;
+#[path = "real_broker/topics.rs"]
+mod topics;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -24,14 +24,18 @@ pub(crate) fn job<'t>(file: &'t File<'t>, table: &'t DeTable<'t>) -> JobSpec {
     let root = Section::root(file, table);
     root.finish();
     let (job, queue, priority, coordinator_config) = job_section(root.section("job", "job"));
+    // In the order in which missing keys are told.
+    let app_master = app_master(&root.section("app-master", "app-master"));
+    let package = package(root.section("package", "package"));
+    let containers = containers(&root.section("containers", "containers"));
     let (task, checkpoint_config) = task(root.section("task", "task"));
     let mut spec = JobSpec {
         job,
         queue,
         priority,
-        app_master: app_master(&root.section("app-master", "app-master")),
-        package: package(root.section("package", "package")),
-        containers: containers(&root.section("containers", "containers")),
+        app_master,
+        package,
+        containers,
         task,
         systems: systems(&root),
         streams: BTreeMap::new(),

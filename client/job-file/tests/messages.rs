@@ -108,7 +108,7 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest() {
     says(
         &with("inputs = ", "inptus = "),
         "job.toml:8: unknown key `task.inptus`; did you mean `inputs`? \
-         valid keys: inputs, window, commit, delivery, grouper, timers, concurrency, config",
+         valid keys: inputs, window, commit, delivery, grouper, timers, concurrency, config, checkpoint-config",
     );
 }
 
@@ -126,7 +126,7 @@ fn a_key_in_the_wrong_section_is_shown_its_place() {
     says(
         &with("inputs = ", "retries = 3\ninputs = "),
         "job.toml:8: unknown key `task.retries`; did you mean `restart.retries`? \
-         valid keys: inputs, window, commit, delivery, grouper, timers, concurrency, config",
+         valid keys: inputs, window, commit, delivery, grouper, timers, concurrency, config, checkpoint-config",
     );
 }
 

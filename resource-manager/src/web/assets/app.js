@@ -342,6 +342,7 @@ function renderHead(app) {
     h("p", { class: "faint" }, `attempt ${app.attempt} · submitted `, since(app.submitted_unix_ms), ended,
       !isOver(app) && h("span", {}, " · ", h("span", { id: "report-age", class: stale ? "warn" : "", "data-stale": stale ? "" : null }, report))),
     app.status && app.status.message && !isOver(app) && h("p", { id: "message" }, app.status.message),
+    ...((app.status && !isOver(app) && app.status.topics) || []).flatMap((topic) => topic.notes).map((note) => h("p", { class: "notice" }, note)),
     app.diagnostics && h("p", { id: "diagnostics", class: "notice", "data-state": app.state }, app.diagnostics));
 }
 
