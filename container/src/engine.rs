@@ -8,8 +8,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use task_api::system::{Message, SystemAdmin, SystemError, TopicHandle, TopicPartition};
-use task_api::{MessageBatch, StreamTask, TaskClock, TaskCoordinator, Timers};
+use task_api::serde::DecodeError;
+use task_api::system::{Message, SystemAdmin, SystemError, TopicHandle, TopicPartition, Unreadable};
+use task_api::{
+    FailedMessage, MessageBatch, OwnedHeaders, OwnedMessage, StreamTask, TaskClock, TaskCoordinator, Timers,
+};
 use task_core::commit::{Due, Pending, Schedule};
 use task_core::record::{Checkpoint, Restored};
 use tracing::{info, warn};
@@ -231,8 +234,36 @@ impl<T: StreamTask> Engine<T> {
                     None => self.cannot_read(now, error)?,
                 },
             }
+            while let Some(unreadable) = self.inputs.readers[at].consumer.take_unreadable() {
+                self.unreadable(at, unreadable)?;
+            }
         }
         Ok(())
+    }
+
+    /// Does with something that is no message what `[errors] decode` says; it counts as read by every task that reads
+    /// its partition.
+    fn unreadable(&mut self, reader: usize, unreadable: Unreadable) -> Result<(), End> {
+        let Unreadable { source, offset, bytes, why } = unreadable;
+        let Reader { sources, readers_of, .. } = &mut self.inputs.readers[reader];
+        let mut first = None;
+        for at in &readers_of[source] {
+            let source = &mut sources[*at];
+            source.last = Some(offset);
+            self.work.processed += 1;
+            first.get_or_insert((source.task, source.partition.clone()));
+        }
+        let Some((task, source)) = first else { return Ok(()) };
+        let message = OwnedMessage {
+            source,
+            offset,
+            key: None,
+            value: Some(bytes),
+            timestamp_ms: None,
+            headers: OwnedHeaders::default(),
+        };
+        let failed = FailedMessage { message, cause: DecodeError(why).into() };
+        self.failures.judge(&self.tasks[task].name, &Failed::InFlight, failed.into(), &mut self.outputs)
     }
 
     fn cannot_read(&mut self, now: Timestamp, error: SystemError) -> Result<(), End> {

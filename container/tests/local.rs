@@ -173,8 +173,10 @@ fn a_job_on_files_runs_to_its_end_and_later_goes_on_with_what_was_appended() {
     let told = String::from_utf8(job.run(&[]).stderr).expect("text");
     assert!(told.contains("local-1: 1000 messages in") && told.contains("messages/s"), "{told}");
     assert_eq!(job.outputs(), counted(0..1_000));
+    assert!(told.contains("local-1: 1000 lines of 1 file read, 1000 lines written"), "{told}");
     let told = String::from_utf8(job.run(&[]).stderr).expect("text");
     assert!(told.contains("local-1: 0 messages in"), "{told}");
+    assert!(told.contains("local-1: nothing new since the last run; --fresh starts over"), "{told}");
     job.feed("in.jsonl", 1_000..1_500);
     job.run(&[]);
     assert_eq!(job.outputs(), counted(0..1_500));
@@ -290,7 +292,7 @@ fn what_cannot_run_is_told_and_changes_nothing() {
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
     let missing = told(&[]);
-    assert!(missing.contains("input files.in is not there") && missing.contains("in.jsonl"), "{missing}");
+    assert!(missing.contains("input files.in: ") && missing.contains("in.jsonl is not there"), "{missing}");
     assert!(told(&["--job", "other.toml"]).contains("cannot read other.toml"));
     assert!(told(&["--input", "files.inn=x"]).contains("`files.inn` is no input"));
     assert!(told(&["--files", "kafka=x"]).contains("no system `kafka`"));
@@ -300,6 +302,101 @@ fn what_cannot_run_is_told_and_changes_nothing() {
     let help = job.command(&["--help"]).output().expect("it runs");
     assert!(help.status.success());
     assert!(String::from_utf8_lossy(&help.stdout).contains("--files kafka=data"));
+}
+
+#[test]
+fn lines_that_are_no_messages_become_dead_letters_that_say_where_they_are() {
+    let errors = "[errors]\ndecode = \"dead-letter\"\ndead-letter = \"files.bad\"\n";
+    let job = Job::new("exactly-once", errors);
+    job.feed("in.jsonl", 0..10);
+    let mut input = fs::OpenOptions::new().append(true).open(job.path("in.jsonl")).expect("there");
+    writeln!(input, "{{\"key\": oops}}").expect("written");
+    job.feed("in.jsonl", 10..20);
+    let told = String::from_utf8(job.run(&[]).stderr).expect("text");
+    assert!(told.contains("21 lines of 1 file read, 21 lines written, 1 sent to dead letters"), "{told}");
+    job.feed("in.jsonl", 20..30);
+    job.run(&[]);
+    assert_eq!(job.outputs(), counted(0..30));
+    let bad = fs::read_to_string(job.path("bad.jsonl")).expect("there");
+    let [letter] = bad.lines().collect::<Vec<_>>()[..] else { panic!("not one letter: {bad}") };
+    let letter: serde_json::Value = serde_json::from_str(letter).expect("JSON");
+    assert_eq!(letter["value"], "{\"key\": oops}");
+    let error = letter["headers"]["samza.error"].as_str().expect("text");
+    assert!(error.contains("in.jsonl line 11, column 9: not JSON"), "{error}");
+    assert_eq!(letter["headers"]["samza.stage"], "decode");
+}
+
+#[test]
+fn rows_in_compressed_files_have_the_key_that_the_command_line_names() {
+    let job = Job::new("exactly-once", "");
+    let rows: String =
+        (0..100).map(|n| format!("{{\"user\":\"{}\",\"timestamp\":{n},\"value\":1}}\r\n", key(n))).collect();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(rows.as_bytes()).expect("memory takes it");
+    fs::write(job.path("rows"), gzip.finish().expect("memory takes it")).expect("written");
+    let wrong =
+        job.command(&["--input", "files.in=rows", "--key", "files.in=usr"]).output().expect("it runs");
+    let told = String::from_utf8_lossy(&wrong.stderr);
+    assert!(!wrong.status.success() && told.contains("did you mean `key = \"user\"`?"), "{told}");
+    assert!(!job.path("out.jsonl").exists(), "nothing was processed");
+    let summary = job.run(&["--input", "files.in=rows", "--key", "files.in=user", "-o", "json"]).stdout;
+    let summary: serde_json::Value = serde_json::from_slice(&summary).expect("JSON on stdout");
+    assert_eq!((&summary["lines-read"], &summary["messages"]), (&100.into(), &100.into()));
+    assert_eq!(job.outputs(), counted(0..100));
+}
+
+#[test]
+fn a_run_whose_reader_goes_away_says_so_and_loses_nothing() {
+    let job = Job::new("exactly-once", "");
+    job.feed("in.jsonl", 0..40_000);
+    let mut command = job.command(&["--output", "files.out=-"]);
+    let mut running =
+        Running::start(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let mut lines = BufReader::new(running.0.stdout.take().expect("piped")).lines();
+    let first = row(&lines.next().expect("a line").expect("text"));
+    assert_eq!(first, counted(0..1)[0]);
+    drop(lines);
+    assert_eq!(running.exit_code(), Some(141));
+    let mut told = String::new();
+    running.0.stderr.take().expect("piped").read_to_string(&mut told).expect("text");
+    assert!(told.contains("local-1: whoever read stdout has gone"), "{told}");
+    job.run(&[]);
+    let rest = job.outputs();
+    assert_eq!(rest[..], counted(0..40_000)[40_000 - rest.len()..], "the next run sends the rest");
+}
+
+#[test]
+fn a_full_disk_loses_nothing() {
+    let job = Job::new("exactly-once", "");
+    job.feed("in.jsonl", 0..100);
+    let full = job.command(&["--output", "files.out=/dev/full"]).output().expect("it runs");
+    let told = String::from_utf8_lossy(&full.stderr);
+    assert_eq!(full.status.code(), Some(1), "{told}");
+    assert!(told.contains("/dev/full: No space left on device") && told.contains("make room"), "{told}");
+    job.run(&[]);
+    assert_eq!(job.outputs(), counted(0..100));
+}
+
+#[test]
+fn a_copied_project_is_a_job_of_its_own() {
+    let job = Job::new("exactly-once", "");
+    job.feed("in.jsonl", 0..100);
+    job.run(&[]);
+    let copied = tempfile::tempdir().expect("a folder");
+    let all = format!("{}/.", job.folder.path().display());
+    let done = Command::new("cp").arg("-a").arg(all).arg(copied.path()).status().expect("it runs");
+    assert!(done.success());
+    let copied = Job { folder: copied };
+    job.feed("in.jsonl", 100..200);
+    job.run(&[]);
+    copied.feed("in.jsonl", 100..120);
+    copied.run(&[]);
+    assert_eq!(job.outputs(), counted(0..200), "the original's output is whole");
+    assert_eq!(copied.outputs(), counted(0..120));
+    copied.run(&["--fresh"]);
+    job.feed("in.jsonl", 200..210);
+    job.run(&[]);
+    assert_eq!((job.outputs(), copied.outputs()), (counted(0..210), counted(0..120)));
 }
 
 #[test]

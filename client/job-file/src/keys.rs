@@ -47,6 +47,8 @@ pub(crate) const SECTIONS: &[(&str, &[&str])] = &[
             "key-serde",
             "serde",
             "key",
+            "timestamp",
+            "envelope",
             "offset-default",
             "offset-lost",
             "bounded",
@@ -98,7 +100,8 @@ pub(crate) fn section_with(key: &str) -> Option<&'static str> {
 }
 
 /// The one of `valid` nearest to `word`, if it is near enough to have been meant.
-pub(crate) fn nearest<'v>(word: &str, valid: impl IntoIterator<Item = &'v str>) -> Option<&'v str> {
+#[must_use]
+pub fn nearest<'v>(word: &str, valid: impl IntoIterator<Item = &'v str>) -> Option<&'v str> {
     let plain = |text: &str| text.to_lowercase().replace('_', "-");
     let meant = plain(word);
     valid

@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 
 use types::JobSpec;
 
+pub use keys::nearest;
 pub use problem::{Problem, Problems};
 pub use render::render;
 pub use start_point::{print_start_point, start_point};

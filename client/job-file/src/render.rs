@@ -116,6 +116,10 @@ fn stream(out: &mut Toml, stream: &StreamSpec) {
     out.optional("key-serde", stream.key_serde.as_deref());
     out.optional("serde", stream.serde.as_deref());
     out.optional("key", stream.key.as_deref());
+    out.optional("timestamp", stream.timestamp.as_deref());
+    if let Some(envelope) = stream.envelope {
+        out.plain("envelope", envelope);
+    }
     out.text("offset-default", &print_start_point(stream.offset_default));
     out.text(
         "offset-lost",

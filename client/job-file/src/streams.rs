@@ -100,18 +100,20 @@ fn one(section: &Section<'_, '_>, kind: SystemKind, name: &str) -> StreamSpec {
         SystemKind::Kafka => topic,
         SystemKind::Jsonl => file_path,
     };
-    let read_key = |value: &DeValue<'_>| match kind {
+    let of_lines = |what: &str| match kind {
         SystemKind::Kafka => {
-            Err("it is for systems of type \"jsonl\"; messages of Kafka have keys of their own".to_owned())
+            Err(format!("it is for systems of type \"jsonl\"; messages of Kafka have {what} of their own"))
         }
-        SystemKind::Jsonl => field(value),
+        SystemKind::Jsonl => Ok(()),
     };
     let losses = [("fail", OffsetLost::Fail), ("oldest", OffsetLost::Oldest), ("newest", OffsetLost::Newest)];
     StreamSpec {
         topic: section.optional("topic", read_topic).unwrap_or(default.topic),
         key_serde: section.optional("key-serde", serde_name),
         serde: section.optional("serde", serde_name),
-        key: section.optional("key", read_key),
+        key: section.optional("key", |value| of_lines("keys").and_then(|()| field(value))),
+        timestamp: section.optional("timestamp", |value| of_lines("times").and_then(|()| field(value))),
+        envelope: section.optional("envelope", |value| of_lines("parts").and_then(|()| boolean(value))),
         offset_default: section
             .optional("offset-default", |value| match value {
                 DeValue::String(text) => start_point(text),

@@ -484,6 +484,17 @@ fn what_only_brokers_have_is_refused_for_files_and_the_other_way_round() {
          of their own",
     );
     says(
+        &format!("{GOOD}[streams.\"kafka.flights\"]\ntimestamp = \"at\"\nenvelope = true\n"),
+        "job.toml:14: `streams.kafka.flights.timestamp`: it is for systems of type \"jsonl\"; messages of Kafka have \
+         times of their own\n\
+         job.toml:15: `streams.kafka.flights.envelope`: it is for systems of type \"jsonl\"; messages of Kafka have \
+         parts of their own",
+    );
+    says(
+        &format!("{FILES}[streams.\"files.flights\"]\nenvelope = \"no\"\n"),
+        "job.toml:13: `streams.files.flights.envelope`: expected true or false, found a string",
+    );
+    says(
         &format!("{FILES}[streams.\"files.flights\"]\ntopic = \" \"\n"),
         "job.toml:13: `streams.files.flights.topic`: \" \" is not a path; valid: a file of JSON lines, a folder of them, \
          or \"-\" for stdin and stdout",

@@ -40,20 +40,26 @@ fn start_point() -> impl Strategy<Value = OffsetDefault> {
 
 /// A stream of Kafka, or of files: what it may have follows from its system.
 fn stream(kind: SystemKind) -> impl Strategy<Value = StreamSpec> {
-    let (topic, key) = match kind {
-        SystemKind::Kafka => (name().boxed(), Just(None).boxed()),
-        SystemKind::Jsonl => ("(-|[^/\\pC]{1,20})".boxed(), prop::option::of("\\PC{1,10}").boxed()),
+    let field = || prop::option::of("\\PC{1,10}");
+    let (topic, of_lines) = match kind {
+        SystemKind::Kafka => (name().boxed(), Just((None, None, None)).boxed()),
+        SystemKind::Jsonl => {
+            ("(-|[^/\\pC]{1,20})".boxed(), (field(), field(), prop::option::of(any::<bool>())).boxed())
+        }
     };
     let topic = topic.prop_filter("a path", |path| !path.trim().is_empty());
     let lost = prop::sample::select(vec![OffsetLost::Fail, OffsetLost::Oldest, OffsetLost::Newest]);
-    ((topic, key), serde_name(), serde_name(), start_point(), lost, any::<[bool; 3]>(), -9i32..9).prop_map(
-        |((topic, key), key_serde, serde, offset_default, offset_lost, flags, priority)| {
+    ((topic, of_lines), serde_name(), serde_name(), start_point(), lost, any::<[bool; 3]>(), -9i32..9)
+        .prop_map(|((topic, of_lines), key_serde, serde, offset_default, offset_lost, flags, priority)| {
             let [bounded, bootstrap, broadcast] = flags;
+            let (key, timestamp, envelope) = of_lines;
             StreamSpec {
                 topic,
                 key_serde,
                 serde,
                 key,
+                timestamp,
+                envelope,
                 offset_default,
                 offset_lost,
                 bounded,
@@ -61,8 +67,7 @@ fn stream(kind: SystemKind) -> impl Strategy<Value = StreamSpec> {
                 priority,
                 broadcast,
             }
-        },
-    )
+        })
 }
 
 fn streams() -> impl Strategy<Value = BTreeMap<String, StreamSpec>> {
@@ -236,11 +241,6 @@ prop_compose! {
     }
 }
 
-/// Names of a job and of a store that are often nearly those of another.
-fn names() -> impl Strategy<Value = (String, String, String)> {
-    ("[aA]([._-][a1]){0,2}", "[1b]([._][a1])?", "[ab1]([._-][ab1]){0,2}")
-}
-
 fn topic_config(size: u32) -> BTreeMap<String, String> {
     BTreeMap::from([("segment.ms".to_owned(), size.to_string())])
 }
@@ -253,28 +253,6 @@ proptest! {
         let text = job_file::render(&spec);
         let read = job_file::parse(&text, "job.toml");
         prop_assert_eq!(read.map(|file| file.spec).map_err(|problems| format!("{problems}\n{text}")), Ok(spec));
-    }
-
-    #[test]
-    fn two_jobs_that_may_live_together_share_no_topic(one in names(), other in names()) {
-        let parsed = |(name, id, store): &(String, String, String)| job_file::parse(&format!(
-            "job = {{ name = \"{name}\", id = \"{id}\" }}\npackage.path = \"j\"\ntask.inputs = [\"kafka.in\"]\n\
-             systems.kafka = {{ type = \"kafka\", bootstrap = \"b:1,b:2\" }}\nstores.\"{store}\" = {{}}\n"
-        ), "job.toml").map(|file| file.spec);
-        let (Ok(one), Ok(other)) = (parsed(&one), parsed(&other)) else { return Ok(()) };
-        let told = types::collision(&one, &other);
-        prop_assert_eq!(told.is_some(), types::collision(&other, &one).is_some());
-        if one.job == other.job {
-            prop_assert_eq!(told, None, "it is one job");
-        } else if let Some(told) = told {
-            prop_assert!(told.contains(&format!("`{}`", other.job)), "{told}");
-        } else {
-            let topics = |spec| types::own_topics(spec).into_iter().map(|own| types::topic_alike(&own.topic));
-            let theirs: Vec<String> = topics(&other).collect();
-            prop_assert!(topics(&one).all(|topic| !theirs.contains(&topic)), "{:?}", theirs);
-            let folder = |spec: &JobSpec| spec.job.to_string().to_ascii_lowercase();
-            prop_assert_ne!(folder(&one), folder(&other));
-        }
     }
 
     #[test]

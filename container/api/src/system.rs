@@ -66,6 +66,19 @@ pub struct Message<'a> {
     pub headers: Headers<'a>,
 }
 
+/// Something in a partition that is no message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Of which of the assigned partitions.
+    pub source: usize,
+    /// Its offset.
+    pub offset: u64,
+    /// It as it is, or as much of it as is worth keeping.
+    pub bytes: Vec<u8>,
+    /// For people: where it is and what is wrong with it.
+    pub why: String,
+}
+
 /// Where reading a partition begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StartAt {
@@ -125,6 +138,12 @@ pub trait SystemConsumer {
     /// at most `patience` until the system knows. Nothing rests on it, so an error is not told.
     fn tell_positions(&mut self, positions: &[(usize, u64)], patience: Duration) {
         let _ = (positions, patience);
+    }
+
+    /// What the last poll met that is no message, once everything before it was handed over; to be asked until there is
+    /// none. What follows is up to job.toml's `[errors] decode`. Only systems that read what people write have any.
+    fn take_unreadable(&mut self) -> Option<Unreadable> {
+        None
     }
 
     /// Whether the source has ended and everything of it was handed over. Only bounded systems, such as files, know.

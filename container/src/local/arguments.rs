@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use types::{JobSpec, StreamSpec, SystemKind, SystemStream};
 
-use super::files::resolved;
+use super::files::{STDIO, resolved};
 
 const EXAMPLES: &str = "\
 EXAMPLES:
@@ -16,10 +16,24 @@ EXAMPLES:
   # From a pipe to a pipe.
   zcat edits.gz | wikipedia-stats --local --input kafka.edits=- --output kafka.stats=- | jq .
 
+  # Rows as they are: the field `carrier` of each is the key, `at` the time; also compressed (gzip, Zstandard).
+  flight-delays --local --input kafka.flights=2013.jsonl.gz --key kafka.flights=carrier --timestamp kafka.flights=at
+
   # The whole job against the brokers of its job file, in this one process.
   flight-delays --local --job job.toml
 
-A run that was interrupted goes on where it was. docs/local.md says how lines look.";
+A run that was interrupted goes on where it was; one that has nothing new to read says so. A summary at the end tells what
+was read and written (`-o json` for programs). Exit codes: 0 the inputs are over, 1 something failed, 90 a newer container
+owns the tasks (Kafka only), 141 whoever read an output has gone. docs/local.md says how lines look.";
+
+/// How the summary is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Lines for people, on stderr.
+    Text,
+    /// One JSON object, on stdout unless that is an output.
+    Json,
+}
 
 /// Runs the whole job in this process, without a cluster.
 #[derive(Debug, Clone, Parser)]
@@ -46,6 +60,18 @@ pub(crate) struct Arguments {
     /// Write a stream to a file, or to stdout (-).
     #[arg(long, value_name = "STREAM=FILE|-", value_parser = pair)]
     output: Vec<(String, PathBuf)>,
+    /// The field of a stream's rows that is the key, as `key` in [streams] says.
+    #[arg(long, value_name = "STREAM=FIELD", value_parser = field)]
+    key: Vec<(String, String)>,
+    /// The field of a stream's rows that is the time, as `timestamp` in [streams] says.
+    #[arg(long, value_name = "STREAM=FIELD", value_parser = field)]
+    timestamp: Vec<(String, String)>,
+    /// Whether a stream's lines are envelopes or rows, as `envelope` in [streams] says.
+    #[arg(long, value_name = "STREAM=true|false", value_parser = truth)]
+    envelope: Vec<(String, bool)>,
+    /// How the summary at the end is told.
+    #[arg(short = 'o', long = "format", value_name = "FORMAT", value_enum, default_value = "text")]
+    pub(crate) format: Format,
     /// The memory that caches, queues and RocksDB share; by default as the job file says.
     #[arg(long, value_name = "SIZE", value_parser = memory)]
     pub(crate) memory: Option<u64>,
@@ -56,6 +82,17 @@ fn pair(text: &str) -> Result<(String, PathBuf), String> {
         Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), path.into())),
         Some(_) | None => Err("must be NAME=PATH".into()),
     }
+}
+
+fn field(text: &str) -> Result<(String, String), String> {
+    let (stream, field) = text.split_once('=').ok_or("must be STREAM=FIELD")?;
+    if field.is_empty() { Err("must name a field".into()) } else { Ok((stream.to_owned(), field.to_owned())) }
+}
+
+fn truth(text: &str) -> Result<(String, bool), String> {
+    let (stream, value) = text.split_once('=').ok_or("must be STREAM=true or STREAM=false")?;
+    let value = value.parse().map_err(|_| "must be STREAM=true or STREAM=false".to_owned())?;
+    Ok((stream.to_owned(), value))
 }
 
 fn memory(text: &str) -> Result<u64, String> {
@@ -112,9 +149,47 @@ impl Arguments {
                 return Err(format!("give --input {input}=FILE too, or --files {of}=DIR for all of `{of}`"));
             }
         }
+        self.say_of_lines(&mut job)?;
+        one_reader_of_stdin(&job)?;
         keep_tombstones(&mut job);
         job.containers.count = 1;
         Ok(Setup { job, only })
+    }
+
+    /// Whether stdout holds lines of the job.
+    pub(crate) fn writes_to_stdout(&self, job: &JobSpec) -> bool {
+        let is_output = |stream: &String| !job.task.inputs.contains(stream);
+        job.streams.iter().any(|(stream, spec)| is_output(stream) && spec.topic == STDIO)
+    }
+
+    /// Changes how lines of streams look.
+    fn say_of_lines(&self, job: &mut JobSpec) -> Result<(), String> {
+        let of = |job: &JobSpec, option: &str, stream: &str| {
+            let parsed = SystemStream::parse(stream);
+            let parsed = parsed.ok_or_else(|| format!("--{option}: `{stream}` is not <system>.<stream>"))?;
+            known(job, &parsed.system)?;
+            if job.systems[&parsed.system].kind == SystemKind::Kafka {
+                return Err(format!(
+                    "--{option} {stream}=… is for files, and `{}` is a system of Kafka: give --files {0}=DIR or \
+                     --input {stream}=FILE too",
+                    parsed.system
+                ));
+            }
+            Ok(job.stream(&parsed))
+        };
+        for (stream, field) in &self.key {
+            let spec = StreamSpec { key: Some(field.clone()), ..of(job, "key", stream)? };
+            job.streams.insert(stream.clone(), spec);
+        }
+        for (stream, field) in &self.timestamp {
+            let spec = StreamSpec { timestamp: Some(field.clone()), ..of(job, "timestamp", stream)? };
+            job.streams.insert(stream.clone(), spec);
+        }
+        for (stream, envelope) in &self.envelope {
+            let spec = StreamSpec { envelope: Some(*envelope), ..of(job, "envelope", stream)? };
+            job.streams.insert(stream.clone(), spec);
+        }
+        Ok(())
     }
 }
 
@@ -124,6 +199,26 @@ fn known(job: &JobSpec, system: &str) -> Result<(), String> {
     }
     let names: Vec<&str> = job.systems.keys().map(String::as_str).collect();
     Err(format!("the job has no system `{system}`; it has: {}", names.join(", ")))
+}
+
+/// Stdin can be read once: by one stream, on one thread.
+fn one_reader_of_stdin(job: &JobSpec) -> Result<(), String> {
+    let of =
+        |input: &&String| SystemStream::parse(input).is_some_and(|stream| job.stream(&stream).topic == STDIO);
+    let readers: Vec<&String> = job.task.inputs.iter().filter(of).collect();
+    if let [first, second, ..] = readers[..] {
+        return Err(format!(
+            "both {first} and {second} are stdin, which can be read once: give one of them a file"
+        ));
+    }
+    let Some(stream) = readers.first().and_then(|input| SystemStream::parse(input)) else { return Ok(()) };
+    if job.stream(&stream).broadcast && job.containers.threads > 1 {
+        return Err(format!(
+            "{stream} is broadcast, and stdin can be read by one thread only: give it a file, or set `threads = 1` in \
+             [containers]"
+        ));
+    }
+    Ok(())
 }
 
 /// Makes a system one of files: its topics are `<topic>.jsonl` in `folder`.

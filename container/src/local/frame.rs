@@ -6,9 +6,12 @@
 //! item   1 Topic   u32 partitions, u64 ms that tombstones are kept, text name, text id
 //!        2 Rows    u32 topic, u32 partition, u64 first offset, u64 end offset, u64 unix ms, u32 bytes, row*
 //!        3 Next    u32 topic, u32 partition, u64 next offset
-//!        4 Output  u8 exact, u64 start, u64 length, text path
+//!        4 Output  u8 exact (1) and foreign (2), u64 start, u64 length, text path
 //!        5 Base    u64 length of the file when it was rewritten
 //!        6 Config  text name of the topic, text its settings as a JSON object of texts
+//!        7 Inputs  text folder, text names, a line each
+//!        8 Origin  u64 device, u64 inode, text state folder, text project folder
+//!        9 Run     u8 whether one has begun and not ended in order
 //! row    v offsets left out before it, v length of key + 1 or 0, v length of value + 1 or 0, key, value
 //! ```
 //!
@@ -28,12 +31,19 @@ pub(crate) enum Item<'a> {
     Rows { head: RowsHead, rows: &'a [u8] },
     /// The next offset of a partition, where its last rows are gone.
     Next { topic: u32, partition: u32, next: u64 },
-    /// An output file: `exact` if nothing may be in it beyond `len`; `start` is its length before the job wrote to it.
-    Output { path: &'a [u8], exact: bool, start: u64, len: u64 },
+    /// An output file: `exact` if nothing may be in it beyond `len`; `start` is its length before the job wrote to it;
+    /// `foreign` if it belongs to the job of which this one is a copy.
+    Output { path: &'a [u8], exact: bool, foreign: bool, start: u64, len: u64 },
     /// So long was the file when it was last rewritten.
     Base(u64),
     /// All settings that a topic was given.
     Config { topic: &'a str, settings: &'a [u8] },
+    /// The files of a folder that are partitions of an input, by number.
+    Inputs { folder: &'a [u8], names: &'a str },
+    /// Where the state folder is, which one it is there, and of which project.
+    Origin { device: u64, inode: u64, state: &'a [u8], project: &'a [u8] },
+    /// Whether a run has begun that has not ended in order.
+    Run { open: bool },
 }
 
 /// Whose rows, and where they belong.
@@ -85,9 +95,9 @@ impl Frame {
                 out.extend_from_slice(&partition.to_le_bytes());
                 out.extend_from_slice(&next.to_le_bytes());
             }
-            Item::Output { path, exact, start, len } => {
+            Item::Output { path, exact, foreign, start, len } => {
                 out.push(4);
-                out.push(u8::from(*exact));
+                out.push(u8::from(*exact) | u8::from(*foreign) << 1);
                 out.extend_from_slice(&start.to_le_bytes());
                 out.extend_from_slice(&len.to_le_bytes());
                 text(path, out);
@@ -101,6 +111,19 @@ impl Frame {
                 text(topic.as_bytes(), out);
                 text(settings, out);
             }
+            Item::Inputs { folder, names } => {
+                out.push(7);
+                text(folder, out);
+                text(names.as_bytes(), out);
+            }
+            Item::Origin { device, inode, state, project } => {
+                out.push(8);
+                out.extend_from_slice(&device.to_le_bytes());
+                out.extend_from_slice(&inode.to_le_bytes());
+                text(state, out);
+                text(project, out);
+            }
+            Item::Run { open } => out.extend_from_slice(&[9, u8::from(*open)]),
         }
     }
 
@@ -169,14 +192,24 @@ impl<'a> Items<'a> {
             }
             3 => Item::Next { topic: self.u32()?, partition: self.u32()?, next: self.u64()? },
             4 => {
-                let (exact, start, len) = (self.u8()? != 0, self.u64()?, self.u64()?);
-                Item::Output { path: self.text()?, exact, start, len }
+                let (flags, start, len) = (self.u8()?, self.u64()?, self.u64()?);
+                let (exact, foreign) = (flags & 1 != 0, flags & 2 != 0);
+                Item::Output { path: self.text()?, exact, foreign, start, len }
             }
             5 => Item::Base(self.u64()?),
             6 => {
                 let topic = std::str::from_utf8(self.text()?).ok()?;
                 Item::Config { topic, settings: self.text()? }
             }
+            7 => {
+                let (folder, names) = (self.text()?, self.text()?);
+                Item::Inputs { folder, names: std::str::from_utf8(names).ok()? }
+            }
+            8 => {
+                let (device, inode) = (self.u64()?, self.u64()?);
+                Item::Origin { device, inode, state: self.text()?, project: self.text()? }
+            }
+            9 => Item::Run { open: self.u8()? != 0 },
             _ => return None,
         };
         let rows_at = match &item {
@@ -185,7 +218,10 @@ impl<'a> Items<'a> {
             | Item::Next { .. }
             | Item::Output { .. }
             | Item::Base(_)
-            | Item::Config { .. } => self.at,
+            | Item::Config { .. }
+            | Item::Inputs { .. }
+            | Item::Origin { .. }
+            | Item::Run { .. } => self.at,
         };
         Some((item, rows_at))
     }
@@ -323,9 +359,13 @@ mod tests {
             Item::Topic { name: "t", id: "id", partitions: 4, keeps_tombstones_ms: 9 },
             Item::Rows { head, rows: b"rows" },
             Item::Next { topic: 1, partition: 0, next: 17 },
-            Item::Output { path: b"out.jsonl", exact: true, start: 1, len: 2 },
+            Item::Output { path: b"out.jsonl", exact: true, foreign: false, start: 1, len: 2 },
+            Item::Output { path: b"/out.jsonl", exact: false, foreign: true, start: 1, len: 2 },
             Item::Base(99),
             Item::Config { topic: "t", settings: b"{}" },
+            Item::Inputs { folder: b"in.jsonl", names: "a\nb" },
+            Item::Origin { device: 1, inode: 2, state: b"/job/.samza/j-1", project: b"/job" },
+            Item::Run { open: true },
         ];
         let mut frame = Frame::default();
         assert!(frame.is_empty());

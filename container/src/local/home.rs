@@ -7,27 +7,36 @@
 //! ```
 //!
 //! A commit writes its lines to the files, waits until they are on disk, and then appends its frame to the log, which
-//! tells how long the files are now. What is beyond that at the next start was never committed and is cut off.
+//! tells how long the files are now. What is beyond that after a run that has not ended in order was never committed and
+//! is cut off; after one that has, it is somebody else's, and nothing is cut.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::ffi::OsStrExt;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::{FlockOperation, flock};
 use task_api::system::{PlainMessage, SystemError};
 use tracing::{info, warn};
 
-use super::files::Place;
+use super::files::{Found, Place};
+use super::folder;
 use super::frame::{Frame, Item, Rows, RowsHead};
-use super::log::{Log, Output};
+use super::log::Log;
+use super::origin::{Origin, Relation};
+use super::output::{self, OutputFile};
 use crate::clock::unix_ms;
 
 /// A state folder that this process holds.
 pub(crate) struct Home {
+    /// The job file's folder: a project may be moved and copied with all that is in it.
+    project: PathBuf,
     inner: Mutex<Inner>,
+    /// Files that are read, by device and inode.
+    inputs: Mutex<BTreeSet<(u64, u64)>>,
+    /// Set when whoever read an output has gone: which output.
+    reader_gone: OnceLock<String>,
     /// The lock goes with it.
     _lock: File,
 }
@@ -36,17 +45,6 @@ struct Inner {
     log: Log,
     /// By number, as handed out by [`Home::output`].
     outputs: Vec<OutputFile>,
-}
-
-struct OutputFile {
-    place: Place,
-    /// None: stdout.
-    file: Option<File>,
-    /// Whether it has a length, and can be cut.
-    is_file: bool,
-    exact: bool,
-    start: u64,
-    len: u64,
 }
 
 /// Rows of one partition on their way into the log.
@@ -60,46 +58,114 @@ pub(crate) struct Block {
 }
 
 impl Home {
-    /// Takes the folder, makes it if need be, and takes back what was not committed.
+    /// Takes the folder of the project at `project`, makes it if need be, and takes back what was not committed.
     ///
     /// # Errors
-    /// Another process uses it, or the disk failed.
-    pub(crate) fn open(folder: &Path) -> Result<Home, SystemError> {
-        let fail = |e: io::Error| at(folder, &e);
+    /// Another process or project uses it, the disk failed, or an output is not as the last run has left it.
+    pub(crate) fn open(folder: &Path, project: &Path) -> Result<Home, SystemError> {
+        let (home, relation) = Home::take(folder, project)?;
+        if let Relation::OtherProject = relation {
+            return Err(SystemError::Fatal(format!(
+                "the state folder {} belongs to the project in {}: give this one a folder of its own with --state DIR",
+                folder.display(),
+                home.inner().log.origin.as_ref().map(|o| o.project.display().to_string()).unwrap_or_default(),
+            )));
+        }
+        home.settle(relation)?;
+        Ok(home)
+    }
+
+    /// Locks the folder and reads its log; nothing else is changed.
+    fn take(folder: &Path, project: &Path) -> Result<(Home, Relation), SystemError> {
+        let fail = |e: io::Error| {
+            SystemError::Fatal(format!(
+                "cannot keep state in {}: {e}; --state DIR names a folder that this user may write to",
+                folder.display()
+            ))
+        };
         fs::create_dir_all(folder).map_err(fail)?;
         let path = folder.join("lock");
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let mut lock = open.map_err(fail)?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            let mut holder = String::new();
-            let _ = lock.read_to_string(&mut holder);
-            return Err(SystemError::Fatal(format!(
-                "{} is in use by another process ({}): only one may run a job from a folder",
-                folder.display(),
-                holder.trim()
-            )));
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(in_use(folder, &mut lock)),
+            Err(error) => return Err(fail(error.into())),
         }
         let named = lock.set_len(0).and_then(|()| writeln!(lock, "process {}", std::process::id()));
         named.map_err(fail)?;
-        let log = Log::open(&folder.join("log"))?;
-        for (path, output) in &log.outputs {
-            take_back(path, output).map_err(|e| at(path, &e))?;
+        let mut log = Log::open(&folder.join("log"))?;
+        let now = Origin::of(folder, project, &lock).map_err(fail)?;
+        let relation = log.origin.as_ref().map(|known| now.relation(known, Path::exists));
+        let relation = relation.unwrap_or(Relation::Same);
+        let project = now.project.clone();
+        log.origin = match relation {
+            Relation::OtherProject => log.origin,
+            Relation::Same | Relation::Copy => {
+                if relation == Relation::Copy {
+                    disown(&mut log, &project);
+                }
+                Some(now)
+            }
+        };
+        let home = Home {
+            project,
+            inner: Mutex::new(Inner { log, outputs: Vec::new() }),
+            inputs: Mutex::default(),
+            reader_gone: OnceLock::new(),
+            _lock: lock,
+        };
+        Ok((home, relation))
+    }
+
+    /// Takes back what was not committed, and writes down that a run has begun.
+    fn settle(&self, relation: Relation) -> Result<(), SystemError> {
+        let mut inner = self.inner();
+        let log = &mut inner.log;
+        for (path, output) in log.outputs.iter().filter(|(_, output)| !output.foreign) {
+            let path = self.project.join(path);
+            if log.run_is_open {
+                output::take_back(&path, output).map_err(|e| at(&path, &e))?;
+            } else {
+                output::is_as_left(&path, output)?;
+            }
         }
-        Ok(Home { inner: Mutex::new(Inner { log, outputs: Vec::new() }), _lock: lock })
+        let mut frame = Frame::default();
+        if relation == Relation::Copy {
+            info!("the state folder is a copy: outputs outside its project stay with the original");
+            log.outputs.iter().for_each(|(path, output)| output.tell(path, &mut frame));
+        }
+        if let Some(origin) = &log.origin {
+            origin.tell(&mut frame);
+        }
+        frame.push(&Item::Run { open: true });
+        log.append(frame)
+    }
+
+    /// Writes down that the run has ended in order: all that is in its outputs is committed.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub(crate) fn end(&self) -> Result<(), SystemError> {
+        let mut frame = Frame::default();
+        frame.push(&Item::Run { open: false });
+        self.inner().log.append(frame)
     }
 
     /// Forgets what is in the folder, and takes back what the job has written to its outputs.
     ///
     /// # Errors
-    /// Another process uses it, or the disk failed.
-    pub(crate) fn forget(folder: &Path) -> Result<(), SystemError> {
+    /// Another process or project uses it, or the disk failed.
+    pub(crate) fn forget(folder: &Path, project: &Path) -> Result<(), SystemError> {
         if !folder.join("lock").exists() {
             return Ok(());
         }
-        match Home::open(folder) {
+        match Home::open(folder, project) {
             Ok(home) => {
-                for (path, output) in &home.inner().log.outputs {
-                    cut(path, output.start).map_err(|e| at(path, &e))?;
+                let inner = home.inner();
+                for (path, output) in inner.log.outputs.iter().filter(|(_, output)| !output.foreign) {
+                    let path = home.project.join(path);
+                    output::cut(&path, output.start).map_err(|e| at(&path, &e))?;
                 }
                 empty(folder)
             }
@@ -110,6 +176,44 @@ impl Home {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Notes the partitions of an input: what is read is not written to, and a folder has the same files in each run.
+    ///
+    /// # Errors
+    /// The folder has other files than in the last run, or the disk failed.
+    pub(crate) fn reads(&self, found: &Found) -> Result<(), SystemError> {
+        use std::os::unix::fs::MetadataExt;
+        for place in &found.places {
+            if let Place::At(path) = place
+                && let Ok(metadata) = fs::metadata(path)
+            {
+                let mut inputs = self.inputs.lock().unwrap_or_else(PoisonError::into_inner);
+                inputs.insert((metadata.dev(), metadata.ino()));
+            }
+        }
+        let Some((folder, partitions)) = &found.folder else { return Ok(()) };
+        let key = self.key(&folder.canonicalize().map_err(|e| at(folder, &e))?);
+        let names: Vec<String> = partitions.iter().map(|partition| partition.stem.clone()).collect();
+        let log = &mut self.inner().log;
+        if let Some(known) = log.inputs.get(&key) {
+            return folder::compare(known, partitions)
+                .map_err(|told| SystemError::Fatal(format!("the folder {}: {told}", folder.display())));
+        }
+        let mut frame = Frame::default();
+        let bytes = std::os::unix::ffi::OsStrExt::as_bytes(key.as_os_str());
+        frame.push(&Item::Inputs { folder: bytes, names: &names.join("\n") });
+        log.append(frame)
+    }
+
+    /// A path as the log keeps it: relative, if it is in the project.
+    fn key(&self, path: &Path) -> PathBuf {
+        path.strip_prefix(&self.project).unwrap_or(path).to_owned()
+    }
+
+    /// The output whose reader has gone, if one has.
+    pub(crate) fn reader_gone(&self) -> Option<&str> {
+        self.reader_gone.get().map(String::as_str)
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -127,13 +231,30 @@ impl Home {
     /// # Errors
     /// It cannot be written to.
     pub(crate) fn output(&self, place: &Place, exact: bool) -> Result<usize, SystemError> {
+        let (place, key) = match place {
+            Place::Stdio => (Place::Stdio, PathBuf::new()),
+            Place::At(path) => {
+                let path = output::real(path)?;
+                (Place::At(path.clone()), self.key(&path))
+            }
+        };
         let mut inner = self.inner();
         let Inner { log, outputs } = &mut *inner;
-        if let Some(number) = outputs.iter().position(|o| o.place == *place) {
+        if let Some(number) = outputs.iter().position(|o| o.place == place) {
             outputs[number].exact |= exact;
             return Ok(number);
         }
-        let output = OutputFile::open(place, exact, log)?;
+        let output = OutputFile::open(&place, key, exact, log)?;
+        if let Some(file) = output.id {
+            let is_input = self.inputs.lock().unwrap_or_else(PoisonError::into_inner).contains(&file);
+            let twin =
+                outputs.iter().find(|other| other.id == Some(file)).map(|other| other.place.to_string());
+            if let Some(other) = is_input.then(|| "an input".to_owned()).or(twin) {
+                return Err(SystemError::Fatal(format!(
+                    "the output {place} is the same file as {other}: give it a file of its own"
+                )));
+            }
+        }
         outputs.push(output);
         Ok(outputs.len() - 1)
     }
@@ -143,7 +264,15 @@ impl Home {
     /// # Errors
     /// The disk failed.
     pub(crate) fn write(&self, output: usize, lines: &mut Vec<u8>, wait: bool) -> Result<(), SystemError> {
-        self.inner().outputs[output].write(lines, wait)
+        let written = self.inner().outputs[output].write(lines, wait);
+        written.map_err(|failed| self.cannot_write(failed))
+    }
+
+    fn cannot_write(&self, failed: output::Failed) -> SystemError {
+        if failed.reader_gone {
+            let _ = self.reader_gone.set(failed.place.clone());
+        }
+        SystemError::Fatal(failed.told)
     }
 
     /// Gives offsets to rows that have none yet.
@@ -170,7 +299,7 @@ impl Home {
         let mut frame = Frame::default();
         for (number, lines) in lines.iter_mut().filter(|(_, lines)| !lines.is_empty()) {
             let output = &mut outputs[*number];
-            output.write(lines, true)?;
+            output.write(lines, true).map_err(|failed| self.cannot_write(failed))?;
             output.tell(&mut frame);
         }
         let unix_ms = unix_ms();
@@ -208,126 +337,22 @@ fn reserve(log: &mut Log, blocks: &mut [Block]) -> Result<(), SystemError> {
     Ok(())
 }
 
-impl OutputFile {
-    fn open(place: &Place, exact: bool, log: &mut Log) -> Result<OutputFile, SystemError> {
-        let place = place.clone();
-        let Place::At(path) = &place else {
-            return Ok(OutputFile { place, file: None, is_file: false, exact, start: 0, len: 0 });
-        };
-        let fail = |e: io::Error| at(path, &e);
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(fail)?;
-        }
-        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).or_else(|e| {
-            // Pipes and devices may be for writing only.
-            if path.is_file() { Err(e) } else { OpenOptions::new().append(true).open(path) }
-        });
-        let file = file.as_mut().map_err(|e| at(path, e))?;
-        let metadata = file.metadata().map_err(fail)?;
-        let (is_file, len) = (metadata.is_file(), metadata.len());
-        let known = log.outputs.get(path).copied();
-        if let Some(known) = known.filter(|known| known.len > len) {
-            warn!("{} is shorter than the job has left it ({len} of {} bytes)", path.display(), known.len);
-        }
-        let start = known.map_or(len, |known| known.start.min(len));
-        let file = file.try_clone().map_err(fail)?;
-        let mut output = OutputFile { file: Some(file), is_file, exact, start, len, place };
-        if is_file {
-            if len > 0 && !ends_a_line(output.file.as_mut(), len).map_err(|e| at(&output.path(), &e))? {
-                output.write(&mut vec![b'\n'], true)?;
-            }
-            // A new file must be found again, and what is in an old one must never be cut.
-            let folder = output.path();
-            let synced = File::open(folder.parent().unwrap_or(Path::new("."))).and_then(|f| f.sync_all());
-            synced.map_err(|e| at(&folder, &e))?;
-            let mut frame = Frame::default();
-            output.tell(&mut frame);
-            log.append(frame)?;
-        }
-        Ok(output)
-    }
-
-    fn path(&self) -> PathBuf {
-        match &self.place {
-            Place::Stdio => PathBuf::new(),
-            Place::At(path) => path.clone(),
-        }
-    }
-
-    fn write(&mut self, lines: &mut Vec<u8>, wait: bool) -> Result<(), SystemError> {
-        let wrote = match &mut self.file {
-            None => io::stdout().write_all(lines).and_then(|()| io::stdout().flush()),
-            Some(file) => file
-                .write_all(lines)
-                .and_then(|()| if wait && self.is_file { file.sync_data() } else { Ok(()) }),
-        };
-        wrote.map_err(|e| SystemError::Fatal(format!("{}: {e}", self.place)))?;
-        self.len += lines.len() as u64;
-        lines.clear();
-        Ok(())
-    }
-
-    fn tell(&self, frame: &mut Frame) {
-        if self.is_file {
-            let path = self.path();
-            let OutputFile { exact, start, len, .. } = *self;
-            frame.push(&Item::Output { path: path.as_os_str().as_bytes(), exact, start, len });
-        }
-    }
+fn in_use(folder: &Path, lock: &mut File) -> SystemError {
+    let mut holder = String::new();
+    let _ = lock.read_to_string(&mut holder);
+    SystemError::Fatal(format!(
+        "{} is in use by another process ({}): only one may run a job from a folder; wait for it, or give this run \
+         a folder of its own with --state DIR",
+        folder.display(),
+        holder.trim()
+    ))
 }
 
-fn ends_a_line(file: Option<&mut File>, len: u64) -> io::Result<bool> {
-    let Some(file) = file else { return Ok(true) };
-    let mut last = [0];
-    file.seek(SeekFrom::Start(len - 1))?;
-    file.read_exact(&mut last)?;
-    Ok(last == *b"\n")
-}
-
-/// Cuts off what was not committed: everything beyond the last commit, or, where lines need no commit, a torn last one.
-fn take_back(path: &Path, output: &Output) -> io::Result<()> {
-    let Some(len) = length(path)?.filter(|len| *len > output.len) else { return Ok(()) };
-    let keep = if output.exact { output.len } else { end_of_last_line(path, output.len)? };
-    if keep < len {
-        info!(output = %path.display(), bytes = len - keep, "what was not committed is taken back");
-        cut(path, keep)?;
+/// Outputs outside the project stay with the original of a copy.
+fn disown(log: &mut Log, project: &Path) {
+    for (path, output) in &mut log.outputs {
+        output.foreign |= path.is_absolute() && !path.starts_with(project);
     }
-    Ok(())
-}
-
-/// None if there is no such file.
-fn length(path: &Path) -> io::Result<Option<u64>> {
-    match fs::metadata(path) {
-        Ok(metadata) => Ok(metadata.is_file().then_some(metadata.len())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn end_of_last_line(path: &Path, at_least: u64) -> io::Result<u64> {
-    let mut file = File::open(path)?;
-    let mut end = file.metadata()?.len();
-    let mut chunk = vec![0; 64 << 10];
-    while end > at_least {
-        let start = end.saturating_sub(chunk.len() as u64).max(at_least);
-        let part = &mut chunk[..(end - start) as usize];
-        file.seek(SeekFrom::Start(start))?;
-        file.read_exact(part)?;
-        if let Some(newline) = part.iter().rposition(|b| *b == b'\n') {
-            return Ok(start + newline as u64 + 1);
-        }
-        end = start;
-    }
-    Ok(at_least)
-}
-
-fn cut(path: &Path, len: u64) -> io::Result<()> {
-    if length(path)?.is_some_and(|is| is > len) {
-        let file = OpenOptions::new().write(true).open(path)?;
-        file.set_len(len)?;
-        file.sync_all()?;
-    }
-    Ok(())
 }
 
 /// Removes all but the lock, the log last: as long as it is there the folder is one of ours.

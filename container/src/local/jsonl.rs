@@ -5,7 +5,6 @@
 //! there is nobody left to fence, and a transaction is open only in memory.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -15,10 +14,13 @@ use task_api::system::{
     TransactionalProducer, Watermarks,
 };
 
-use super::files::{Files, Place};
+use super::files::Files;
 use super::frame::Frame;
 use super::home::Home;
-use super::reader::{FileConsumer, Tally, place_of};
+use super::input::Input;
+use super::position::{Position, Trace};
+use super::reader::FileConsumer;
+use super::tally::Tally;
 use super::writer::FileProducer;
 use crate::systems::System;
 
@@ -43,10 +45,10 @@ impl System for Jsonl {
         Ok(Box::new(FileConsumer::new(&self.files, &self.tally)))
     }
     fn producer(&self, _: &str) -> Result<Box<dyn SystemProducer>, SystemError> {
-        Ok(Box::new(FileProducer::new(&self.home, &self.files, false)))
+        Ok(Box::new(FileProducer::new(&self.home, &self.files, &self.tally, false)))
     }
     fn transactional(&self, _: &str) -> Result<Box<dyn TransactionalProducer>, SystemError> {
-        Ok(Box::new(FileProducer::new(&self.home, &self.files, true)))
+        Ok(Box::new(FileProducer::new(&self.home, &self.files, &self.tally, true)))
     }
 }
 
@@ -57,12 +59,6 @@ struct FileAdmin {
 }
 
 impl FileAdmin {
-    fn place(&self, at: &TopicPartition) -> Result<Place, SystemError> {
-        let places = self.files.partitions(&at.topic)?;
-        let place = usize::try_from(at.partition).ok().and_then(|n| places.into_iter().nth(n));
-        place.ok_or_else(|| SystemError::Fatal(format!("{} has no partition {}", at.topic, at.partition)))
-    }
-
     fn of_topic(&self, topic: &str) -> Result<Option<TopicMetadata>, SystemError> {
         let logged = self.home.log(|log| {
             let known = log.topics.iter().find(|t| t.name == topic)?;
@@ -71,7 +67,14 @@ impl FileAdmin {
         let (topic_id, count) = match logged {
             Some(known) => known,
             // A file has no id that would tell it from one with the same beginning.
-            None => (String::new(), self.files.partitions(topic)?.len()),
+            None => {
+                let found = match self.files.partitions(topic) {
+                    Err(_) if !self.files.inputs.contains_key(topic) => return Ok(None),
+                    found => found?,
+                };
+                self.home.reads(&found)?;
+                (String::new(), found.places.len())
+            }
         };
         let of = |partition| PartitionMetadata { partition, ..PartitionMetadata::default() };
         let partitions: Vec<_> = (0..i32::try_from(count).unwrap_or(i32::MAX)).map(of).collect();
@@ -88,22 +91,46 @@ impl FileAdmin {
         match logged {
             Some(ends) => Ok(ends),
             None => {
-                let high = file_of(&self.place(at)?)?.map_or(0, |(_, length)| length);
+                let place = self.files.partition(&at.topic, at.partition)?;
+                let length = Input::open(&place, &Arc::default())?.length();
+                // What comes once ends when it does, wherever that is.
+                let high =
+                    length.map_err(|e| SystemError::Fatal(format!("{place}: {e}")))?.unwrap_or(u64::MAX);
                 Ok(Watermarks { low: 0, high, stable: high })
             }
         }
     }
-}
 
-/// The file and its length; none if it is a stream that cannot be read again.
-fn file_of(place: &Place) -> Result<Option<(File, u64)>, SystemError> {
-    let Place::At(path) = place else { return Ok(None) };
-    let fail = |e: std::io::Error| SystemError::Fatal(format!("{place}: {e}"));
-    let metadata = std::fs::metadata(path).map_err(fail)?;
-    if !metadata.is_file() {
-        return Ok(None);
+    /// What has become of the file of which `offset` is a place.
+    fn lost_in_file(&self, at: &TopicPartition, offset: &Offset) -> Result<Option<Lost>, SystemError> {
+        let Position { next, trace } = Position::parse(offset)?;
+        let place = self.files.partition(&at.topic, at.partition)?;
+        let mut input = Input::open(&place, &Arc::default())?;
+        if input.file().is_none() {
+            return Ok(None);
+        }
+        let fail = |e: std::io::Error| SystemError::Fatal(format!("{place}: {e}"));
+        let (reached, before) = input.go_to(next).map_err(fail)?;
+        let what = if reached < next {
+            format!("it ends at byte {reached}")
+        } else if trace.is_some_and(|trace| trace != Trace::of(&before)) {
+            format!("what is before byte {next} is not what was there")
+        } else if !begins_a_line(&input, next, &before).map_err(fail)? {
+            format!("byte {next} is in the middle of a line")
+        } else {
+            return Ok(None);
+        };
+        let input = self.files.input(&at.topic);
+        if input.must_be_the_same {
+            return Err(SystemError::Fatal(format!(
+                "{place} is not the file that the job has read up to byte {next}: {what}. Put that file back, start over \
+                 with --fresh, or say `offset-lost = \"oldest\"` in [streams.\"{}\"] to read any new file from its \
+                 beginning",
+                input.stream
+            )));
+        }
+        Ok(Some(Lost::Recreated { high: reached }))
     }
-    Ok(Some((File::open(path).map_err(fail)?, metadata.len())))
 }
 
 impl SystemAdmin for FileAdmin {
@@ -166,22 +193,7 @@ impl SystemAdmin for FileAdmin {
     }
 
     fn lost(&self, starts: &[(TopicPartition, Offset)]) -> Result<Vec<Option<Lost>>, SystemError> {
-        let of = |(at, offset): &(TopicPartition, Offset)| {
-            let place = self.place(at)?;
-            let Some((file, length)) = file_of(&place)? else { return Ok(None) };
-            let next = place_of(offset)?;
-            if next > length {
-                return Ok(Some(Lost::Recreated { high: length }));
-            }
-            if !begins_a_line(&file, next, length) {
-                return Err(SystemError::Fatal(format!(
-                    "{place}: byte {next}, where the job is to go on, is in the middle of a line: this is not the \
-                     file that the job has read; start over with --fresh"
-                )));
-            }
-            Ok(None)
-        };
-        starts.iter().map(of).collect()
+        starts.iter().map(|(at, offset)| self.lost_in_file(at, offset)).collect()
     }
 
     fn fence(&self, _: &str) -> Result<(), SystemError> {
@@ -189,13 +201,16 @@ impl SystemAdmin for FileAdmin {
     }
 }
 
-/// Whether a line may begin at `at`: at the file's end too, and at the newline of a line that had none when it was read.
-fn begins_a_line(file: &File, at: u64, length: u64) -> bool {
-    let is_newline = |at: u64| {
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, at).is_ok_and(|()| matches!(byte[0], b'\n' | b'\r'))
-    };
-    at == 0 || at == length || is_newline(at - 1) || is_newline(at)
+/// Whether a line may begin at `next`, after `before`: at the file's end too, and at the newline of a line that had none
+/// when it was read.
+fn begins_a_line(input: &Input, next: u64, before: &[u8]) -> std::io::Result<bool> {
+    let is_end = |byte: &u8| matches!(byte, b'\n' | b'\r');
+    if before.last().is_none_or(is_end) {
+        return Ok(true);
+    }
+    let Some(file) = input.file().filter(|_| input.is_plain()) else { return Ok(true) };
+    let mut byte = [0];
+    Ok(file.read_at(&mut byte, next)? == 0 || is_end(&byte[0]))
 }
 
 #[cfg(test)]

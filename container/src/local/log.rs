@@ -23,6 +23,7 @@ use task_api::system::{Configs, Message, SystemError, configs_of};
 use tracing::{debug, info};
 
 use super::frame::{self, Frame, HEAD, Item, Items, MAGIC, Row, Rows, RowsHead};
+use super::origin::Origin;
 
 /// A file is not rewritten before it is this much longer than twice what it was after it was rewritten last.
 const SPARE: u64 = 8 << 20;
@@ -46,7 +47,13 @@ pub(crate) struct Log {
     /// A write failed: what is in the file beyond `len` is not known.
     broken: bool,
     pub(crate) topics: Vec<Topic>,
+    /// Paths in the project's folder are relative to it.
     pub(crate) outputs: BTreeMap<PathBuf, Output>,
+    /// By folder that is an input: the names of its partitions, by number.
+    pub(crate) inputs: BTreeMap<PathBuf, Vec<String>>,
+    pub(crate) origin: Option<Origin>,
+    /// Whether a run has begun that has not ended in order: then there may be more in outputs than was committed.
+    pub(crate) run_is_open: bool,
 }
 
 /// A topic of rows.
@@ -84,10 +91,20 @@ struct Block {
 pub(crate) struct Output {
     /// Whether what is beyond `len` was never committed.
     pub(crate) exact: bool,
+    /// It belongs to the job of which this one is a copy.
+    pub(crate) foreign: bool,
     /// Its length before the job wrote to it.
     pub(crate) start: u64,
     /// Its length at the last commit that wrote to it.
     pub(crate) len: u64,
+}
+
+impl Output {
+    /// Adds what is known of the output at `path` to a frame.
+    pub(crate) fn tell(&self, path: &Path, frame: &mut Frame) {
+        let Output { exact, foreign, start, len } = *self;
+        frame.push(&Item::Output { path: path.as_os_str().as_bytes(), exact, foreign, start, len });
+    }
 }
 
 /// What a read of committed rows needs, without the log.
@@ -126,6 +143,9 @@ impl Log {
             broken: false,
             topics: Vec::new(),
             outputs: BTreeMap::new(),
+            inputs: BTreeMap::new(),
+            origin: None,
+            run_is_open: false,
         }
     }
 
@@ -215,14 +235,25 @@ impl Log {
                     of.next = of.next.max(next);
                     of.reserved = of.reserved.max(next);
                 }
-                Item::Output { path, exact, start, len } => {
-                    self.outputs.insert(OsStr::from_bytes(path).into(), Output { exact, start, len });
+                Item::Output { path, exact, foreign, start, len } => {
+                    self.outputs
+                        .insert(OsStr::from_bytes(path).into(), Output { exact, foreign, start, len });
                 }
                 Item::Base(len) => self.base = len,
                 Item::Config { topic, settings } => {
                     let known = self.topics.iter_mut().find(|t| t.name == topic).ok_or(())?;
                     known.config = serde_json::from_slice(settings).map_err(|_| ())?;
                 }
+                Item::Inputs { folder, names } => {
+                    let names = names.lines().map(str::to_owned).collect();
+                    self.inputs.insert(OsStr::from_bytes(folder).into(), names);
+                }
+                Item::Origin { device, inode, state, project } => {
+                    let path = |bytes| PathBuf::from(OsStr::from_bytes(bytes));
+                    let (state, project) = (path(state), path(project));
+                    self.origin = Some(Origin { device, inode, state, project });
+                }
+                Item::Run { open } => self.run_is_open = open,
             }
         }
         Ok(())
@@ -316,9 +347,15 @@ impl Log {
             configure(name, &topic.config, &mut frame);
         }
         for (path, output) in &self.outputs {
-            let Output { exact, start, len } = *output;
-            frame.push(&Item::Output { path: path.as_os_str().as_bytes(), exact, start, len });
+            output.tell(path, &mut frame);
         }
+        for (folder, names) in &self.inputs {
+            frame.push(&Item::Inputs { folder: folder.as_os_str().as_bytes(), names: &names.join("\n") });
+        }
+        if let Some(origin) = &self.origin {
+            origin.tell(&mut frame);
+        }
+        frame.push(&Item::Run { open: self.run_is_open });
         new.append_unsynced(frame)?;
         for topic in 0..self.topics.len() as u32 {
             for partition in 0..self.topics[topic as usize].partitions.len() as u32 {

@@ -2,33 +2,43 @@
 //! standalone: it makes the job's topics as an application master would, and goes through the same start order, so
 //! that it fences, and is fenced by, any other container of the job.
 //!
-//! [`arguments`] change the job; [`jsonl`] is the system of files, with [`reader`] and [`writer`]; a state folder is a
-//! [`home`] with its [`log`].
+//! [`arguments`] change the job; [`jsonl`] is the system of files, with [`reader`] (of [`source`]s of [`line`]s from
+//! [`input`]s) and [`writer`]; a state folder is a [`home`] with its [`log`]; [`summary`] has the last words.
 
 mod arguments;
 mod files;
+mod folder;
 mod frame;
 mod headers;
 mod home;
+mod input;
 mod jsonl;
 mod line;
 mod log;
+mod origin;
+mod output;
+mod position;
 mod reader;
+mod source;
+mod summary;
+mod tally;
 mod writer;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use task_api::metrics::MetricsRegistry;
-use task_api::system::SystemError;
+use task_api::system::{Isolation, SystemAdmin, SystemError, TopicPartition};
+use task_core::record::{self, OwnerRecord, Record};
 use task_core::topics::{self, Unready};
 use tracing::{info, warn};
-use types::{ContainerModel, Epoch, Incarnation, JobSpec, SystemKind, SystemStream, TaskModel, TopicPlan};
+use types::{
+    ContainerModel, Epoch, Incarnation, JobSpec, JobTopics, SystemKind, SystemStream, TaskModel, TopicPlan,
+};
 
 use crate::StreamTask;
 use crate::board::Board;
@@ -36,18 +46,24 @@ use crate::budget::Budget;
 use crate::clock::{Clock, unix_ms};
 use crate::container::run_threads;
 use crate::end::End;
+use crate::restore::patiently;
 use crate::stores::disk::DiskMemory;
 use crate::systems::{self, System, Systems};
 use crate::task_thread::{self, Shared};
 
-use arguments::{Arguments, Setup};
+use arguments::{Arguments, Format, Setup};
 use files::Files;
 use home::Home;
 use jsonl::Jsonl;
-use reader::Tally;
+use summary::{Progress, Summary, tell};
+use tally::Tally;
 
 /// How long a local run waits for input topics that are not there yet.
 const INPUTS_PATIENCE: Duration = Duration::from_secs(30);
+/// The exit code of a run whose output nobody reads any more: what a shell says of a process that SIGPIPE has ended.
+const EXIT_READER_GONE: i32 = 141;
+/// How many partitions are read for owners at once.
+const READ_AT_ONCE: usize = 8;
 
 /// Whether the command line is one of a local run.
 pub(crate) fn is_wanted() -> bool {
@@ -75,9 +91,9 @@ pub(crate) fn run<T: StreamTask, F: Fn() -> T + Send + Sync>(factory: &F) -> Res
         None => folder.join(".samza").join(setup.job.job.to_string()),
     };
     if arguments.fresh {
-        Home::forget(&state)?;
+        Home::forget(&state, &folder)?;
     }
-    Local::open(setup, state, arguments.memory)?.run(factory)
+    Local::open(setup, state, &folder, &arguments)?.run(factory)
 }
 
 fn failed(why: String) -> End {
@@ -88,26 +104,32 @@ fn failed(why: String) -> End {
 struct Local {
     job: Arc<JobSpec>,
     state: PathBuf,
+    home: Arc<Home>,
     tally: Arc<Tally>,
+    format: Format,
+    /// Whether the summary may go to stdout: it is no output.
+    stdout_is_free: bool,
     budget: Budget,
     systems: Systems,
 }
 
 impl Local {
-    fn open(setup: Setup, state: PathBuf, memory: Option<u64>) -> Result<Local, End> {
+    fn open(setup: Setup, state: PathBuf, project: &Path, arguments: &Arguments) -> Result<Local, End> {
         let Setup { job, only } = setup;
-        let limit = memory.unwrap_or(job.containers.resource.memory_bytes);
+        let limit = arguments.memory.unwrap_or(job.containers.resource.memory_bytes);
         let budget = Budget::new(limit, job.containers.threads.max(1), !job.stores.is_empty());
-        let home = Arc::new(Home::open(&state)?);
+        let home = Arc::new(Home::open(&state, project)?);
         let tally = Arc::new(Tally::default());
         let mut systems = systems::open(&job, &budget, "")?;
         for (name, spec) in &job.systems {
             if spec.kind == SystemKind::Jsonl {
-                let files = Files::of(&job, name, only.get(name));
+                let mut files = Files::of(&job, name, only.get(name));
+                files.longest_line = usize::try_from(limit / 4).unwrap_or(usize::MAX);
                 systems.insert(name.clone(), Arc::new(Jsonl::new(&home, files, &tally)));
             }
         }
-        Ok(Local { job: Arc::new(job), state, tally, budget, systems })
+        let (format, stdout_is_free) = (arguments.format, !arguments.writes_to_stdout(&job));
+        Ok(Local { job: Arc::new(job), state, home, tally, format, stdout_is_free, budget, systems })
     }
 
     fn run<T: StreamTask, F: Fn() -> T + Send + Sync>(self, factory: &F) -> Result<(), End> {
@@ -122,7 +144,7 @@ impl Local {
         let stateful = !job.stores.is_empty();
         let shared = Shared {
             job: Arc::clone(job),
-            incarnation: Incarnation { epoch: Epoch(unix_ms()), seq: 0 },
+            incarnation: self.incarnation(&model)?,
             slot: 0,
             state: self.state.join("stores"),
             systems: self.systems.clone(),
@@ -134,9 +156,67 @@ impl Local {
             metrics: MetricsRegistry::default(),
         };
         let began = Instant::now();
+        let progress = Progress::start(job.job.to_string(), Arc::clone(&board), Arc::clone(&self.tally));
         let ended = run_threads(&shared, &model, factory);
-        self.sum_up(&board, began.elapsed());
+        drop(progress);
+        self.end(ended, &board, &shared.metrics, began.elapsed())
+    }
+
+    /// Writes down that all is committed if it is, and has the last words.
+    fn end(
+        &self,
+        ended: Result<(), End>,
+        board: &Board,
+        metrics: &MetricsRegistry,
+        took: Duration,
+    ) -> Result<(), End> {
+        let ended = ended.and_then(|()| self.home.end().map_err(End::from));
+        let summary = Summary::of(&self.job, board, metrics, &self.tally, took);
+        let job = &self.job.job;
+        match self.format {
+            Format::Text => tell(&summary.to_text(), false),
+            Format::Json => tell(&summary.to_json(), self.stdout_is_free),
+        }
+        if let Some(reader) = self.home.reader_gone() {
+            let told = "what was committed before is kept, and the next run sends the rest";
+            tell(&format!("{job}: whoever read {reader} has gone: {told}"), false);
+            std::process::exit(EXIT_READER_GONE);
+        }
+        if ended.is_ok()
+            && !board.is_stopping()
+            && let Some(told) = summary.nothing_read()
+        {
+            tell(&format!("{job}: {told}"), false);
+        }
         ended
+    }
+
+    /// Above that of every owner there was, whatever the clock says.
+    fn incarnation(&self, model: &ContainerModel) -> Result<Incarnation, End> {
+        let home = systems::home(&self.job).unwrap_or_default();
+        let (admin, topic) = (self.system(home)?.admin(), JobTopics::of(&self.job.job).checkpoint);
+        let partitions: Vec<TopicPartition> = model
+            .tasks
+            .iter()
+            .map(|task| TopicPartition { topic: topic.clone(), partition: task.changelog_partition })
+            .collect();
+        let share = partitions.len().div_ceil(READ_AT_ONCE).max(1);
+        let admin = &*admin;
+        let newest: Result<Vec<Option<OwnerRecord>>, SystemError> = std::thread::scope(|scope| {
+            let read = |some| scope.spawn(move || newest_owner(admin, some));
+            let reading: Vec<_> = partitions.chunks(share).map(read).collect();
+            let gone = || Err(SystemError::Fatal("a thread panicked".into()));
+            reading.into_iter().map(|thread| thread.join().unwrap_or_else(|_| gone())).collect()
+        });
+        let newest = newest?.into_iter().flatten().max_by_key(|owner| owner.incarnation);
+        if let Some(owner) = newest.as_ref().filter(|owner| owner.incarnation.seq > 0) {
+            warn!(
+                "a cluster's container owned the job's tasks last ({}): this run takes them from it. If the cluster still \
+                 runs the job, stop it there first, or give this run another [job] id",
+                owner.id
+            );
+        }
+        Ok(above(newest.map(|owner| owner.incarnation), unix_ms()))
     }
 
     /// All tasks, and their topics made.
@@ -180,16 +260,10 @@ impl Local {
                             counts.insert(stream.clone(), found.partitions.len());
                             break;
                         }
-                        None => {
-                            let folder = self.job.systems[&stream.system].path.as_deref().unwrap_or_default();
-                            format!(
-                                "input {stream} is not there: {}",
-                                Path::new(folder).join(&topic).display()
-                            )
-                        }
+                        None => format!("input {stream} is not there: no topic {topic}"),
                     },
                     Err(SystemError::Retriable(why)) => why,
-                    Err(error) => return Err(error.into()),
+                    Err(error) => return Err(failed(format!("input {stream}: {error}"))),
                 };
                 if !is_kafka || since.elapsed() > INPUTS_PATIENCE {
                     return Err(failed(why));
@@ -204,21 +278,37 @@ impl Local {
     fn system(&self, name: &str) -> Result<&Arc<dyn System>, End> {
         self.systems.get(name).ok_or_else(|| failed(format!("no system `{name}` in the job file")))
     }
+}
 
-    /// The last words, on stderr.
-    fn sum_up(&self, board: &Board, took: Duration) {
-        let status = board.status();
-        let seconds = took.as_secs_f64();
-        let rate = status.processed as f64 / seconds.max(0.001);
-        eprintln!(
-            "{}: {} messages in {seconds:.1} s, {rate:.0} messages/s, {} commits",
-            self.job.job, status.processed, status.commits
-        );
-        let skipped = self.tally.skipped.load(Ordering::Relaxed);
-        if skipped > 0 {
-            eprintln!("{}: {skipped} lines left out that are no messages", self.job.job);
-        }
+/// The incarnation of a run at `unix_ms`; the clock may have gone back since the `newest` owner there was.
+fn above(newest: Option<Incarnation>, unix_ms: u64) -> Incarnation {
+    let after = newest.map_or(0, |newest| newest.epoch.0 + 1);
+    Incarnation { epoch: Epoch(unix_ms.max(after)), seq: 0 }
+}
+
+/// The newest of the owners that `partitions` know.
+fn newest_owner(
+    admin: &dyn SystemAdmin,
+    partitions: &[TopicPartition],
+) -> Result<Option<OwnerRecord>, SystemError> {
+    let mut newest: Option<OwnerRecord> = None;
+    for at in partitions {
+        let ends = patiently(|| admin.watermarks(std::slice::from_ref(at)))?;
+        let until = ends.first().map_or(0, |ends| ends.high);
+        patiently(|| {
+            admin.read_range(at, 0, until, Isolation::ReadUncommitted, &mut |messages| {
+                for message in messages {
+                    if let Some(Record::Owner(owner)) = record::decode(message.key, message.value)
+                        && newest.as_ref().is_none_or(|newest| newest.incarnation < owner.incarnation)
+                    {
+                        newest = Some(owner);
+                    }
+                }
+                Ok(())
+            })
+        })?;
     }
+    Ok(newest)
 }
 
 /// SIGINT and SIGTERM let every thread commit and end; the second one ends the process at once.

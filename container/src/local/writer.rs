@@ -11,6 +11,7 @@ use super::frame::Rows;
 use super::home::{Block, Home};
 use super::line::{self, Shape};
 use super::log::BLOCK_BYTES;
+use super::tally::Tally;
 
 /// Lines outside transactions that wait to be written together.
 const LINES_TOGETHER: usize = 1 << 20;
@@ -19,6 +20,7 @@ const LINES_TOGETHER: usize = 1 << 20;
 pub(crate) struct FileProducer {
     home: Arc<Home>,
     files: Arc<Files>,
+    tally: Arc<Tally>,
     /// Whether everything it sends belongs to a transaction.
     transactional: bool,
     in_transaction: bool,
@@ -26,6 +28,8 @@ pub(crate) struct FileProducer {
     blocks: Vec<Block>,
     /// By output, lines that are not written.
     lines: BTreeMap<usize, Vec<u8>>,
+    /// How many lines were made since the last commit or flush.
+    made: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -37,15 +41,22 @@ enum Target {
 }
 
 impl FileProducer {
-    pub(crate) fn new(home: &Arc<Home>, files: &Arc<Files>, transactional: bool) -> FileProducer {
+    pub(crate) fn new(
+        home: &Arc<Home>,
+        files: &Arc<Files>,
+        tally: &Arc<Tally>,
+        transactional: bool,
+    ) -> FileProducer {
         FileProducer {
             home: Arc::clone(home),
             files: Arc::clone(files),
+            tally: Arc::clone(tally),
             transactional,
             in_transaction: false,
             topics: Vec::new(),
             blocks: Vec::new(),
             lines: BTreeMap::new(),
+            made: 0,
         }
     }
 
@@ -101,7 +112,9 @@ impl SystemProducer for FileProducer {
         match &self.topics[record.topic.0 as usize].1 {
             Target::Lines { output, shape } => {
                 let lines = self.lines.entry(*output).or_default();
-                line::write(record, shape, lines);
+                line::write(record, shape, lines)
+                    .map_err(|line::Unwritable(why)| SystemError::Refused(why))?;
+                self.made += 1;
                 if !self.transactional && lines.len() >= LINES_TOGETHER {
                     self.home.write(*output, lines, false)?;
                 }
@@ -122,7 +135,9 @@ impl SystemProducer for FileProducer {
         if self.transactional {
             return self.home.reserve(&mut self.blocks);
         }
-        self.lines.iter_mut().try_for_each(|(output, lines)| self.home.write(*output, lines, true))
+        self.lines.iter_mut().try_for_each(|(output, lines)| self.home.write(*output, lines, true))?;
+        self.tally.written.add(std::mem::take(&mut self.made));
+        Ok(())
     }
 }
 
@@ -139,13 +154,16 @@ impl TransactionalProducer for FileProducer {
 
     fn commit(&mut self, _: Duration) -> Result<(), SystemError> {
         self.in_transaction = false;
-        self.home.commit(&mut self.blocks, &mut self.lines)
+        self.home.commit(&mut self.blocks, &mut self.lines)?;
+        self.tally.written.add(std::mem::take(&mut self.made));
+        Ok(())
     }
 
     fn abort(&mut self, _: Duration) -> Result<(), SystemError> {
         self.in_transaction = false;
         self.blocks.clear();
         self.lines.clear();
+        self.made = 0;
         Ok(())
     }
 }

@@ -8,7 +8,11 @@ use tracing_subscriber::EnvFilter;
 /// line. Call once, first thing in `main`; `process` is logged with the start.
 pub fn init_logs(process: &'static str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Nobody may read stderr any more, and that is no reason to panic.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     let json = std::env::var("SAMZA_LOG_FORMAT").is_ok_and(|format| format == "json");
     let started = if json {
         builder.json().try_init()

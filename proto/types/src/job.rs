@@ -237,6 +237,13 @@ pub struct StreamSpec {
     pub bounded: bool,
     /// Of a stream of files: the field of each line that is the message's key.
     pub key: Option<String>,
+    /// Of a stream of files: the field of each line that is the message's time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timestamp: Option<String>,
+    /// Of a stream of files: whether each line is an envelope of key and value (true) or a value as it is (false); none
+    /// means that objects which have the form of an envelope are envelopes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub envelope: Option<bool>,
     /// Whether all of it (as it is at the start) is read before any other input.
     pub bootstrap: bool,
     /// Higher is read first.
@@ -257,6 +264,8 @@ impl StreamSpec {
             offset_lost: OffsetLost::Fail,
             bounded: false,
             key: None,
+            timestamp: None,
+            envelope: None,
             bootstrap: false,
             priority: 0,
             broadcast: false,

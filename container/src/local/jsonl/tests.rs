@@ -5,12 +5,18 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use task_api::system::{ProducerRecord, StartAt};
+use task_api::system::{ProducerRecord, StartAt, Unreadable};
+use task_core::record::{self, OwnerRecord};
+use types::JobId;
 
 use super::*;
+use crate::local::files::{InputSpec, Place};
 use crate::local::line::Shape;
+use crate::local::{above, newest_owner};
 
 const NOW: Duration = Duration::ZERO;
+
+mod odd;
 
 /// In memory where the system has such a place: every commit waits for the disk.
 fn folder() -> tempfile::TempDir {
@@ -22,29 +28,46 @@ struct Stage {
     system: Jsonl,
 }
 
-fn files(folder: &Path, skip_malformed: bool) -> Files {
-    Files { folder: folder.to_owned(), skip_malformed, ..Files::default() }
+fn files(folder: &Path) -> Files {
+    Files {
+        folder: folder.to_owned(),
+        malformed_is_fatal: true,
+        longest_line: 1 << 20,
+        chunk: 256 << 10,
+        ..Files::default()
+    }
+}
+
+fn with_shape(folder: &Path, shape: Shape) -> Files {
+    let input = InputSpec { stream: "files.in".into(), shape, must_be_the_same: true };
+    Files { inputs: [("in.jsonl".to_owned(), input)].into(), ..files(folder) }
 }
 
 impl Stage {
     fn new() -> Stage {
-        Stage::with(folder(), false)
+        let folder = folder();
+        let files = files(folder.path());
+        Stage::with(folder, files)
     }
-    fn with(folder: tempfile::TempDir, skip_malformed: bool) -> Stage {
-        let home = Arc::new(Home::open(&folder.path().join("state")).expect("a home"));
-        let system = Jsonl::new(&home, files(folder.path(), skip_malformed), &Arc::default());
+    fn with(folder: tempfile::TempDir, files: Files) -> Stage {
+        let home = Home::open(&folder.path().join("state"), folder.path()).expect("a home");
+        let system = Jsonl::new(&Arc::new(home), files, &Arc::default());
         Stage { folder, system }
+    }
+    fn with_input(input: &str, shape: Shape) -> Stage {
+        let folder = folder();
+        fs::write(folder.path().join("in.jsonl"), input).expect("written");
+        let files = with_shape(folder.path(), shape);
+        Stage::with(folder, files)
     }
     /// Another process on the same folder, after this one has gone in the middle of its work.
     fn restart(self) -> Stage {
-        self.restart_with(false)
-    }
-    fn restart_with(self, skip_malformed: bool) -> Stage {
         let Stage { folder, system } = self;
         drop(system);
-        Stage::with(folder, skip_malformed)
+        let files = files(folder.path());
+        Stage::with(folder, files)
     }
-    fn write(&self, name: &str, text: &str) {
+    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
         fs::write(self.folder.path().join(name), text).expect("written");
     }
     fn append(&self, name: &str, text: &str) {
@@ -93,7 +116,7 @@ fn text(bytes: Option<&[u8]>) -> String {
 
 type Taken = Vec<(u64, String)>;
 
-/// Everything up to the end, and where to go on.
+/// Everything up to the end (of what is no message, what is wrong with it), and where to go on.
 fn drain(consumer: &mut dyn SystemConsumer) -> Result<(Taken, Offset), SystemError> {
     let mut taken = Taken::new();
     while !consumer.has_ended(0) {
@@ -101,9 +124,21 @@ fn drain(consumer: &mut dyn SystemConsumer) -> Result<(Taken, Offset), SystemErr
             taken.extend(messages.iter().map(|m| (m.offset, text(m.value))));
             Ok(())
         })?;
+        while let Some(Unreadable { offset, why, .. }) = consumer.take_unreadable() {
+            taken.push((offset, why));
+        }
     }
     let next = consumer.position_after(0, taken.last().map(|(offset, _)| *offset));
     Ok((taken, next))
+}
+
+fn values(taken: Taken) -> Vec<String> {
+    taken.into_iter().map(|(_, value)| value).collect()
+}
+
+/// The byte at which `offset` is.
+fn byte(offset: &Offset) -> u64 {
+    Position::parse(offset).expect("a place").next
 }
 
 fn consume(stage: &Stage, start: StartAt) -> Result<(Taken, Offset), SystemError> {
@@ -118,14 +153,14 @@ fn a_file_is_read_to_its_end_and_later_from_there() {
     stage.write("in.jsonl", "1\n\n22\n333");
     let (taken, next) = consume(&stage, StartAt::Oldest).expect("read");
     assert_eq!(taken, [(1, "1".to_owned()), (5, "22".into()), (8, "333".into())]);
-    assert_eq!(next.0, "9");
+    assert_eq!(byte(&next), 9);
     let again = consume(&stage, StartAt::At(next.clone())).expect("read");
     assert_eq!(again, (vec![], next.clone()));
     // The last line gets its end, and another one comes.
     stage.append("in.jsonl", "\n4\n");
     let (taken, next) = consume(&stage, StartAt::At(next)).expect("read");
     assert_eq!(taken, [(11, "4".to_owned())]);
-    assert_eq!(next.0, "12");
+    assert_eq!(byte(&next), 12);
     assert_eq!(consume(&stage, StartAt::Newest).expect("read").0, []);
     let (taken, _) = consume(&stage, StartAt::At(Offset("3".into()))).expect("read");
     assert_eq!(taken.len(), 3);
@@ -134,32 +169,41 @@ fn a_file_is_read_to_its_end_and_later_from_there() {
 #[test]
 fn reading_may_begin_at_a_time() {
     let stage = Stage::new();
-    stage
-        .write("in.jsonl", "{\"value\":1,\"timestamp\":10}\n{\"value\":2,\"timestamp\":20}\n{\"value\":3}\n");
-    let (taken, _) = consume(&stage, StartAt::Timestamp(15)).expect("read");
-    assert_eq!(taken.into_iter().map(|(_, value)| value).collect::<Vec<_>>(), ["2", "3"]);
+    stage.write(
+        "in.jsonl",
+        "{\"key\":0,\"value\":1,\"timestamp\":10}\n{\"key\":0,\"value\":2,\"timestamp\":20}\n3\n",
+    );
+    let (taken, _) = consume(&stage, StartAt::Timestamp(15_000)).expect("read");
+    assert_eq!(values(taken), ["2", "3"]);
+    assert_eq!(consume(&stage, StartAt::Timestamp(21_000)).expect("read").0, []);
+    assert_eq!(stage.system.tally.passed_over.get(), 1 + 3);
 }
 
 #[test]
 fn a_line_that_is_no_message_is_told_with_its_number_once_those_before_it_are_read() {
     let stage = Stage::new();
-    stage.write("in.jsonl", "1\n2\n{\"a\": oops}\n4\n");
+    stage.write("in.jsonl", "1\n2\n{\"a\": oops}\n4\n{");
     let mut consumer = stage.system.consumer("me", "job-1").expect("a consumer");
     consumer.assign(&[(at("in.jsonl", 0), StartAt::At(Offset("2".into())))]).expect("assigned");
     let mut taken = 0;
-    let mut poll = || {
+    let mut poll = |consumer: &mut dyn SystemConsumer| {
         consumer.poll(NOW, &mut |messages| {
             taken += messages.len();
             Ok(())
         })
     };
-    assert_eq!(poll(), Ok(1));
-    let error = poll().expect_err("malformed").to_string();
-    assert!(error.contains("in.jsonl line 3, column 7: not JSON"), "{error}");
-    assert!(error.contains("decode = \"skip\""), "{error}");
-    let stage = stage.restart_with(true);
-    assert_eq!(consume(&stage, StartAt::Oldest).expect("read").0.len(), 3);
-    assert_eq!(stage.system.tally.skipped.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert_eq!(poll(&mut *consumer), Ok(1));
+    assert_eq!(consumer.take_unreadable(), None, "what was before it may not be processed yet");
+    assert_eq!(poll(&mut *consumer), Ok(0));
+    let unreadable = consumer.take_unreadable().expect("malformed");
+    assert_eq!((unreadable.offset, unreadable.bytes), (15, b"{\"a\": oops}".to_vec()));
+    assert!(unreadable.why.contains("in.jsonl line 3, column 7: not JSON"), "{}", unreadable.why);
+    assert!(unreadable.why.contains("decode = \"skip\""), "{}", unreadable.why);
+    let (taken, next) = consume(&stage, StartAt::At(Offset("16".into()))).expect("read");
+    assert_eq!((taken[0].clone(), taken.len()), ((17, "4".to_owned()), 2));
+    assert!(taken[1].1.contains("line 5, column 1: not JSON") && taken[1].1.contains("still being written?"));
+    assert_eq!(byte(&next), 19);
+    assert_eq!(stage.system.tally.malformed.get(), 2);
 }
 
 #[test]
@@ -203,8 +247,9 @@ fn a_file_that_is_not_the_one_that_was_read_is_told() {
     for good in ["0", "3", "6"] {
         assert_eq!(lost(good), Ok(vec![None]), "{good}");
     }
-    assert_eq!(lost("7"), Ok(vec![Some(Lost::Recreated { high: 6 })]));
-    assert!(lost("4").expect_err("not a line").to_string().contains("in the middle of a line"));
+    assert!(lost("7").expect_err("too short").to_string().contains("it ends at byte 6"));
+    let told = |offset: &str| lost(offset).expect_err("another file").to_string();
+    assert!(told("4").contains("in the middle of a line"));
     assert!(lost("x").is_err());
 }
 
@@ -276,9 +321,30 @@ fn owner_records_go_into_the_log_at_once() {
 }
 
 #[test]
+fn a_run_is_above_every_owner_before_it_though_the_clock_went_back() {
+    let stage = Stage::new();
+    stage.make_topics();
+    let admin = stage.system.admin();
+    let owner = |partition: i32, ms: u64| {
+        let job = JobId { name: "j".into(), id: "1".into() };
+        let me = OwnerRecord::of_thread(&job, 0, 0, above(None, ms));
+        let (key, value) = (record::owner_key(&me.id), Some(record::owner_value(&me)));
+        admin.append(&[PlainMessage { to: at("checkpoints", partition), key, value }]).expect("appended");
+    };
+    let newest = || {
+        let found = newest_owner(&*admin, &[at("checkpoints", 0), at("checkpoints", 1)]).expect("read");
+        found.map(|owner| owner.incarnation)
+    };
+    assert_eq!(newest(), None);
+    [(0, 7_000), (1, 9_000), (0, 8_000)].into_iter().for_each(|(partition, ms)| owner(partition, ms));
+    assert!(above(newest(), 6_000) > above(None, 9_000));
+    assert_eq!(above(newest(), 10_000), above(None, 10_000));
+}
+
+#[test]
 fn a_folder_has_one_user_and_can_be_forgotten() {
     let stage = Stage::new();
-    let state = stage.folder.path().join("state");
+    let (state, project) = (stage.folder.path().join("state"), stage.folder.path().to_owned());
     stage.make_topics();
     stage.write("out.jsonl", "\"before\"\n");
     let mut producer = stage.transactional();
@@ -287,15 +353,16 @@ fn a_folder_has_one_user_and_can_be_forgotten() {
     producer.send(&ProducerRecord::new(out, None, Some(b"1"))).expect("sent");
     producer.commit(NOW).expect("committed");
     drop(producer);
-    let error = Home::open(&state).err().expect("in use").to_string();
+    let error = Home::open(&state, &project).err().expect("in use").to_string();
     assert!(error.contains("in use by another process") && error.contains("process "), "{error}");
-    assert!(Home::forget(&state).is_err(), "it is in use");
+    assert!(Home::forget(&state, &project).is_err(), "it is in use");
     let Stage { folder, system } = stage;
     drop(system);
     fs::create_dir_all(state.join("stores/Partition-0")).expect("a folder");
-    Home::forget(&state).expect("forgotten");
+    Home::forget(&state, &project).expect("forgotten");
     assert!(!state.join("stores").exists());
-    let stage = Stage::with(folder, false);
+    let files = files(folder.path());
+    let stage = Stage::with(folder, files);
     assert_eq!(stage.read("out.jsonl"), "\"before\"\n", "what the job wrote is taken back");
     assert!(stage.system.admin().describe(&["changelog".to_owned()]).expect("described").is_empty());
 }
@@ -303,7 +370,7 @@ fn a_folder_has_one_user_and_can_be_forgotten() {
 #[test]
 fn a_stream_without_a_file_is_told_how_to_get_one() {
     let folder = folder();
-    let files = Files { only: Some(["in".to_owned()].into()), ..files(folder.path(), false) };
+    let files = Files { only: Some(["in".to_owned()].into()), ..files(folder.path()) };
     assert_eq!(files.place("-"), Ok(Place::Stdio));
     assert_eq!(files.place("in"), Ok(Place::At(folder.path().join("in"))));
     assert!(files.place("out").expect_err("no file").to_string().contains("--output"));

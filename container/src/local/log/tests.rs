@@ -171,9 +171,12 @@ fn a_rewrite_leaves_out_what_is_replaced_and_tombstones_that_are_old() {
     let path = folder.path().join("log");
     let mut log = Log::open(&path).expect("made");
     make(&mut log, 60_000);
-    let output = Item::Output { path: b"out", exact: true, start: 3, len: 9 };
+    let output = Item::Output { path: b"out", exact: true, foreign: false, start: 3, len: 9 };
     let mut frame = Frame::default();
     frame.push(&output);
+    frame.push(&Item::Inputs { folder: b"in", names: "0\n1" });
+    frame.push(&Item::Origin { device: 1, inode: 2, state: b"/j/.samza", project: b"/j" });
+    frame.push(&Item::Run { open: true });
     log.append(frame).expect("written");
     put(&mut log, 0, &[(b"a", Some(b"1")), (b"b", Some(b"2")), (b"c", Some(b"3"))]);
     put(&mut log, 0, &[(b"a", Some(b"4")), (b"b", None)]);
@@ -190,7 +193,10 @@ fn a_rewrite_leaves_out_what_is_replaced_and_tombstones_that_are_old() {
     let log = Log::open(&path).expect("opened");
     assert_eq!(rows(&log, 0, 0, 9), live);
     assert_eq!(log.topics[0].partitions[0].next, 5, "offsets are not used twice");
-    assert_eq!(log.outputs[Path::new("out")], Output { exact: true, start: 3, len: 9 });
+    assert_eq!(log.outputs[Path::new("out")], Output { exact: true, foreign: false, start: 3, len: 9 });
+    assert_eq!(log.inputs[Path::new("in")], ["0", "1"]);
+    assert_eq!(log.origin.as_ref().map(|origin| origin.inode), Some(2));
+    assert!(log.run_is_open);
     assert!(log.base > 0 && log.base < log.len);
 }
 
