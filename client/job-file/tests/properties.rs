@@ -241,6 +241,11 @@ prop_compose! {
     }
 }
 
+/// Names of a job and of a store that are often nearly those of another.
+fn names() -> impl Strategy<Value = (String, String, String)> {
+    ("[aA]([._-][a1]){0,2}", "[1b]([._][a1])?", "[ab1]([._-][ab1]){0,2}")
+}
+
 fn topic_config(size: u32) -> BTreeMap<String, String> {
     BTreeMap::from([("segment.ms".to_owned(), size.to_string())])
 }
@@ -253,6 +258,28 @@ proptest! {
         let text = job_file::render(&spec);
         let read = job_file::parse(&text, "job.toml");
         prop_assert_eq!(read.map(|file| file.spec).map_err(|problems| format!("{problems}\n{text}")), Ok(spec));
+    }
+
+    #[test]
+    fn two_jobs_that_may_live_together_share_no_topic(one in names(), other in names()) {
+        let parsed = |(name, id, store): &(String, String, String)| job_file::parse(&format!(
+            "job = {{ name = \"{name}\", id = \"{id}\" }}\npackage.path = \"j\"\ntask.inputs = [\"kafka.in\"]\n\
+             systems.kafka = {{ type = \"kafka\", bootstrap = \"b:1,b:2\" }}\nstores.\"{store}\" = {{}}\n"
+        ), "job.toml").map(|file| file.spec);
+        let (Ok(one), Ok(other)) = (parsed(&one), parsed(&other)) else { return Ok(()) };
+        let told = types::collision(&one, &other);
+        prop_assert_eq!(told.is_some(), types::collision(&other, &one).is_some());
+        if one.job == other.job {
+            prop_assert_eq!(told, None, "it is one job");
+        } else if let Some(told) = told {
+            prop_assert!(told.contains(&format!("`{}`", other.job)), "{told}");
+        } else {
+            let topics = |spec| types::own_topics(spec).into_iter().map(|own| types::topic_alike(&own.topic));
+            let theirs: Vec<String> = topics(&other).collect();
+            prop_assert!(topics(&one).all(|topic| !theirs.contains(&topic)), "{:?}", theirs);
+            let folder = |spec: &JobSpec| spec.job.to_string().to_ascii_lowercase();
+            prop_assert_ne!(folder(&one), folder(&other));
+        }
     }
 
     #[test]

@@ -363,7 +363,8 @@ pub fn ensure(
         let cluster = Cluster { size: admin.cluster_size()?, ..known };
         let orders: Result<Vec<NewTopic>, String> =
             missing.iter().map(|plan| creation(plan, &cluster)).collect();
-        admin.create(&orders.map_err(Unready::TooFewBrokers)?)?;
+        let orders = orders.map_err(Unready::TooFewBrokers)?;
+        admin.create(&orders).map_err(|error| not_created(error, &missing))?;
     }
     for (topic, verdict) in &verdicts {
         alter(admin, bootstrap, topic, verdict)?;
@@ -382,6 +383,18 @@ pub fn ensure(
         alter(admin, bootstrap, topic, verdict)?;
     }
     Ok(there.iter().map(|t| status(t, &verdicts)).collect())
+}
+
+/// Clusters with policies refuse topics that look otherwise than they say.
+fn not_created(error: SystemError, missing: &[&&TopicPlan]) -> SystemError {
+    let keys: Vec<String> = missing.iter().map(|plan| format!("`{}`", plan.config_key())).collect();
+    match error {
+        SystemError::Fatal(why) => SystemError::Fatal(format!(
+            "{why}; settings that the cluster asks for can be given with {}, or the topics be made by hand",
+            keys.join(", ")
+        )),
+        other => other,
+    }
 }
 
 type Verdicts = BTreeMap<String, Verdict>;

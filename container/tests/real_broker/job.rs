@@ -114,7 +114,7 @@ impl Job {
 }
 
 /// Asks again what brokers that have just come back may refuse.
-fn patiently<R>(mut ask: impl FnMut() -> Result<R, SystemError>) -> R {
+pub fn patiently<R>(mut ask: impl FnMut() -> Result<R, SystemError>) -> R {
     let start = Instant::now();
     loop {
         match ask() {

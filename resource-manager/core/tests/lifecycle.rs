@@ -51,6 +51,17 @@ fn a_second_live_application_of_a_job_is_refused_and_the_refusal_says_the_way_ou
 }
 
 #[test]
+fn a_job_that_would_share_topics_with_a_live_one_is_refused_and_told_which() {
+    let mut world = World::new();
+    world.submit(spec("air-traffic", 1)).expect("admitted");
+    for name in ["air_traffic", "Air-Traffic", "air.traffic"] {
+        let refusal = world.submit(spec(name, 1)).expect_err("its names are too much alike").to_string();
+        assert!(refusal.contains(name) && refusal.contains("`air-traffic-1`"), "{refusal}");
+    }
+    world.submit(spec("air-traffic-2", 1)).expect("another name is another job");
+}
+
+#[test]
 fn a_replacement_starts_when_the_former_application_is_over() {
     let mut world = World::new();
     world.join("a", "r1");

@@ -1,0 +1,36 @@
+//! Transactional ids name one job each: whoever registers one fences its former owner.
+
+use proptest::prelude::*;
+use task_core::ownership::OwnerRecord;
+use types::{Epoch, Incarnation, JobId};
+
+fn job() -> impl Strategy<Value = JobId> {
+    // Ids have no `-`; both may look like the parts of a transactional id.
+    let name = prop_oneof!["[a1][a1._-]{0,4}", Just("a-1-0".to_owned()), Just("a-1-am".to_owned())];
+    let id = prop_oneof!["[a01][a1._]{0,2}", Just("am".to_owned()), Just("stop".to_owned())];
+    (name, id).prop_map(|(name, id)| JobId { name, id })
+}
+
+fn ids(job: &JobId, slot: u32, thread: u32, incarnation: Incarnation) -> [String; 4] {
+    [
+        OwnerRecord::of_thread(job, slot, thread, incarnation).id,
+        OwnerRecord::of_app_master(job, incarnation).id,
+        OwnerRecord::of_stop(job, incarnation).id,
+        OwnerRecord::of_user(job, incarnation, incarnation.epoch.0).id,
+    ]
+}
+
+proptest! {
+    #[test]
+    fn two_jobs_never_have_one_transactional_id(
+        (left, right) in (job(), job()),
+        numbers in prop::collection::vec(0u32..3, 8),
+    ) {
+        let incarnation = |epoch: u32, seq: u32| Incarnation { epoch: Epoch(epoch.into()), seq: seq.into() };
+        let ours = ids(&left, numbers[0], numbers[1], incarnation(numbers[2], numbers[3]));
+        let theirs = ids(&right, numbers[4], numbers[5], incarnation(numbers[6], numbers[7]));
+        if left != right {
+            prop_assert!(ours.iter().all(|id| !theirs.contains(id)), "{:?} and {:?}", ours, theirs);
+        }
+    }
+}
