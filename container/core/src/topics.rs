@@ -95,6 +95,7 @@ pub fn judge(plan: &TopicPlan, there: &TopicMetadata, configs: &Configs, cluster
     judge.policy();
     judge.retention();
     judge.sizes();
+    judge.tombstones();
     judge.elections();
     // A system without brokers has no copies.
     if copies > 0 {
@@ -111,6 +112,9 @@ struct Judge<'a> {
     named: bool,
     verdict: Verdict,
 }
+
+/// No restore takes so long.
+const LONG_RESTORE_MS: i64 = 3_600_000;
 
 /// `1d` and the like, where it comes out even.
 fn span(ms: i64) -> String {
@@ -236,6 +240,22 @@ impl Judge<'_> {
                 "batches of up to {least} bytes are sent to it, and larger ones would fail every commit"
             );
             self.must("max.message.bytes", &least.to_string(), &harm);
+        }
+    }
+
+    /// A restore that takes longer than tombstones are kept may read a row and miss its deletion.
+    fn tombstones(&mut self) {
+        const KEY: &str = "delete.retention.ms";
+        let is_changelog = matches!(self.plan.role, TopicRole::Changelog(_));
+        if let Some(ms) = self.number(KEY).filter(|ms| is_changelog && *ms < LONG_RESTORE_MS) {
+            let topic = &self.plan.topic;
+            let command =
+                add_config(self.cluster.bootstrap, topic, KEY, &types::DELETE_RETENTION_MS.to_string());
+            self.verdict.notes.push(format!(
+                "topic {topic} keeps tombstones for {} only: a restore that takes longer could bring deleted rows back; \
+                 run: {command}",
+                span(ms)
+            ));
         }
     }
 

@@ -159,6 +159,8 @@ fn too_few_copies_are_told_and_no_reason_to_stop() {
     assert_eq!(lone(3, Some(1)), Vec::<String>::new(), "it was asked for");
     let verdict = judged(&plan(&[]), &one);
     assert!(verdict.notes[0].contains("min.insync.replicas=1"), "{verdict:?}");
+    let short = judged(&plan(&[]), &[("cleanup.policy", "compact"), ("delete.retention.ms", "60000")]);
+    assert!(short.notes[0].contains("keeps tombstones for 1m only"), "{short:?}");
 }
 
 #[test]
