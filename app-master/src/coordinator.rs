@@ -5,11 +5,15 @@
 //! |---|---|
 //! | `{"type":"changelog-partition","task":"Partition 0"}` | `{"partition":0}` |
 //! | `{"type":"job"}` | `{"name":…,"id":…}`: whose topic it is |
-//! | `{"type":"job-model"}` | `{"app":…,"attempt":…,"incarnation":…,"generation":…,"model":…}` |
+//! | `{"type":"job-model"}` | `{"app":…,"attempt":…,"incarnation":…,"generation":…,"grouper":…,"home":…,"model":…}` |
+//! | `{"type":"job-model-part","part":0}` | `{"generation":…,"text":…}` |
 //! | `{"type":"container","slot":0}` | `{"container":…,"node":…,"host":…}` |
 //!
-//! Owner records stand beside them, as on the checkpoint topic.
+//! A model that is too large for one message is cut: the record of the model then says `"parts":…` and has an empty one,
+//! and the texts of the parts of its generation, put together, are the model. Owner records stand beside them, as on the
+//! checkpoint topic.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +24,7 @@ use task_api::system::{
 };
 use task_core::ownership::{Claim, Claimant, Claimed, OwnerRecord, Partitions, Purpose, drive};
 use task_core::record::{self, Record};
-use types::{AppId, ContainerId, Incarnation, JobId, JobModel, NodeId, TaskName};
+use types::{AppId, ContainerId, Grouper, Incarnation, JobId, JobModel, NodeId, TaskName};
 
 #[derive(Debug, Serialize, Deserialize, PartialEq)]
 #[serde(tag = "type", rename_all = "kebab-case")]
@@ -28,6 +32,7 @@ enum Key {
     ChangelogPartition { task: TaskName },
     Job,
     JobModel,
+    JobModelPart { part: u32 },
     Container { slot: u32 },
 }
 
@@ -42,7 +47,20 @@ struct Model {
     attempt: u32,
     incarnation: Incarnation,
     generation: u64,
+    #[serde(default)]
+    grouper: Option<Grouper>,
+    #[serde(default)]
+    home: Option<String>,
     model: JobModel,
+    /// How many parts the model is cut into; none if it is here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    parts: Option<u32>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Part {
+    generation: u64,
+    text: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -72,6 +90,9 @@ pub struct Coordinator {
 
 /// How long a transaction of a few records may take.
 const COMMIT: Duration = Duration::from_secs(20);
+/// Models whose JSON is longer are cut into parts of so many bytes: with their quotes escaped they stay well below a
+/// broker's default of `max.message.bytes`, 1 MB.
+const PART_BYTES: usize = 400_000;
 /// How long one registration of the transactional id may take.
 const INIT: Duration = Duration::from_secs(20);
 
@@ -102,10 +123,10 @@ impl Coordinator {
             }
         };
         let until = high.first().and_then(|h| h.first()).copied().unwrap_or(0);
-        let mut remembered = Remembered::default();
+        let mut known = Known::default();
         let mut take = |messages: &[Message<'_>]| {
             for message in messages {
-                learn(&mut remembered, message.key, message.value);
+                known.learn(message.key, message.value);
             }
             Ok(())
         };
@@ -114,7 +135,7 @@ impl Coordinator {
             let job = json(&coordinator.writer.job);
             coordinator.write(&[(Key::Job, job)])?;
         }
-        Ok((coordinator, remembered))
+        Ok((coordinator, known.remembered()?))
     }
 
     /// Remembers a model with its changelog mapping.
@@ -126,13 +147,28 @@ impl Coordinator {
             .into_iter()
             .map(|(task, partition)| (Key::ChangelogPartition { task }, json(&Partition { partition })))
             .collect();
-        let value = Model {
+        let mut value = Model {
             app: made.app.clone(),
             attempt: self.writer.attempt,
             incarnation: self.writer.owner.incarnation,
             generation: made.generation,
-            model: made.model.clone(),
+            grouper: made.grouper,
+            home: made.home.clone(),
+            model: JobModel::default(),
+            parts: None,
         };
+        let text = json(&made.model);
+        if text.len() <= PART_BYTES {
+            value.model = made.model.clone();
+        } else {
+            let parts = cut(&text, PART_BYTES);
+            value.parts = u32::try_from(parts.len()).ok();
+            let of = |(part, text): (u32, &str)| {
+                let value = Part { generation: made.generation, text: text.to_owned() };
+                (Key::JobModelPart { part }, json(&value))
+            };
+            records.extend((0..).zip(parts).map(of));
+        }
         records.push((Key::JobModel, json(&value)));
         self.write(&records)
     }
@@ -227,29 +263,73 @@ fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("texts, numbers and maps with text keys always serialise")
 }
 
-/// Takes one record; owner records and foreign ones are skipped.
-fn learn(remembered: &mut Remembered, key: Option<&[u8]>, value: Option<&[u8]>) {
-    let Some(key) = key.and_then(|k| serde_json::from_slice::<Key>(k).ok()) else { return };
-    match key {
-        Key::ChangelogPartition { task } => match value.and_then(parse::<Partition>) {
-            Some(at) => drop(remembered.changelog.insert(task, at.partition)),
-            None => drop(remembered.changelog.remove(&task)),
-        },
-        Key::Job => {}
-        Key::JobModel => {
-            remembered.model = value.and_then(parse::<Model>).map(|m| RememberedModel {
-                app: m.app,
-                generation: m.generation,
-                model: m.model,
-            });
-        }
-        Key::Container { slot } => match value.and_then(parse::<Place>) {
-            Some(Place { container, node, host }) => {
-                remembered.places.insert(slot, SlotPlace { container, node, host });
-            }
-            None => drop(remembered.places.remove(&slot)),
-        },
+/// `text` in pieces of at most `bytes` bytes, between characters.
+fn cut(mut text: &str, bytes: usize) -> Vec<&str> {
+    let mut parts = Vec::new();
+    while !text.is_empty() {
+        let (part, rest) = text.split_at(text.floor_char_boundary(bytes));
+        parts.push(part);
+        text = rest;
     }
+    parts
+}
+
+/// What the topic's records say.
+#[derive(Default)]
+struct Known {
+    changelog: BTreeMap<TaskName, i32>,
+    model: Option<Model>,
+    parts: BTreeMap<u32, Part>,
+    places: BTreeMap<u32, SlotPlace>,
+}
+
+impl Known {
+    /// Takes one record; owner records and foreign ones are skipped.
+    fn learn(&mut self, key: Option<&[u8]>, value: Option<&[u8]>) {
+        let Some(key) = key.and_then(|k| serde_json::from_slice::<Key>(k).ok()) else { return };
+        match key {
+            Key::ChangelogPartition { task } => match value.and_then(parse::<Partition>) {
+                Some(at) => drop(self.changelog.insert(task, at.partition)),
+                None => drop(self.changelog.remove(&task)),
+            },
+            Key::Job => {}
+            Key::JobModel => self.model = value.and_then(parse::<Model>),
+            Key::JobModelPart { part } => match value.and_then(parse::<Part>) {
+                Some(text) => drop(self.parts.insert(part, text)),
+                None => drop(self.parts.remove(&part)),
+            },
+            Key::Container { slot } => match value.and_then(parse::<Place>) {
+                Some(Place { container, node, host }) => {
+                    self.places.insert(slot, SlotPlace { container, node, host });
+                }
+                None => drop(self.places.remove(&slot)),
+            },
+        }
+    }
+
+    fn remembered(self) -> Result<Remembered, SystemError> {
+        let Known { changelog, model, parts, places } = self;
+        let model = model.map(|said| whole(said, &parts)).transpose()?;
+        Ok(Remembered { changelog, model, places })
+    }
+}
+
+/// The model, put together if it is in parts.
+fn whole(said: Model, parts: &BTreeMap<u32, Part>) -> Result<RememberedModel, SystemError> {
+    let Model { app, generation, grouper, home, model, parts: count, .. } = said;
+    let model = match count {
+        None => model,
+        Some(count) => {
+            let mine = (0..count).map(|n| parts.get(&n).filter(|part| part.generation == generation));
+            let text: Option<String> = mine.map(|part| Some(part?.text.as_str())).collect();
+            text.and_then(|text| parse(text.as_bytes())).ok_or_else(|| {
+                let why =
+                    format!("the coordinator topic lacks parts of job model {generation}: was it truncated?");
+                SystemError::Fatal(why)
+            })?
+        }
+    };
+    Ok(RememberedModel { app, generation, model, grouper, home })
 }
 
 fn parse<T: for<'de> Deserialize<'de>>(value: &[u8]) -> Option<T> {

@@ -87,8 +87,9 @@ const DIAL_MAX: Duration = Duration::from_secs(1);
 /// The status goes out at most, and at least, so often.
 const STATUS_MIN: Duration = Duration::from_millis(250);
 const STATUS_MAX: Duration = Duration::from_secs(2);
-/// The inputs' places are read again so often.
-const TOPOLOGY_EVERY: Duration = Duration::from_secs(60);
+/// The inputs are looked at again so often: for their places, and for partitions and topics that came or went. A
+/// request or three for metadata.
+const TOPOLOGY_EVERY: Duration = Duration::from_secs(10);
 /// Containers report so often, ms.
 const CONTAINER_BEAT_MS: u64 = 500;
 /// This process ends so long after the job's end at the latest.
@@ -265,6 +266,9 @@ impl Driver {
         if status.message != self.told.0.message {
             tracing::info!(status = status.message);
         }
+        for warning in status.warnings.iter().filter(|warning| !self.told.0.warnings.contains(warning)) {
+            tracing::warn!("{warning}");
+        }
         self.to_rm(FromAm::Status(Box::new(status.clone())));
         self.told = (status, at);
     }
@@ -389,6 +393,10 @@ impl Driver {
             ToAm::State(state) => self.verb(|core, now, out| core.node_state(now, state, out)),
             ToAm::Leave { container, within_ms } => {
                 self.verb(|core, _, out| core.leave(container, within_ms, out));
+            }
+            ToAm::Hold { slots, for_ms } => {
+                tracing::info!(?slots, for_ms, "a user has slots held");
+                self.verb(|core, now, out| core.hold(now, &slots, for_ms, out));
             }
             ToAm::Stop(stop) => self.verb(|core, now, out| core.stop(now, stop, out)),
         }

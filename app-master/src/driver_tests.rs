@@ -111,7 +111,13 @@ async fn connect(
     slot: u32,
 ) -> Result<Dialled<ContainerWelcome, FromContainer, ToContainer>, proto::DialError> {
     let link = proto::connect(address, None).await?;
-    let hello = ContainerHello { app: "app".into(), container, slot, status: ContainerStatus::default() };
+    let hello = ContainerHello {
+        app: "app".into(),
+        container,
+        slot,
+        status: ContainerStatus::default(),
+        model: None,
+    };
     proto::dial_container(&link, hello).await
 }
 

@@ -14,7 +14,7 @@ use task_core::topics::{self, Unready};
 use types::{ContainerId, Incarnation, JobSpec, JobTopics, TopicStatus};
 
 use crate::coordinator::{Coordinator, Writer, wait_a_little};
-use crate::facts::{Unread, read_topology};
+use crate::facts::{Unread, read_topology, read_whole_topology};
 use crate::systems::Systems;
 
 /// One thing to do.
@@ -114,7 +114,7 @@ impl KafkaSide {
             }),
             Request::Prepare(plan) => Some(self.prepare(&plan)),
             Request::ReadTopology => match read_topology(&self.spec, &mut *self.systems) {
-                Ok(topology) => Some(Answer::Event(Event::TopologyRead(Box::new(topology)))),
+                Ok((topology, _)) => Some(Answer::Event(Event::TopologyRead(Box::new(topology)))),
                 Err(why) => {
                     tracing::warn!(?why, "the inputs' places could not be read again");
                     None
@@ -133,12 +133,13 @@ impl KafkaSide {
     }
 
     fn read_facts(&mut self) -> Result<Facts, Trouble> {
-        let topology = read_topology(&self.spec, &mut *self.systems).map_err(Trouble::from)?;
+        let topology = read_whole_topology(&self.spec, &mut *self.systems).map_err(Trouble::from)?;
         let Some(system) = plan::metadata_system(&self.spec) else {
             return Err(Trouble::Failure(Failure::Fatal("the job has no inputs".into())));
         };
         let of = |e: SystemError| Trouble::from(Unread::System(system.clone(), e));
         let topic = plan::coordinator_topic(&self.spec).expect("it has an input");
+        self.refuse_another_home(&system, &topic.topic)?;
         self.ensure(&system, &[&topic])?;
         let admin = self.systems.admin(&system).map_err(of)?;
         let producer = self.systems.producer(&system, &self.writer.owner.id).map_err(of)?;
@@ -175,9 +176,52 @@ impl KafkaSide {
         }
     }
 
+    /// A job that has its positions on another of its systems would begin anew on this one.
+    fn refuse_another_home(&mut self, home: &str, topic: &str) -> Result<(), Trouble> {
+        let of = |system: &str| {
+            let system = system.to_owned();
+            move |e: SystemError| Trouble::from(Unread::System(system, e))
+        };
+        let wanted = [topic.to_owned()];
+        let here = self.systems.admin(home).and_then(|a| a.describe(&wanted)).map_err(of(home))?;
+        if !here.is_empty() {
+            return Ok(());
+        }
+        let others: Vec<String> = self.spec.systems.keys().filter(|name| *name != home).cloned().collect();
+        for other in others {
+            let there = self.systems.admin(&other).and_then(|a| a.describe(&wanted)).map_err(of(&other))?;
+            if !there.is_empty() {
+                return Err(Trouble::Failure(Failure::Fatal(format!(
+                    "the positions and the state of {} are on system {other} (topic {topic}), since its first input was \
+                     there; [task] inputs now begins with one of system {home}, where the job would begin anew. Name an \
+                     input of {other} first, or, if it is to begin anew, give it another [job] id",
+                    self.spec.job
+                ))));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives topics that exist with fewer partitions than the plan's what they lack.
+    fn extend(&mut self, system: &str, plans: &[&TopicPlan]) -> Result<(), Trouble> {
+        let of = |e: SystemError| Trouble::from(Unread::System(system.to_owned(), e));
+        let admin = self.systems.admin(system).map_err(of)?;
+        let names: Vec<String> = plans.iter().map(|plan| plan.topic.clone()).collect();
+        for there in admin.describe(&names).map_err(of)? {
+            let wanted =
+                plans.iter().find(|plan| plan.topic == there.topic).map_or(0, |plan| plan.partitions);
+            if i32::try_from(there.partitions.len()).unwrap_or(i32::MAX) < wanted {
+                tracing::info!(topic = there.topic, partitions = wanted, "extended for new tasks");
+                admin.extend(&there.topic, wanted).map_err(of)?;
+            }
+        }
+        Ok(())
+    }
+
     fn prepare(&mut self, plan: &Plan) -> Answer {
         for (system, topics) in topics::by_system(&plan.topics) {
-            match self.ensure(system, &topics) {
+            let extended = if plan.extend { self.extend(system, &topics) } else { Ok(()) };
+            match extended.and_then(|()| self.ensure(system, &topics)) {
                 Ok(()) => {}
                 Err(Trouble::Fenced(why)) => return Answer::Fenced(why),
                 Err(Trouble::Failure(failure)) => return Answer::Event(Event::Prepared(Err(failure))),
@@ -254,6 +298,9 @@ impl KafkaSide {
     }
 }
 
+/// How many tasks are looked up or fenced at once.
+const AT_ONCE: usize = 8;
+
 /// Stops a job's tasks: bears few errors, for the core tries again and minds the time.
 struct Stopper;
 
@@ -263,6 +310,13 @@ impl Claimant for Stopper {
     }
     fn wait(&mut self, again: u32, error: Option<&SystemError>) -> Result<(), SystemError> {
         wait_a_little(again, error, 5)
+    }
+    fn all(&mut self, count: usize, run: &(dyn Fn(usize) + Sync)) {
+        std::thread::scope(|scope| {
+            for first in 0..count.min(AT_ONCE) {
+                scope.spawn(move || (first..count).step_by(AT_ONCE).for_each(run));
+            }
+        });
     }
 }
 
@@ -284,7 +338,7 @@ impl From<Unread> for Trouble {
                 Trouble::Failure(Failure::Waiting(format!("waiting for system {system}: {why}")))
             }
             Unread::System(system, SystemError::Fatal(why) | SystemError::Refused(why)) => {
-                Trouble::Failure(Failure::Fatal(format!("system {system}: {why}")))
+                Trouble::Failure(Failure::Doubtful(format!("system {system}: {why}")))
             }
         }
     }
@@ -410,7 +464,9 @@ mod tests {
         let Some(Command::Prepare(plan)) = out.pop() else { panic!("no plan: {out:?}") };
         // The checkpoint topic is missing too, and may not be created now.
         let done = first.handle(Request::Prepare(plan.clone()));
-        let Some(Answer::Event(Event::Prepared(Err(Failure::Fatal(why))))) = done else { panic!("{done:?}") };
+        let Some(Answer::Event(Event::Prepared(Err(Failure::Doubtful(why))))) = done else {
+            panic!("{done:?}")
+        };
         assert!(why.contains("Create"), "{why}");
         memory.set_locked(false);
         let done = first.handle(Request::Prepare(plan));
@@ -429,7 +485,7 @@ mod tests {
         assert!(why.contains("3 copies") && why.contains("[systems.kafka] replication = 2"), "{why}");
         assert_eq!(memory.topic("__samza_coordinator_j_1"), None, "nothing is made with fewer copies");
         first.patience = Duration::ZERO;
-        assert!(matches!(facts(&mut first), Err(Failure::Fatal(_))));
+        assert!(matches!(facts(&mut first), Err(Failure::Doubtful(_) | Failure::Fatal(_))));
         memory.set_brokers_down(0);
         prepare(&mut first);
         assert_eq!(memory.topic("__samza_coordinator_j_1").map(|t| t.replication), Some(3));
@@ -446,7 +502,7 @@ mod tests {
         };
         facts(&mut of("a_b", 1)).expect("the first");
         let before = memory.epoch("a_b-1-am-7-1");
-        let Err(Failure::Fatal(why)) = facts(&mut of("a-b", 2)) else { panic!("it is another's") };
+        let Err(Failure::Doubtful(why)) = facts(&mut of("a-b", 2)) else { panic!("it is another's") };
         assert!(why.contains("belongs to job `a_b-1`") && why.contains("job `a-b-1`"), "{why}");
         assert_eq!(memory.epoch("a_b-1-am-7-1"), before, "the other is not fenced");
         facts(&mut of("a_b", 3)).expect("its own");

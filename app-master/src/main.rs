@@ -8,6 +8,8 @@ mod driver;
 mod driver_tests;
 mod facts;
 mod kafka_side;
+#[cfg(test)]
+mod kafka_tests;
 mod settings;
 mod systems;
 #[cfg(test)]

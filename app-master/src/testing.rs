@@ -51,6 +51,8 @@ pub fn spec() -> JobSpec {
         },
         task: TaskSpec {
             inputs: vec!["kafka.in".into()],
+            former_inputs: Vec::new(),
+            on_input_growth: types::OnInputGrowth::Fail,
             window_ms: None,
             commit_ms: 1000,
             delivery: Delivery::ExactlyOnce,
@@ -134,6 +136,16 @@ impl Memory {
     /// Which topics were ordered to be created ("create") or altered ("alter"), in order.
     pub fn orders(&self) -> Vec<(&'static str, String)> {
         self.0.lock().expect("no test panics with it").orders.clone()
+    }
+    /// The length of the largest value in a topic.
+    pub fn largest_value(&self, topic: &str) -> usize {
+        let inner = self.0.lock().expect("no test panics with it");
+        let rows = inner.topics[topic].1.iter().flatten();
+        rows.filter_map(|row| row.value.as_ref()).map(Vec::len).max().unwrap_or(0)
+    }
+    /// Deletes a topic.
+    pub fn remove(&self, topic: &str) {
+        self.0.lock().expect("no test panics with it").topics.remove(topic);
     }
     /// How a topic is now.
     pub fn topic(&self, name: &str) -> Option<NewTopic> {
@@ -240,6 +252,21 @@ impl SystemAdmin for Memory {
                 return Err(SystemError::Fatal(why));
             }
         }
+        Ok(())
+    }
+    fn topics(&self) -> Result<Vec<String>, SystemError> {
+        Ok(self.lock()?.topics.keys().cloned().collect())
+    }
+    fn extend(&self, topic: &str, partitions: i32) -> Result<(), SystemError> {
+        let mut inner = self.lock()?;
+        if inner.locked {
+            return Err(SystemError::Fatal(format!("topic {topic} cannot be extended: not authorized")));
+        }
+        let unknown = || SystemError::Fatal(format!("there is no topic {topic}"));
+        let (of, rows) = inner.topics.get_mut(topic).ok_or_else(unknown)?;
+        let count = usize::try_from(partitions).expect("a count").max(rows.len());
+        rows.resize(count, Vec::new());
+        of.partitions = i32::try_from(count).expect("few");
         Ok(())
     }
     fn watermarks(&self, partitions: &[TopicPartition]) -> Result<Vec<Watermarks>, SystemError> {
@@ -370,5 +397,18 @@ impl Systems for Memory {
     fn producer(&mut self, _system: &str, id: &str) -> Result<Box<dyn TransactionalProducer>, SystemError> {
         let memory = self.clone();
         Ok(Box::new(MemoryProducer { memory, id: id.to_owned(), epoch: 0, number: 0, topics: Vec::new() }))
+    }
+}
+
+/// Several of them, by their names in job.toml.
+#[derive(Debug, Clone)]
+pub struct Clusters(pub BTreeMap<String, Memory>);
+
+impl Systems for Clusters {
+    fn admin(&mut self, system: &str) -> Result<Arc<dyn SystemAdmin>, SystemError> {
+        self.0[system].clone().admin(system)
+    }
+    fn producer(&mut self, system: &str, id: &str) -> Result<Box<dyn TransactionalProducer>, SystemError> {
+        self.0[system].clone().producer(system, id)
     }
 }

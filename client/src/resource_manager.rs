@@ -218,6 +218,18 @@ impl ResourceManager {
         answer.map(drop).map_err(|status| self.failed(&status))
     }
 
+    /// Has containers of a live application commit and stop, and keeps their slots empty for so long; zero lets them
+    /// start again.
+    ///
+    /// # Errors
+    /// As all calls.
+    pub async fn hold(&mut self, app: &AppId, slots: &[u32], how_long: Duration) -> Result<(), Failure> {
+        let for_ms = u64::try_from(how_long.as_millis()).unwrap_or(u64::MAX);
+        let request = pb::HoldRequest { app: app.0.clone(), slots: slots.to_vec(), for_ms };
+        let answer = proto::client_service_client(&self.link).hold(request).await;
+        answer.map(drop).map_err(|status| self.failed(&status))
+    }
+
     /// Has the nodes remove what they keep of a job.
     ///
     /// # Errors

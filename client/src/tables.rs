@@ -43,7 +43,8 @@ pub fn note(app: &AppReport) -> String {
         let why = slot.waiting();
         (!why.is_empty()).then(|| format!("slot {} waits: {}", slot.slot, why.join("; ")))
     });
-    waits.unwrap_or_default()
+    let warns = app.status.iter().filter(|_| !app.state.is_over()).find_map(|status| status.warnings.first());
+    waits.or_else(|| warns.cloned()).unwrap_or_default()
 }
 
 /// `samza nodes`.
@@ -118,6 +119,9 @@ pub fn status(app: &AppReport, now_unix_ms: u64, headers: bool) -> String {
             );
         }
         status.topics.iter().flat_map(|topic| &topic.notes).for_each(|note| line("warning", note));
+    }
+    for warning in app.status.iter().filter(|_| !app.state.is_over()).flat_map(|status| &status.warnings) {
+        line("warning", warning);
     }
     let table = slot_table(app, now_unix_ms, headers);
     if !table.is_empty() {

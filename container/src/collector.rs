@@ -135,6 +135,14 @@ impl Outputs {
             return Err(SystemError::Fatal(format!("`{stream}` is not <system>.<stream>")));
         };
         let topic = self.job.stream(&parsed).topic;
+        if !self.job.task.inputs.iter().any(|input| input == stream)
+            && let Some(pattern) = self.job.pattern_of(&parsed)
+        {
+            return Err(SystemError::Fatal(format!(
+                "the input {pattern} matches stream `{stream}`: what is sent there would come round for ever; write a \
+                 pattern that does not match it, or name the stream among the inputs if that is meant"
+            )));
+        }
         let name = parsed.system;
         let Some(system) = self.systems.get(&name) else {
             let known: Vec<_> = self.systems.keys().map(String::as_str).collect();

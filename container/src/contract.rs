@@ -40,6 +40,7 @@ pub(crate) fn model(tasks: i32, own: &[&str], broadcast: &[&str]) -> ContainerMo
         name: format!("Partition {n}").as_str().into(),
         inputs: own.iter().map(|s| input(s, n)).chain(broadcast.iter().map(|s| input(s, 0))).collect(),
         changelog_partition: n,
+        added: Vec::new(),
     };
     ContainerModel { tasks: (0..tasks).map(task).collect() }
 }
@@ -450,4 +451,48 @@ fn calls_wait_side_by_side_and_their_replies_are_taken_in_order() {
     assert_eq!(values(&broker, "dead"), ["bad"]);
     let most = most.load(Ordering::SeqCst);
     assert!((2..=4).contains(&most), "{most} at once");
+}
+
+#[test]
+fn an_input_that_is_kept_in_memory_is_read_anew_at_each_start_and_before_all_else() {
+    let job = job("task = { inputs = [\"kafka.in\", \"kafka.rules\"] }\n\
+         streams.\"kafka.rules\" = { bootstrap = true, reset-offset = true }");
+    let broker = broker(&job, &["in", "rules"], 1);
+    fill(&broker, "rules", 0, &["r1", "r2"]);
+    fill(&broker, "in", 0, &["a"]);
+    let story = Story::default();
+    for (seq, expected) in [(1, "0:in:a"), (2, "0:in:b")] {
+        let state = folder();
+        let life = Life::new(&broker, &job, model(1, &["in", "rules"], &[]), state.path());
+        Life { seq, ..life }.live(Teller::of(&story)).expect("it ends in order");
+        assert_eq!(told(&story), ["0:rules:r1", "0:rules:r2", expected]);
+        fill(&broker, "in", 0, &["b"]);
+    }
+}
+
+#[test]
+fn a_partition_that_was_added_is_read_from_its_beginning_where_the_default_is_newest() {
+    let job =
+        job("task = { inputs = [\"kafka.in\"] }\nstreams.\"kafka.in\" = { offset-default = \"newest\" }");
+    let broker = broker(&job, &["in"], 1);
+    fill(&broker, "in", 0, &["came", "meanwhile"]);
+    let (story, state) = (Story::default(), folder());
+    let mut grown = model(1, &["in"], &[]);
+    grown.tasks[0].added = grown.tasks[0].inputs.clone();
+    for seq in [1, 2] {
+        let life = Life::new(&broker, &job, grown.clone(), state.path());
+        Life { seq, ..life }.live(Teller::of(&story)).expect("it ends in order");
+    }
+    assert_eq!(told(&story), ["0:in:came", "0:in:meanwhile"], "once");
+}
+
+#[test]
+fn nothing_is_sent_to_a_stream_that_a_pattern_of_the_inputs_matches() {
+    let job = job("task = { inputs = [\"kafka./in.*/\"], config = { output = \"kafka.in-again\" } }");
+    let broker = broker(&job, &["in", "in-again"], 1);
+    fill(&broker, "in", 0, &["a"]);
+    let (story, state) = (Story::default(), folder());
+    let ended = Life::new(&broker, &job, model(1, &["in"], &[]), state.path()).live(Teller::of(&story));
+    let Err(End::Failed(why)) = ended else { panic!("it would come round: {ended:?}") };
+    assert!(why.contains("the input kafka./in.*/ matches stream `kafka.in-again`"), "{why}");
 }

@@ -356,6 +356,21 @@ impl SystemAdmin for FakeSystem {
             Ok(())
         })
     }
+    fn topics(&self) -> Result<Vec<String>, SystemError> {
+        self.ask(|logs| {
+            let mut names: Vec<String> = logs.partitions.keys().map(|at| at.topic.clone()).collect();
+            names.dedup();
+            Ok(names)
+        })
+    }
+    fn extend(&self, topic: &str, partitions: i32) -> Result<(), SystemError> {
+        self.ask(|logs| {
+            for partition in logs.partitions_of(topic)..partitions {
+                logs.partitions.insert(at(topic, partition), Vec::new());
+            }
+            Ok(())
+        })
+    }
     fn watermarks(&self, partitions: &[TopicPartition]) -> Result<Vec<Watermarks>, SystemError> {
         self.ask(|logs| {
             let of = |at: &TopicPartition| {

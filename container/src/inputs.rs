@@ -197,8 +197,15 @@ pub(crate) fn open(
             let spec = job.stream(&partition.stream);
             let at = TopicPartition { topic: spec.topic.clone(), partition: partition.partition };
             let stream = partition.stream.to_string();
-            let start = match (checkpoints[task].offset(&stream, partition.partition), spec.offset_default) {
+            let known = checkpoints[task].offset(&stream, partition.partition);
+            let start = match (known.filter(|_| !spec.reset_offset), spec.offset_default) {
                 (Some(offset), _) => StartAt::At(Offset(offset.to_owned())),
+                // Whatever is in it arrived while the job was there to read it.
+                (None, OffsetDefault::Newest | OffsetDefault::Offset(_))
+                    if model.added.contains(partition) =>
+                {
+                    StartAt::Oldest
+                }
                 (None, OffsetDefault::Oldest) => StartAt::Oldest,
                 (None, OffsetDefault::Newest) => StartAt::Newest,
                 (None, OffsetDefault::Timestamp(unix_ms)) => StartAt::Timestamp(unix_ms),

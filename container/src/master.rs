@@ -159,6 +159,7 @@ impl Dialler {
             container: self.environment.container,
             slot: self.environment.slot,
             status: self.board.status(),
+            model: self.model.clone(),
         };
         let proto::Dialled { welcome, tx, mut rx } = proto::dial_container(&link, hello).await?;
         if welcome.attempt < self.attempt {
@@ -218,8 +219,9 @@ impl Dialler {
                 let _ = self.tell.send(Ok(Some(model)));
             }
             Some(mine) if *mine != model => {
-                warn!(
-                    "the application master names other tasks: a container's tasks never change, so it keeps its own"
+                // The master restarts it for them, when it is its turn.
+                info!(
+                    "its slot has other tasks or inputs now; a container's never change, so it keeps its own"
                 );
             }
             Some(_) => {}
@@ -300,7 +302,8 @@ mod tests {
     }
 
     fn welcome(attempt: u32, task: &str) -> ContainerWelcome {
-        let task = TaskModel { name: task.into(), inputs: Vec::new(), changelog_partition: 0 };
+        let task =
+            TaskModel { name: task.into(), inputs: Vec::new(), changelog_partition: 0, added: Vec::new() };
         ContainerWelcome { attempt, model: ContainerModel { tasks: vec![task] }, beat_ms: 20 }
     }
 

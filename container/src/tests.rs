@@ -101,6 +101,7 @@ pub(crate) fn model() -> ContainerModel {
             partition: n,
         }],
         changelog_partition: n,
+        added: Vec::new(),
     };
     ContainerModel { tasks: (0..PARTITIONS).map(task).collect() }
 }

@@ -44,6 +44,8 @@ pub(crate) enum Message {
     Purge(JobId, Reply<()>),
     /// A client empties a node, or takes that back.
     Drain(NodeId, Option<u64>, Reply<()>),
+    /// A client has slots of an application held.
+    Hold { app: String, slots: Vec<u32>, for_ms: u64, reply: Reply<()> },
     /// A node said something.
     NodeItem(NodeId, u64, FromNode),
     /// A node's session is over.
@@ -185,6 +187,11 @@ impl Driver {
             }
             Message::Drain(node, grace_ms, reply) => {
                 let answer = self.core.drain(now(), &node, grace_ms, &mut out);
+                effects.push(Effect::Answer(reply, answer));
+                None
+            }
+            Message::Hold { app, slots, for_ms, reply } => {
+                let answer = self.core.hold(&app, slots, for_ms, &mut out).map(drop);
                 effects.push(Effect::Answer(reply, answer));
                 None
             }

@@ -71,6 +71,11 @@ impl Topics {
         assert!(output.status.success(), "create {topic}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// Gives `topic` more partitions.
+    pub fn extend(&self, topic: &str, partitions: i32) {
+        self.admin.extend(topic, partitions).unwrap_or_else(|e| panic!("extend {topic}: {e}"));
+    }
+
     /// The number of partitions of `topic`.
     #[must_use]
     pub fn partitions(&self, topic: &str) -> i32 {

@@ -242,3 +242,129 @@ fn stop_leaves_no_process_and_no_cgroup() {
         "{exits:?}"
     );
 }
+
+/// The numbers that `topic` has for the keys that begin with `prefix`, sorted.
+fn counted(topics: &Topics, topic: &str, prefix: &str) -> Vec<(String, Vec<i64>)> {
+    let mut rows: Vec<(String, Vec<i64>)> =
+        topics.numbers(topic).into_iter().filter(|(key, _)| key.starts_with(prefix)).collect();
+    rows.iter_mut().for_each(|(_, counts)| counts.sort_unstable());
+    rows
+}
+
+#[test]
+fn added_partitions_and_topics_are_taken_up_and_nothing_that_ran_is_lost() {
+    let brokers = Brokers::shared();
+    let topics = Topics::on(brokers);
+    let cluster = Cluster::start(2);
+    // One with state that says extend, one that only passes on, one with state that says nothing.
+    let extends = Job { containers: 2, ..Job::counter("grows", brokers) };
+    let mut passes = Job { stores: Vec::new(), ..Job::counter("passes", brokers) };
+    let stays = Job::counter("stays", brokers);
+    passes.binary = tests::cluster::program("examples/measured");
+    passes
+        .config
+        .extend([("mode", "passthrough"), ("window", "0")].map(|(k, v)| (k.to_owned(), v.to_owned())));
+    let pattern = format!("/{}-in.*/", passes.name);
+    let first = std::mem::replace(&mut passes.inputs[0], pattern);
+    let newest = format!("\n[streams.\"kafka.{}\"]\noffset-default = \"newest\"\n", passes.inputs[0]);
+    let submit = |job: &Job, text: String, flags: &[&str]| {
+        let path = cluster.folder().join(format!("{}.toml", job.name));
+        std::fs::write(&path, text).unwrap();
+        cluster.client("samza-submit", &[&[path.to_str().unwrap()], flags].concat())
+    };
+    for (job, input) in [(&extends, &extends.inputs[0]), (&passes, &first), (&stays, &stays.inputs[0])] {
+        topics.create(input, 2);
+        topics.create(&job.output, 1);
+    }
+    let says = |job: &Job, growth: &str| {
+        job.toml().replace("[task]\n", &format!("[task]\non-input-growth = \"{growth}\"\n"))
+    };
+    for (job, text) in
+        [(&extends, says(&extends, "extend")), (&passes, passes.toml() + &newest), (&stays, stays.toml())]
+    {
+        let output = submit(job, text, &[]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        cluster.wait_running(job);
+    }
+    let mut sent = Counts::new();
+    feed::send(&topics, &extends.inputs[0], 100, 2_000, &mut sent);
+    cluster.wait("the first messages", SOON, |_| feed::is_whole(&topics, &extends.output, &sent));
+
+    let late = first.replace("-in", "-in-late");
+    for input in [&extends.inputs[0], &stays.inputs[0]] {
+        topics.extend(input, 5);
+    }
+    topics.create(&late, 3);
+    // They are there before anybody reads the added partitions.
+    let new = |n: usize| (0..n).map(|n| (format!("new-{}", n % 50), n.to_string())).collect::<Vec<_>>();
+    topics.produce(&extends.inputs[0], new(500));
+    topics.produce(&late, new(300));
+    let ten: Vec<(String, Vec<i64>)> = {
+        let mut keys: Vec<_> = (0..50).map(|n| (format!("new-{n}"), (1..=10).collect())).collect();
+        keys.sort();
+        keys
+    };
+    cluster.wait("all new keys counted, each once, by tasks old and new", SOON, |_| {
+        let found = counted(&topics, &extends.output, "new-");
+        check(found == ten, || format!("{found:?}"))
+    });
+    cluster.wait("all messages of the new topic, though it says newest", SOON, |_| {
+        let found = topics.read(&passes.output).len();
+        check(found == 300, || format!("{found} of 300"))
+    });
+    let app = cluster.wait_running(&extends);
+    assert_eq!(slot_of(&app, 0).tasks.len() + slot_of(&app, 1).tasks.len(), 5, "five tasks");
+    assert_eq!(topics.partitions(&extends.checkpoints()), 5);
+    assert_eq!(topics.partitions(&extends.changelog("counts")), 5);
+    let old: Vec<_> = counted(&topics, &extends.output, "key-");
+    assert!(old.iter().all(|(_, counts)| counts == &(1..=20).collect::<Vec<i64>>()), "none again: {old:?}");
+
+    cluster.wait("the job that says nothing tells", SOON, |cluster| {
+        let shown = cluster.client("samza", &["status", &stays.name]);
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        let told = shown.contains("warning") && shown.contains("has 5 partitions and had 2");
+        check(told, || shown.clone())
+    });
+    assert_eq!(slot_of(&cluster.wait_running(&stays), 0).tasks.len(), 2, "it runs on");
+    cluster.stop(&stays);
+    cluster.submit(&stays);
+    let app = cluster.wait("it is refused", SOON, |cluster| {
+        let app = cluster.app(&stays)?;
+        check(app.state == AppState::Failed, || format!("{:?}", app.state)).map(|()| app)
+    });
+    assert!(app.diagnostics.contains("on-input-growth = \"extend\""), "the way out: {}", app.diagnostics);
+}
+
+#[test]
+fn start_points_of_a_running_job_are_moved_and_the_others_run_on() {
+    let brokers = Brokers::shared();
+    let topics = Topics::on(brokers);
+    let cluster = Cluster::start(2);
+    let job = Job { containers: 2, ..Job::counter("moved", brokers) };
+    topics.create(&job.inputs[0], 2);
+    topics.create(&job.output, 1);
+    let mut sent = Counts::new();
+    feed::send(&topics, &job.inputs[0], 100, 1_000, &mut sent);
+    cluster.submit(&job);
+    let before = cluster.wait_running(&job);
+    cluster.wait("all counted", SOON, |_| feed::is_whole(&topics, &job.output, &sent));
+    let path = job.write(cluster.folder());
+    let set = format!("kafka.{}:1=oldest", job.inputs[0]);
+    let moved = ["checkpoint", path.to_str().unwrap(), "--set", &set];
+    let refused = cluster.client("samza", &moved);
+    assert!(stderr(&refused).contains("--live"), "without it: {}", stderr(&refused));
+    let done = cluster.client("samza", &[&moved[..], &["--live"]].concat());
+    assert!(done.status.success(), "{}", stderr(&done));
+    let of_one: i64 = {
+        let messages = topics.read(&job.inputs[0]);
+        i64::try_from(messages.iter().filter(|row| row.partition == 1).count()).unwrap()
+    };
+    cluster.wait("partition 1 is counted twice", SOON, |_| {
+        let total = i64::try_from(topics.read(&job.output).len()).unwrap();
+        check(total == 1_000 + of_one, || format!("{total} of {}", 1_000 + of_one))
+    });
+    let after = cluster.wait_running(&job);
+    let slot = tests::cluster::slot_with(&after, "Partition 1");
+    assert_ne!(pid_of(&before, slot), pid_of(&after, slot));
+    assert_eq!(pid_of(&before, 1 - slot), pid_of(&after, 1 - slot), "the other one is undisturbed");
+}

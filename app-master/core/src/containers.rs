@@ -31,6 +31,7 @@ impl AmCore {
             ever_connected: false,
             listed: true,
             stop: None,
+            stale: false,
             placed: placed.clone(),
         };
         let runs = |s: &ContainerState| s.rank() >= ContainerState::Running.rank();
@@ -169,6 +170,7 @@ impl AmCore {
         if let Some(tracked) = self.containers.get_mut(&id) {
             tracked.connected = true;
             tracked.ever_connected = true;
+            tracked.stale = hello.model.as_ref().is_some_and(|has| *has != model);
         }
         self.container_status(now, id, hello.status.clone());
         Ok(HelloAnswer::Model(model))
@@ -272,7 +274,7 @@ impl AmCore {
     }
 
     /// Notes that a container is told to end, and why.
-    fn end_in_slot(&mut self, id: ContainerId, why: &str) {
+    pub(crate) fn end_in_slot(&mut self, id: ContainerId, why: &str) {
         let number = self.containers[&id].slot;
         if let Some(slot) = self.slots.get_mut(&number).filter(|s| s.state.container() == Some(id)) {
             slot.step(&SlotInput::StopSent);

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use types::{
     AmWelcome, AppId, Ask, ContainerHello, ContainerId, ContainerModel, ContainerStatus, ExitCause,
-    JobOutcome, JobSpec, NodeId, NodeState, PlacedContainer, Preference, RequestId, StopJob, Timestamp,
-    TopicStatus,
+    JobOutcome, JobSpec, NodeId, NodeState, PlacedContainer, Preference, RequestId, StopJob, TaskName,
+    Timestamp, TopicStatus,
 };
 
 use crate::ending::Ending;
@@ -84,6 +84,8 @@ pub(crate) struct Tracked {
     /// Whether the last inventory, or a report since, had it.
     pub listed: bool,
     pub stop: Option<(u64, ExitCause)>,
+    /// Whether it works on an older model of its slot.
+    pub stale: bool,
 }
 
 impl Tracked {
@@ -108,6 +110,10 @@ pub(crate) struct Slot {
     pub node: Option<NodeId>,
     pub preferences: Vec<Preference>,
     pub waiting: Vec<String>,
+    /// Its container was stopped for a newer model, and the next one does not process yet.
+    pub rolled: bool,
+    /// A user keeps it empty until then.
+    pub held_until: Option<Timestamp>,
 }
 
 impl Slot {
@@ -124,6 +130,8 @@ impl Slot {
             node: None,
             preferences: Vec::new(),
             waiting: Vec::new(),
+            rolled: false,
+            held_until: None,
         }
     }
 
@@ -157,6 +165,8 @@ pub struct AmCore {
     pub(crate) lost: BTreeMap<NodeId, Vec<String>>,
     pub(crate) retry_at: Option<Timestamp>,
     pub(crate) retries: u32,
+    /// How often in a row a system has said that something will never go well.
+    pub(crate) doubts: u32,
     pub(crate) note: String,
     /// The job's topics, once they are ready.
     pub(crate) topics: Vec<TopicStatus>,
@@ -167,10 +177,21 @@ pub struct AmCore {
     pub(crate) deaf_since: Option<Timestamp>,
     /// While that lasts: when to look again.
     pub(crate) deaf_check: Option<Timestamp>,
+    /// Every changelog partition that a task of the job ever had.
+    pub(crate) changelog: BTreeMap<TaskName, i32>,
+    /// A model that takes up what was added to the inputs, while it is being written.
+    pub(crate) growing: Option<RememberedModel>,
+    /// Why the last such model could not be written.
+    pub(crate) not_grown: Option<String>,
+    /// What the inputs have become that the job does not take up, for people.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// The first wait before Kafka is asked again, ms; it doubles.
 const RETRY_MIN_MS: u64 = 200;
+/// So often in a row may a system say that something will never go well before that is believed: with the waits
+/// between, some ten seconds, in which any election is over.
+const DOUBTS: u32 = 6;
 /// The longest, ms.
 const RETRY_MAX_MS: u64 = 5_000;
 
@@ -193,9 +214,14 @@ impl AmCore {
             lost: BTreeMap::new(),
             retry_at: None,
             retries: 0,
+            doubts: 0,
             note: "connecting to the brokers".into(),
             topics: Vec::new(),
             nonce: 0,
+            changelog: BTreeMap::new(),
+            growing: None,
+            not_grown: None,
+            warnings: Vec::new(),
             in_inventory: false,
             deaf_since: None,
             deaf_check: None,
@@ -219,12 +245,17 @@ impl AmCore {
         match job_model::build(&self.identity.spec, &self.identity.app, &facts) {
             Ok(model) => {
                 let topics = plan::job_topics(&self.identity.spec, &model.model);
-                let plan = Box::new(Plan { topics, model });
+                let mapping = job_model::changelog_mapping(&model.model);
+                let known = &facts.remembered.changelog;
+                let extend = !known.is_empty() && mapping.keys().any(|task| !known.contains_key(task));
+                self.changelog = known.clone();
+                self.changelog.extend(mapping);
+                let plan = Box::new(Plan { topics, extend, model });
                 self.topology = facts.topology.clone();
                 self.facts = Some(Box::new(facts));
                 self.phase = Phase::Preparing;
                 self.note = "making the job's topics ready".into();
-                (self.retries, self.retry_at) = (0, None);
+                (self.retries, self.doubts, self.retry_at) = (0, 0, None);
                 out.push(Command::Prepare(plan.clone()));
                 self.plan = Some(plan);
             }
@@ -239,6 +270,9 @@ impl AmCore {
         done: Result<Vec<TopicStatus>, Failure>,
         out: &mut Vec<Command>,
     ) {
+        if self.phase == Phase::Running {
+            return self.grown(done, out);
+        }
         if self.phase != Phase::Preparing {
             return;
         }
@@ -253,15 +287,19 @@ impl AmCore {
         }
         self.model = Some(plan.model);
         self.phase = Phase::Running;
-        (self.retries, self.retry_at) = (0, None);
+        (self.retries, self.doubts, self.retry_at) = (0, 0, None);
         self.note.clear();
         self.adopt_all(now, out);
         self.ask_where_needed(now, out);
+        self.look_at_inputs(out);
     }
 
     fn not_yet(&mut self, now: Timestamp, failure: Failure, out: &mut Vec<Command>) {
+        let is_doubtful = matches!(failure, Failure::Doubtful(_));
         match failure {
-            Failure::Waiting(what) => {
+            Failure::Doubtful(reason) if self.doubts >= DOUBTS => self.fail(now, reason, out),
+            Failure::Doubtful(what) | Failure::Waiting(what) => {
+                self.doubts = if is_doubtful { self.doubts + 1 } else { 0 };
                 self.note = what;
                 let wait = RETRY_MIN_MS.saturating_mul(1 << self.retries.min(16)).min(RETRY_MAX_MS);
                 self.retries += 1;
@@ -271,13 +309,17 @@ impl AmCore {
         }
     }
 
-    /// The inputs' places, read again: open asks follow them; running containers do not move.
+    /// The inputs' places, read again: open asks follow them; running containers do not move. What was added to the
+    /// inputs is taken up or told.
     pub fn topology_read(&mut self, now: Timestamp, topology: Topology, out: &mut Vec<Command>) {
-        if self.model.is_none() || self.topology == topology {
+        if self.model.is_none() {
             return;
         }
-        self.topology = topology;
-        self.refresh_asks(now, out);
+        if self.topology != topology {
+            self.topology = topology;
+            self.refresh_asks(now, out);
+        }
+        self.look_at_inputs(out);
     }
 
     /// Local state on a node replaces what was known of it.
@@ -353,8 +395,7 @@ impl AmCore {
         if !self.may_ask() {
             return;
         }
-        let needing: Vec<u32> =
-            self.slots.iter().filter(|(_, s)| s.state == SlotState::Waiting).map(|(n, _)| *n).collect();
+        let needing: Vec<u32> = self.slots.iter().filter(|(_, s)| s.is_needing()).map(|(n, _)| *n).collect();
         for number in needing {
             let preferences = self.preferences_of(now, number);
             let attempt = self.identity.attempt;
@@ -440,7 +481,15 @@ impl AmCore {
             | SlotState::Done
             | SlotState::GaveUp => None,
         });
-        backoffs.chain(self.retry_at).chain(self.silence_deadline()).chain(self.ending_deadline()).min()
+        let roll = self.next_to_roll().map(|_| Timestamp(0));
+        let held = self.slots.values().filter_map(|s| s.held_until);
+        backoffs
+            .chain(roll)
+            .chain(held)
+            .chain(self.retry_at)
+            .chain(self.silence_deadline())
+            .chain(self.ending_deadline())
+            .min()
     }
 
     /// Does what is due.
@@ -453,6 +502,7 @@ impl AmCore {
                 Phase::Running | Phase::Ending(_) | Phase::Over(_) => {}
             }
         }
+        self.end_holds(now);
         if self.may_ask() {
             for slot in self.slots.values_mut() {
                 if matches!(slot.state, SlotState::Backoff { until } if until <= now) {
@@ -461,6 +511,7 @@ impl AmCore {
             }
         }
         self.judge_silence(now, out);
+        self.roll_on(out);
         self.ending_due(now, out);
         self.ask_where_needed(now, out);
     }
@@ -476,6 +527,7 @@ impl AmCore {
             Event::Minted { nonce, incarnation } => self.minted(now, nonce, incarnation, out),
             Event::State(state) => self.node_state(now, state, out),
             Event::Leave { container, within_ms } => self.leave(container, within_ms, out),
+            Event::Hold { slots, for_ms } => self.hold(now, &slots, for_ms, out),
             Event::Stop(stop) => self.stop(now, stop, out),
             Event::ContainerHello(hello) => self.apply_hello(now, &hello, out),
             Event::ContainerStatus { container, status } => self.container_status(now, container, status),

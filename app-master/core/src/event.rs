@@ -13,6 +13,9 @@ use crate::plan::Plan;
 pub enum Failure {
     /// It is tried again; the text says what is waited for.
     Waiting(String),
+    /// It does not look as if it would go well, but what a system says while its leaders move may be wrong: it is
+    /// tried a few times more before the job fails with the text.
+    Doubtful(String),
     /// It will not go well; the job fails with the text.
     Fatal(String),
 }
@@ -50,6 +53,13 @@ pub enum Event {
         container: ContainerId,
         /// When it must be gone, ms from now.
         within_ms: u64,
+    },
+    /// A user has slots held: their containers commit and stop, and none starts in them.
+    Hold {
+        /// Which.
+        slots: Vec<u32>,
+        /// How long, ms; 0 ends it.
+        for_ms: u64,
     },
     /// A user wants the job gone.
     Stop(StopJob),

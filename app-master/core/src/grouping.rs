@@ -102,8 +102,13 @@ impl Grouping {
 
     /// Leaves each task where it was, up to the slot's quota; the tasks that fit the slot's main host stay first.
     fn keep_what_fits(&mut self) {
-        for slot in 0..self.quota.len() {
-            let mut here: Vec<usize> = (0..self.last.len()).filter(|t| self.last[*t] == Some(slot)).collect();
+        let mut had: Vec<Vec<usize>> = vec![Vec::new(); self.quota.len()];
+        for (task, slot) in self.last.iter().enumerate() {
+            if let Some(slot) = slot {
+                had[*slot].push(task);
+            }
+        }
+        for (slot, mut here) in had.into_iter().enumerate() {
             if let Some(main) = self.main_host(&here) {
                 here.sort_by_key(|t| (std::cmp::Reverse(self.weight_on(*t, main)), *t));
             }
@@ -124,42 +129,69 @@ impl Grouping {
     /// Fills the free places: each time the slot and host whose leaders come together in the greatest number.
     fn place_the_rest(&mut self) {
         let hosts = self.led.first().map_or(0, Vec::len);
-        let mut free: Vec<usize> = (0..self.slot_of.len()).filter(|t| self.slot_of[*t].is_none()).collect();
-        while !free.is_empty() {
-            // (leaders together, of them already there, slot, host): joining comes before opening a second place.
-            let mut best: Option<(u32, u32, usize, Option<usize>)> = None;
-            for slot in 0..self.quota.len() {
-                let room = self.quota[slot] - self.size[slot];
-                if room == 0 {
-                    continue;
-                }
-                if best.is_none() {
-                    best = Some((0, 0, slot, None));
-                }
-                for host in 0..hosts {
-                    let mut gains: Vec<u32> =
-                        free.iter().map(|t| self.weight_on(*t, host)).filter(|n| *n > 0).collect();
-                    gains.sort_unstable_by_key(|n| std::cmp::Reverse(*n));
-                    let gain: u32 = gains.iter().take(room).sum();
-                    let score = if gain == 0 { 0 } else { self.led[slot][host] + gain };
-                    let there = self.led[slot][host];
-                    if best.is_none_or(|(most, joined, _, _)| (score, there) > (most, joined)) {
-                        best = Some((score, there, slot, Some(host)));
-                    }
-                }
-            }
-            let (_, _, slot, host) = best.expect("quotas add up to the number of tasks");
-            let room = self.quota[slot] - self.size[slot];
-            let mut order = free.clone();
-            if let Some(host) = host {
-                order.retain(|t| self.weight_on(*t, host) > 0);
-                order.sort_by_key(|t| (std::cmp::Reverse(self.weight_on(*t, host)), *t));
-            }
-            for task in order.into_iter().take(room) {
-                self.put(task, slot);
-                free.retain(|t| *t != task);
+        let is_free = |this: &Grouping, task: &usize| this.slot_of[*task].is_none();
+        let mut free: Vec<usize> = (0..self.slot_of.len()).filter(|t| is_free(self, t)).collect();
+        // By host the free tasks that are led from it, those with most partitions there first.
+        let mut queues: Vec<Vec<usize>> = vec![Vec::new(); hosts];
+        for task in &free {
+            for (host, _) in self.weights[*task].iter().filter(|(_, n)| *n > 0) {
+                queues[*host].push(*task);
             }
         }
+        for (host, queue) in queues.iter_mut().enumerate() {
+            queue.sort_by_key(|t| (std::cmp::Reverse(self.weight_on(*t, host)), *t));
+        }
+        while !free.is_empty() {
+            let (slot, host) = self.best_place(&queues);
+            let room = self.quota[slot] - self.size[slot];
+            let order = host.map_or(&free, |host| &queues[host]);
+            for task in order.iter().take(room).copied().collect::<Vec<_>>() {
+                self.put(task, slot);
+            }
+            free.retain(|t| is_free(self, t));
+            for queue in &mut queues {
+                queue.retain(|t| is_free(self, t));
+            }
+        }
+    }
+
+    /// The slot with room and the host from which most leaders come together in it.
+    fn best_place(&self, queues: &[Vec<usize>]) -> (usize, Option<usize>) {
+        // By host: how many leaders its first n tasks bring.
+        let sums: Vec<Vec<u32>> = queues
+            .iter()
+            .enumerate()
+            .map(|(host, queue)| {
+                let add = |sum: &mut u32, t: &usize| {
+                    *sum += self.weight_on(*t, host);
+                    Some(*sum)
+                };
+                std::iter::once(0).chain(queue.iter().scan(0, add)).collect()
+            })
+            .collect();
+        // (leaders together, of them already there, slot, host): joining comes before opening a second place.
+        let mut best: Option<(u32, u32, usize, Option<usize>)> = None;
+        // Empty slots with the same room are equally good.
+        let mut empty = std::collections::BTreeSet::new();
+        for slot in 0..self.quota.len() {
+            let room = self.quota[slot] - self.size[slot];
+            if room == 0 || (self.size[slot] == 0 && !empty.insert(room)) {
+                continue;
+            }
+            if best.is_none() {
+                best = Some((0, 0, slot, None));
+            }
+            for (host, sums) in sums.iter().enumerate() {
+                let gain = sums[room.min(sums.len() - 1)];
+                let there = self.led[slot][host];
+                let score = if gain == 0 { 0 } else { there + gain };
+                if best.is_none_or(|(most, joined, _, _)| (score, there) > (most, joined)) {
+                    best = Some((score, there, slot, (gain > 0).then_some(host)));
+                }
+            }
+        }
+        let (_, _, slot, host) = best.expect("quotas add up to the number of tasks");
+        (slot, host)
     }
 
     fn score(&self, slot: usize, without: usize, with: Option<usize>) -> u32 {

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use types::{
-    AppId, ContainerModel, JobModel, JobSpec, SystemStreamPartition, TaskModel, TaskName, TasksError,
+    AppId, ContainerModel, Grouper, JobModel, JobSpec, OnInputGrowth, SystemStream, SystemStreamPartition,
+    TaskModel, TaskName, TasksError, metadata_system,
 };
 
 use crate::grouping::{TaskPlace, group};
+use crate::growth::{self, Change};
 use crate::place::{Facts, Remembered, RememberedModel, Topology};
 
 /// Why there is no job model. None of these gets better by waiting.
@@ -23,17 +25,63 @@ pub enum ModelError {
         /// Tasks there are.
         tasks: usize,
     },
-    /// The inputs have grown since the job first ran.
+    /// An input has grown since the job first ran.
     #[error(
-        "the inputs now make {now} tasks, but this job was started with {before}: keys would part from their \
-         state; submit it under a new [job] id, or take the new partitions away"
+        "input {change}: keys would part from the state of their tasks. Set [task] on-input-growth = \"extend\" to give \
+         the added partitions to new tasks whose stores are empty, or begin anew under another [job] id"
     )]
-    InputsGrew {
+    InputGrew {
+        /// What grew.
+        change: Change,
+    },
+    /// The inputs make tasks that there were not.
+    #[error(
+        "the inputs now make {now} tasks and this job was started with {before}: keys would part from the state of their \
+         tasks. Set [task] on-input-growth = \"extend\" to add tasks whose stores are empty, or begin anew under another \
+         [job] id"
+    )]
+    MoreTasks {
         /// Tasks that have a changelog partition.
         before: usize,
         /// Tasks there would be.
         now: usize,
     },
+    /// An input has lost partitions.
+    #[error(
+        "input {change}: the positions and the state of the others would be left behind. Give its topic at least {} \
+         partitions, or begin anew under another [job] id", change.before
+    )]
+    InputShrank {
+        /// What shrank.
+        change: Change,
+    },
+    /// An input is not named any more.
+    #[error(
+        "input {stream} is not in [task] inputs any more, and the job has positions in it, which would be forgotten. \
+         Name it again, or, if that is meant, write `former-inputs = [\"{stream}\"]` in [task]"
+    )]
+    InputRemoved {
+        /// Which.
+        stream: SystemStream,
+    },
+    /// Tasks would be made otherwise.
+    #[error(
+        "[task] grouper is \"{}\" and was \"{}\" when the job first ran: positions and state would not be those of the \
+         new tasks. Set it back, or begin anew under another [job] id", word(*now), word(*before)
+    )]
+    GrouperChanged {
+        /// What it was.
+        before: Grouper,
+        /// What it is.
+        now: Grouper,
+    },
+}
+
+fn word(grouper: Grouper) -> &'static str {
+    match grouper {
+        Grouper::Partition => "partition",
+        Grouper::Single => "single",
+    }
 }
 
 /// The model for `app`: the remembered one if this application made it, else a new one near the old.
@@ -45,35 +93,47 @@ pub fn build(spec: &JobSpec, app: &AppId, facts: &Facts) -> Result<RememberedMod
     if let Some(made) = previous.filter(|m| m.app == *app) {
         return Ok(made.clone());
     }
+    if let Some(previous) = previous {
+        growth::check(spec, previous, &facts.topology)?;
+    }
     let partitions = |stream: &_| facts.topology.streams.get(stream).map_or(0, Vec::len);
-    let tasks = types::tasks(spec, &partitions)?;
+    let tasks = types::tasks(&growth::expanded(spec, &facts.topology), &partitions)?;
     if spec.containers.count as usize > tasks.len() {
         return Err(ModelError::TooManyContainers { containers: spec.containers.count, tasks: tasks.len() });
     }
-    let changelog = changelog_partitions(&tasks, &facts.remembered)?;
+    let changelog = changelog_partitions(spec, &tasks, &facts.remembered)?;
+    let last = previous.map(|m| slots(&m.model)).unwrap_or_default();
     let places: Vec<TaskPlace> = tasks
         .iter()
         .map(|(name, inputs)| TaskPlace {
             leaders: leaders(inputs, &facts.topology),
-            last: previous.and_then(|m| slot_of(&m.model, name)),
+            last: last.get(name).copied(),
         })
         .collect();
     let slots = group(&places, spec.containers.count);
+    let before = previous.map(|m| growth::partition_counts(&m.model));
+    let known = previous.map(|m| growth::known_added(&m.model)).unwrap_or_default();
     let mut model = JobModel::default();
     for (((name, inputs), slot), changelog_partition) in tasks.into_iter().zip(slots).zip(changelog) {
+        let added =
+            before.as_ref().map(|before| growth::added(spec, &inputs, before, &known)).unwrap_or_default();
         let container: &mut ContainerModel = model.containers.entry(slot).or_default();
-        container.tasks.push(TaskModel { name, inputs, changelog_partition });
+        container.tasks.push(TaskModel { name, inputs, changelog_partition, added });
     }
     for container in model.containers.values_mut() {
         container.tasks.sort_by(|a, b| a.name.cmp(&b.name));
     }
-    Ok(RememberedModel { app: app.clone(), generation: previous.map_or(0, |m| m.generation) + 1, model })
+    Ok(RememberedModel {
+        app: app.clone(),
+        generation: previous.map_or(0, |m| m.generation) + 1,
+        model,
+        grouper: Some(spec.task.grouper),
+        home: metadata_system(spec),
+    })
 }
 
-/// The slot that has task `name` in `model`.
-#[must_use]
-pub fn slot_of(model: &JobModel, name: &TaskName) -> Option<u32> {
-    model.containers.iter().find(|(_, c)| c.tasks.iter().any(|t| t.name == *name)).map(|(slot, _)| *slot)
+fn slots(model: &JobModel) -> BTreeMap<&TaskName, u32> {
+    model.containers.iter().flat_map(|(slot, c)| c.tasks.iter().map(move |t| (&t.name, *slot))).collect()
 }
 
 /// Every task's changelog partition in `model`, for the coordinator topic.
@@ -83,17 +143,25 @@ pub fn changelog_mapping(model: &JobModel) -> BTreeMap<TaskName, i32> {
     tasks.map(|t| (t.name.clone(), t.changelog_partition)).collect()
 }
 
-/// Known tasks keep theirs; on a first start task n gets partition n. A job that has run before gets no new ones:
-/// its checkpoint and changelog topics have as many partitions as they have.
+/// Known tasks keep theirs; new ones get those that follow. A job with stores gets new tasks only if it says so.
 fn changelog_partitions(
+    spec: &JobSpec,
     tasks: &[(TaskName, Vec<SystemStreamPartition>)],
     remembered: &Remembered,
 ) -> Result<Vec<i32>, ModelError> {
     let known = &remembered.changelog;
-    if !known.is_empty() && tasks.iter().any(|(name, _)| !known.contains_key(name)) {
-        return Err(ModelError::InputsGrew { before: known.len(), now: tasks.len() });
+    let has_new = !known.is_empty() && tasks.iter().any(|(name, _)| !known.contains_key(name));
+    if has_new && !spec.stores.is_empty() && spec.task.on_input_growth == OnInputGrowth::Fail {
+        return Err(ModelError::MoreTasks { before: known.len(), now: tasks.len() });
     }
-    Ok(tasks.iter().zip(0..).map(|((name, _), n)| known.get(name).copied().unwrap_or(n)).collect())
+    let mut next = known.values().max().map_or(0, |highest| highest + 1);
+    let of = |(name, _): &(TaskName, Vec<SystemStreamPartition>)| {
+        known.get(name).copied().unwrap_or_else(|| {
+            next += 1;
+            next - 1
+        })
+    };
+    Ok(tasks.iter().map(of).collect())
 }
 
 fn leaders(inputs: &[SystemStreamPartition], topology: &Topology) -> BTreeMap<String, u32> {

@@ -1,7 +1,8 @@
 //! The application master's decisions: the job model, where its containers would rather run, and how they are
 //! kept running. Pure: time is a parameter, effects are [`Command`]s, refusals carry a reason.
 //!
-//! The floor plan: [`job_model`] and [`grouping`] say which container has which tasks; [`preference`] where it
+//! The floor plan: [`job_model`] and [`grouping`] say which container has which tasks, [`growth`] what follows when
+//! inputs change; [`preference`] where it
 //! should run; [`slot`] is the state machine of one logical container; [`restart`] says when a failed one is
 //! tried again; [`plan`] which topics there must be. [`AmCore`] holds them together and is the only thing a
 //! driver (the process, or the simulator) talks to.
@@ -16,11 +17,14 @@ mod ending;
 mod event;
 mod exits;
 pub mod grouping;
+pub mod growth;
+mod holding;
 pub mod job_model;
 pub mod place;
 pub mod plan;
 pub mod preference;
 pub mod restart;
+mod rolling;
 pub mod slot;
 mod status;
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use types::{AppId, ContainerId, JobModel, NodeId, SystemStream, TaskName};
+use types::{AppId, ContainerId, Grouper, JobModel, NodeId, SystemStream, TaskName};
 
 /// One broker's place.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -82,6 +82,10 @@ pub struct RememberedModel {
     pub generation: u64,
     /// The model.
     pub model: JobModel,
+    /// How its partitions became tasks; older records do not say.
+    pub grouper: Option<Grouper>,
+    /// The system of the checkpoint and coordinator topics; older records do not say.
+    pub home: Option<String>,
 }
 
 /// All that has to be known before containers can be asked for.

@@ -12,6 +12,8 @@ use crate::place::RememberedModel;
 pub struct Plan {
     /// Created where they do not exist, and looked at where they do.
     pub topics: Vec<TopicPlan>,
+    /// Whether those that exist with fewer partitions are extended: tasks are to be added to a job that has run.
+    pub extend: bool,
     /// To be remembered; not written again if it is remembered already.
     pub model: RememberedModel,
 }

@@ -59,6 +59,7 @@ impl AmCore {
             slots: self.slots.iter().map(|(n, s)| self.slot_status(now, *n, s)).collect(),
             message: self.message(),
             topics: self.topics.clone(),
+            warnings: self.warnings.iter().chain(&self.not_grown).cloned().collect(),
         }
     }
 
@@ -149,6 +150,10 @@ impl AmCore {
             n if n + done + given_up == self.slots.len() => "running".to_owned(),
             n => format!("{n} of {} containers run", self.slots.len()),
         };
+        let stale = self.stale_count();
+        if stale > 0 {
+            text.push_str(&format!("; {stale} to start again with what was added to their inputs"));
+        }
         if given_up > 0 {
             text.push_str(&format!("; {given_up} given up"));
         }

@@ -3,7 +3,7 @@
 mod stage;
 
 use am_core::slot::SlotState;
-use am_core::{Command, HelloAnswer};
+use am_core::{AmCore, Command, HelloAnswer};
 use stage::*;
 use types::*;
 
@@ -285,6 +285,34 @@ fn missing_inputs_are_waited_for_at_growing_intervals() {
         assert_eq!(stage.run(am_core::AmCore::handle_deadline), [Command::ReadFacts]);
     }
     assert_eq!(waits, [200, 400, 800, 1_600, 3_200, 5_000, 5_000]);
+}
+
+#[test]
+fn what_a_system_calls_hopeless_is_tried_for_some_seconds_before_the_job_fails() {
+    let mut stage = Stage::of(spec(1), 1);
+    stage.welcome(Vec::new());
+    let doubtful = || Err(am_core::Failure::Doubtful("system kafka: no such thing".into()));
+    let began = stage.now;
+    let mut failed = Vec::new();
+    for tries in 1..20 {
+        failed = stage.run(|c, now, out| c.facts_read(now, doubtful(), out));
+        let Some(due) = stage.core.next_deadline() else { break };
+        assert!(tries < 10, "it fails in the end");
+        stage.now = due;
+        stage.run(AmCore::handle_deadline);
+    }
+    assert!((8_000..20_000).contains(&stage.now.since(began)), "{}", stage.now.since(began));
+    assert!(
+        matches!(finish(&failed), Some(JobOutcome::Failed { reason }) if reason.contains("no such thing"))
+    );
+    let mut other = Stage::of(spec(1), 1);
+    other.welcome(Vec::new());
+    other.run(|c, now, out| c.facts_read(now, doubtful(), out));
+    other.run(|c, now, out| c.facts_read(now, Ok(facts(&[1])), out));
+    assert!(
+        finish(&other.run(|c, now, out| c.prepared(now, Ok(Vec::new()), out))).is_none(),
+        "it got better"
+    );
 }
 
 #[test]

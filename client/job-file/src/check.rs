@@ -1,11 +1,11 @@
 //! What no single key can say: that names used in one section exist in another.
 
-use types::{JobSpec, Meeting, OnError};
+use types::{JobSpec, Meeting, OnError, SystemKind, SystemStream, whole_name};
 
 use crate::keys::nearest;
 use crate::table::File;
 use crate::topic_config;
-use crate::value::{hinted, shown, stream, valid_topic};
+use crate::value::{hinted, input, shown, valid_topic};
 
 /// Reports names that lead nowhere, and topics that two stores would share.
 pub(crate) fn references(file: &File<'_>, spec: &JobSpec) {
@@ -17,6 +17,8 @@ pub(crate) fn references(file: &File<'_>, spec: &JobSpec) {
     }
     dead_letter(file, spec);
     topic_config::in_sync(file, spec);
+    patterns(file, spec);
+    former_inputs(file, spec);
     for (name, store) in &spec.stores {
         known_system(file, spec, &store.changelog_system, &format!("stores.{name}.changelog-system"));
         if let Some(Err(refusal)) = store.changelog.as_deref().map(valid_topic) {
@@ -71,14 +73,76 @@ fn dead_letter(file: &File<'_>, spec: &JobSpec) {
 }
 
 fn inputs(file: &File<'_>, spec: &JobSpec) {
-    for (index, input) in spec.task.inputs.iter().enumerate() {
+    for (index, name) in spec.task.inputs.iter().enumerate() {
         let key = format!("task.inputs[{index}]");
-        match stream(input) {
+        match input(name) {
             Err(refusal) => file.bad(&key, &refusal),
-            Ok(_) if spec.task.inputs[..index].contains(input) => {
-                file.bad(&key, &format!("\"{}\" is named twice", shown(input)));
+            Ok(_) if spec.task.inputs[..index].contains(name) => {
+                file.bad(&key, &format!("\"{}\" is named twice", shown(name)));
             }
             Ok(stream) => known_system(file, spec, &stream.system, &key),
+        }
+    }
+}
+
+/// Patterns are of topics, and stand for nothing that the job writes: its messages would come round for ever.
+fn patterns(file: &File<'_>, spec: &JobSpec) {
+    for (index, name) in spec.task.inputs.iter().enumerate() {
+        let Some(stream) = SystemStream::parse(name).filter(|stream| stream.pattern().is_some()) else {
+            continue;
+        };
+        let key = format!("task.inputs[{index}]");
+        let kind = spec.systems.get(&stream.system).map(|system| system.kind);
+        if kind == Some(SystemKind::Jsonl) {
+            file.bad(
+                &key,
+                "patterns are for systems of type \"kafka\"; of files, name a folder: `topic = \"<folder>/\"` in \
+                 [streams.\"<system>.<stream>\"] reads all files in it",
+            );
+        }
+        let Some(Ok(regex)) = stream.pattern().map(whole_name) else { continue };
+        let clashes =
+            |other: &SystemStream, topic: &str| other.system == stream.system && regex.is_match(topic);
+        if let Some(dead) = spec.errors.dead_letter.as_deref().and_then(SystemStream::parse)
+            && clashes(&dead, &spec.stream(&dead).topic)
+        {
+            let told = format!("it matches the dead-letter stream \"{dead}\"; name another stream there");
+            file.bad(&key, &told);
+        }
+        for (other, settings) in &spec.streams {
+            let Some(parsed) = SystemStream::parse(other).filter(|other| other.pattern().is_none()) else {
+                continue;
+            };
+            if !spec.task.inputs.contains(other) && clashes(&parsed, &settings.topic) {
+                let told = format!(
+                    "it matches \"{}\", the topic of [streams.\"{other}\"], which is no input: what the job writes \
+                     there would come round for ever; write a pattern that does not match it, or add \"{other}\" to \
+                     the inputs",
+                    settings.topic
+                );
+                file.bad(&key, &told);
+            }
+        }
+    }
+    for name in spec.streams.keys() {
+        let is_pattern = SystemStream::parse(name).is_some_and(|stream| stream.pattern().is_some());
+        if is_pattern && !spec.task.inputs.contains(name) {
+            let told = "is a pattern that is none of [task] inputs; add it there, letter for letter";
+            file.bad(&format!("streams.{name}"), told);
+        }
+    }
+}
+
+/// What is named as read no longer is not read.
+fn former_inputs(file: &File<'_>, spec: &JobSpec) {
+    for (index, name) in spec.task.former_inputs.iter().enumerate() {
+        let key = format!("task.former-inputs[{index}]");
+        match crate::value::stream(name) {
+            Err(refusal) => file.bad(&key, &refusal),
+            Ok(_) if spec.task.inputs.contains(name) => {
+                file.bad(&key, &format!("\"{}\" is an input; take it out of one of the two", shown(name)));
+            }
+            Ok(_) => {}
         }
     }
 }

@@ -28,6 +28,8 @@ pub(crate) const SECTIONS: &[(&str, &[&str])] = &[
         "task",
         &[
             "inputs",
+            "former-inputs",
+            "on-input-growth",
             "window",
             "commit",
             "delivery",
@@ -50,6 +52,7 @@ pub(crate) const SECTIONS: &[(&str, &[&str])] = &[
             "timestamp",
             "envelope",
             "offset-default",
+            "reset-offset",
             "offset-lost",
             "bounded",
             "bootstrap",

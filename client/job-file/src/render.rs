@@ -5,8 +5,8 @@ use std::fmt::Write;
 
 use types::{
     Artefact, Compression, Delivery, ErrorsSpec, Grouper, JobSpec, OffsetLost, OnError, OnExhausted,
-    OnLargeValue, OnLeaseLoss, PackageSpec, Resource, RestartSpec, Spread, StoreKind, StoreSpec, StreamSpec,
-    SystemKind, TIMERS_STORE,
+    OnInputGrowth, OnLargeValue, OnLeaseLoss, PackageSpec, Resource, RestartSpec, Spread, StoreKind,
+    StoreSpec, StreamSpec, SystemKind, TIMERS_STORE,
 };
 
 use crate::start_point::print_start_point;
@@ -60,6 +60,14 @@ fn package(out: &mut Toml, package: &PackageSpec) {
 fn task(out: &mut Toml, spec: &JobSpec) {
     out.section("task");
     out.list("inputs", &spec.task.inputs);
+    out.list("former-inputs", &spec.task.former_inputs);
+    out.text(
+        "on-input-growth",
+        match spec.task.on_input_growth {
+            OnInputGrowth::Fail => "fail",
+            OnInputGrowth::Extend => "extend",
+        },
+    );
     if let Some(window) = spec.task.window_ms {
         out.duration("window", window);
     }
@@ -100,6 +108,9 @@ fn systems(out: &mut Toml, spec: &JobSpec) {
     }
     for (name, spec) in &spec.streams {
         out.section(&format!("streams.{}", quoted(name)));
+        if !name.contains("./") {
+            out.text("topic", &spec.topic);
+        }
         stream(out, spec);
     }
     for (name, store_spec) in &spec.stores {
@@ -112,7 +123,6 @@ fn systems(out: &mut Toml, spec: &JobSpec) {
 }
 
 fn stream(out: &mut Toml, stream: &StreamSpec) {
-    out.text("topic", &stream.topic);
     out.optional("key-serde", stream.key_serde.as_deref());
     out.optional("serde", stream.serde.as_deref());
     out.optional("key", stream.key.as_deref());
@@ -121,6 +131,7 @@ fn stream(out: &mut Toml, stream: &StreamSpec) {
         out.plain("envelope", envelope);
     }
     out.text("offset-default", &print_start_point(stream.offset_default));
+    out.plain("reset-offset", stream.reset_offset);
     out.text(
         "offset-lost",
         match stream.offset_lost {

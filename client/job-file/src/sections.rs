@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use toml::de::{DeTable, DeValue};
 use types::{
     ContainersSpec, Delivery, ErrorsSpec, Grouper, JobId, JobSpec, MetadataSpec, OnError, OnExhausted,
-    OnLeaseLoss, PlacementSpec, Resource, RestartSpec, Spread, TaskSpec,
+    OnInputGrowth, OnLeaseLoss, PlacementSpec, Resource, RestartSpec, Spread, TaskSpec,
 };
 
 use crate::package::package;
@@ -112,6 +112,12 @@ fn task(mut section: Section<'_, '_>) -> (TaskSpec, Settings) {
     }
     let spec = TaskSpec {
         inputs: inputs.unwrap_or_default(),
+        former_inputs: section.strings("former-inputs", EXAMPLE).unwrap_or_default(),
+        on_input_growth: section
+            .optional("on-input-growth", |value| {
+                one_of(value, &[("fail", OnInputGrowth::Fail), ("extend", OnInputGrowth::Extend)])
+            })
+            .unwrap_or_default(),
         window_ms: section.optional("window", some_duration),
         commit_ms: section.optional("commit", some_duration).unwrap_or(1_000),
         delivery: section

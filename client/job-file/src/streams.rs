@@ -10,7 +10,7 @@ use crate::sections::priority;
 use crate::start_point::start_point;
 use crate::table::Section;
 use crate::value::{
-    boolean, bootstrap, field, file_path, folder, integer, kafka_settings, one_of, serde_name, stream, topic,
+    boolean, bootstrap, field, file_path, folder, input, integer, kafka_settings, one_of, serde_name, topic,
     wrong_type,
 };
 
@@ -80,7 +80,7 @@ pub(crate) fn streams(
             section.file.bad(&section.path, &message);
             continue;
         }
-        let stream = match stream(&name) {
+        let stream = match input(&name) {
             Ok(stream) => stream,
             Err(refusal) => {
                 section.file.bad(&section.path, &refusal);
@@ -88,6 +88,10 @@ pub(crate) fn streams(
             }
         };
         let kind = systems.get(&stream.system).map_or(SystemKind::Kafka, |system| system.kind);
+        if stream.pattern().is_some() {
+            let refusal = "a pattern stands for topics by their names; leave it out";
+            let _: Option<()> = section.optional("topic", |_| Err(refusal.to_owned()));
+        }
         streams.insert(name, one(&section, kind, &stream.stream));
         section.finish();
     }
@@ -107,8 +111,10 @@ fn one(section: &Section<'_, '_>, kind: SystemKind, name: &str) -> StreamSpec {
         SystemKind::Jsonl => Ok(()),
     };
     let losses = [("fail", OffsetLost::Fail), ("oldest", OffsetLost::Oldest), ("newest", OffsetLost::Newest)];
+    let is_pattern = name.starts_with('/');
+    let own_topic = if is_pattern { None } else { section.optional("topic", read_topic) };
     StreamSpec {
-        topic: section.optional("topic", read_topic).unwrap_or(default.topic),
+        topic: own_topic.unwrap_or(default.topic),
         key_serde: section.optional("key-serde", serde_name),
         serde: section.optional("serde", serde_name),
         key: section.optional("key", |value| of_lines("keys").and_then(|()| field(value))),
@@ -121,6 +127,7 @@ fn one(section: &Section<'_, '_>, kind: SystemKind, name: &str) -> StreamSpec {
                 other => Err(wrong_type(other, "a string, such as \"oldest\"")),
             })
             .unwrap_or(default.offset_default),
+        reset_offset: section.optional("reset-offset", boolean).unwrap_or(default.reset_offset),
         offset_lost: section
             .optional("offset-lost", |value| one_of(value, &losses))
             .unwrap_or(default.offset_lost),

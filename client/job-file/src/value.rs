@@ -291,6 +291,27 @@ pub(crate) fn stream(text: &str) -> Result<SystemStream, Refusal> {
     valid_topic(&stream.stream).map(|()| stream)
 }
 
+/// `<system>.<stream>`, or `<system>./<regex>/` for every topic whose whole name matches.
+pub(crate) fn input(text: &str) -> Result<SystemStream, Refusal> {
+    let parsed = SystemStream::parse(text);
+    let Some((parsed, begun)) =
+        parsed.as_ref().and_then(|parsed| Some((parsed, parsed.stream.strip_prefix('/')?)))
+    else {
+        return stream(text);
+    };
+    const FORM: &str =
+        "valid: <system>./<regex>/, such as \"kafka./^orders-.*/\", which must match the whole name";
+    let Some(pattern) = begun.strip_suffix('/').filter(|pattern| !pattern.is_empty()) else {
+        return Err(format!("\"{}\" begins a pattern and does not end it; {FORM}", shown(text)));
+    };
+    match types::whole_name(pattern) {
+        Ok(_) => Ok(parsed.clone()),
+        Err(why) => {
+            Err(format!("\"{}\" is not a regular expression: {}; {FORM}", shown(pattern), shown(&why)))
+        }
+    }
+}
+
 /// `host:port`, comma separated.
 pub(crate) fn bootstrap(value: &DeValue<'_>) -> Result<String, Refusal> {
     const FORM: &str = "host:port, comma separated, such as \"127.0.0.1:9092,127.0.0.2:9092\"";

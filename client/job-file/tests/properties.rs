@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use types::{
     Artefact, Compression, ContainersSpec, Delivery, Digest, ErrorsSpec, Grouper, JobId, JobSpec,
-    MetadataSpec, OffsetDefault, OffsetLost, OnError, OnExhausted, OnLargeValue, OnLeaseLoss, PackageSpec,
-    PlacementSpec, Resource, RestartSpec, Spread, StoreKind, StoreSpec, StreamSpec, SystemKind, SystemSpec,
-    TIMERS_STORE, TaskSpec,
+    MetadataSpec, OffsetDefault, OffsetLost, OnError, OnExhausted, OnInputGrowth, OnLargeValue, OnLeaseLoss,
+    PackageSpec, PlacementSpec, Resource, RestartSpec, Spread, StoreKind, StoreSpec, StreamSpec, SystemKind,
+    SystemSpec, TIMERS_STORE, TaskSpec,
 };
 
 fn name() -> impl Strategy<Value = String> {
@@ -49,9 +49,9 @@ fn stream(kind: SystemKind) -> impl Strategy<Value = StreamSpec> {
     };
     let topic = topic.prop_filter("a path", |path| !path.trim().is_empty());
     let lost = prop::sample::select(vec![OffsetLost::Fail, OffsetLost::Oldest, OffsetLost::Newest]);
-    ((topic, of_lines), serde_name(), serde_name(), start_point(), lost, any::<[bool; 3]>(), -9i32..9)
+    ((topic, of_lines), serde_name(), serde_name(), start_point(), lost, any::<[bool; 4]>(), -9i32..9)
         .prop_map(|((topic, of_lines), key_serde, serde, offset_default, offset_lost, flags, priority)| {
-            let [bounded, bootstrap, broadcast] = flags;
+            let [bounded, bootstrap, broadcast, reset_offset] = flags;
             let (key, timestamp, envelope) = of_lines;
             StreamSpec {
                 topic,
@@ -61,6 +61,7 @@ fn stream(kind: SystemKind) -> impl Strategy<Value = StreamSpec> {
                 timestamp,
                 envelope,
                 offset_default,
+                reset_offset,
                 offset_lost,
                 bounded,
                 bootstrap,
@@ -119,6 +120,8 @@ fn task() -> impl Strategy<Value = TaskSpec> {
     )
         .prop_map(|(inputs, window_ms, commit_ms, [exactly, single, timers], concurrency, config)| {
             TaskSpec {
+                former_inputs: vec!["kafka.no-longer".to_owned()],
+                on_input_growth: if single { OnInputGrowth::Extend } else { OnInputGrowth::Fail },
                 inputs: inputs.into_iter().collect(),
                 window_ms,
                 commit_ms,

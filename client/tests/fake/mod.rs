@@ -140,6 +140,12 @@ impl ClientService for Service {
     async fn purge(&self, _: Request<pb::PurgeRequest>) -> Result<Response<pb::PurgeResponse>, Status> {
         Ok(Response::new(pb::PurgeResponse {}))
     }
+    async fn hold(&self, request: Request<pb::HoldRequest>) -> Result<Response<pb::HoldResponse>, Status> {
+        let app = request.into_inner().app;
+        Err(Status::unavailable(format!(
+            "the application master of {app} is not connected now; try again in a moment"
+        )))
+    }
     async fn drain(&self, request: Request<pb::DrainRequest>) -> Result<Response<pb::DrainResponse>, Status> {
         let request = request.into_inner();
         let known = self.with(|state| state.nodes.iter().any(|node| node.node.0 == request.node));
@@ -224,7 +230,12 @@ pub fn live_app(id: &str, name: &str) -> AppReport {
     AppReport {
         containers_running: 1,
         containers: vec![container],
-        status: Some(JobStatus { attempt: 1, slots: vec![slot_status(0)], message: "running".into() }),
+        status: Some(JobStatus {
+            attempt: 1,
+            slots: vec![slot_status(0)],
+            message: "running".into(),
+            ..JobStatus::default()
+        }),
         status_age_ms: Some(100),
         ..app(id, name, AppState::Running)
     }

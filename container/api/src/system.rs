@@ -390,6 +390,17 @@ pub trait SystemAdmin: Send + Sync {
     /// # Errors
     /// A topic could not be created.
     fn create(&self, topics: &[NewTopic]) -> Result<(), SystemError>;
+    /// The names of all topics that can be seen, in no order.
+    ///
+    /// # Errors
+    /// No broker answered, or the system cannot list them.
+    fn topics(&self) -> Result<Vec<String>, SystemError>;
+    /// Gives `topic` more partitions, until it has `partitions` of them and all have leaders. One that has as many or
+    /// more is left as it is.
+    ///
+    /// # Errors
+    /// It does not exist, may not be extended, or no broker answered.
+    fn extend(&self, topic: &str, partitions: i32) -> Result<(), SystemError>;
     /// The ends of each partition, in the order given.
     ///
     /// # Errors

@@ -224,6 +224,31 @@ impl SystemAdmin for KafkaAdmin {
         self.await_topics(topics).map_err(|e| self.named(e))
     }
 
+    fn topics(&self) -> Result<Vec<String>, SystemError> {
+        self.client.topics(TIMEOUT).map_err(|e| self.named(e))
+    }
+
+    fn extend(&self, topic: &str, partitions: i32) -> Result<(), SystemError> {
+        let since = Instant::now();
+        loop {
+            let found = self.describe(&[topic.to_owned()])?;
+            let of = found.first().ok_or_else(|| SystemError::Fatal(format!("there is no topic {topic}")))?;
+            let has = i32::try_from(of.partitions.len()).unwrap_or(i32::MAX);
+            if has >= partitions && of.partitions.iter().all(|partition| partition.leader.is_some()) {
+                return Ok(());
+            }
+            if since.elapsed() > TIMEOUT {
+                let why =
+                    format!("topic {topic} has {has} of {partitions} partitions, or no leaders for them");
+                return Err(self.named(SystemError::Retriable(why)));
+            }
+            if has < partitions {
+                self.client.extend(topic, partitions, TIMEOUT).map_err(|e| self.named(e))?;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     fn watermarks(&self, partitions: &[TopicPartition]) -> Result<Vec<Watermarks>, SystemError> {
         if partitions.is_empty() {
             return Ok(Vec::new());

@@ -143,7 +143,15 @@ impl Arguments {
             }
         }
         for input in &job.task.inputs {
-            let of = SystemStream::parse(input).map(|s| s.system).unwrap_or_default();
+            let parsed = SystemStream::parse(input);
+            let is_pattern = parsed.as_ref().is_some_and(|stream| stream.pattern().is_some());
+            let of = parsed.map(|s| s.system).unwrap_or_default();
+            if is_pattern && job.systems.get(&of).is_some_and(|system| system.kind == SystemKind::Jsonl) {
+                return Err(format!(
+                    "input {input} is a pattern, which only brokers can be asked for; name the streams that the files \
+                     hold in [task] inputs of a job file for local runs"
+                ));
+            }
             let named = self.input.iter().any(|(stream, _)| stream == input);
             if only.contains_key(&of) && !named {
                 return Err(format!("give --input {input}=FILE too, or --files {of}=DIR for all of `{of}`"));

@@ -167,6 +167,14 @@ impl SystemAdmin for FileAdmin {
         })
     }
 
+    fn topics(&self) -> Result<Vec<String>, SystemError> {
+        Err(SystemError::Fatal("a folder of files has no topics to list".into()))
+    }
+
+    fn extend(&self, topic: &str, _: i32) -> Result<(), SystemError> {
+        Err(SystemError::Fatal(format!("{topic}: files have no partitions to add")))
+    }
+
     fn watermarks(&self, partitions: &[TopicPartition]) -> Result<Vec<Watermarks>, SystemError> {
         partitions.iter().map(|at| self.ends(at)).collect()
     }

@@ -128,6 +128,7 @@ impl Local {
                 systems.insert(name.clone(), Arc::new(Jsonl::new(&home, files, &tally)));
             }
         }
+        let job = matched(&job, &systems)?;
         let (format, stdout_is_free) = (arguments.format, !arguments.writes_to_stdout(&job));
         Ok(Local { job: Arc::new(job), state, home, tally, format, stdout_is_free, budget, systems })
     }
@@ -227,7 +228,12 @@ impl Local {
         let count = i32::try_from(tasks.len()).unwrap_or(i32::MAX);
         self.make_topics(&types::job_topics(&self.job, count))?;
         let tasks = tasks.into_iter().zip(0..);
-        let model = |((name, inputs), changelog_partition)| TaskModel { name, inputs, changelog_partition };
+        let model = |((name, inputs), changelog_partition)| TaskModel {
+            name,
+            inputs,
+            changelog_partition,
+            added: Vec::new(),
+        };
         Ok(ContainerModel { tasks: tasks.map(model).collect() })
     }
 
@@ -309,6 +315,23 @@ fn newest_owner(
         })?;
     }
     Ok(newest)
+}
+
+/// The job with its patterns replaced by the topics that match them now.
+fn matched(job: &JobSpec, systems: &Systems) -> Result<JobSpec, End> {
+    let mut topics: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    if job.has_patterns() {
+        for (name, _) in job.systems.iter().filter(|(_, spec)| spec.kind == SystemKind::Kafka) {
+            let system =
+                systems.get(name).ok_or_else(|| failed(format!("no system `{name}` in the job file")))?;
+            topics.insert(name, patiently(|| system.admin().topics())?);
+        }
+    }
+    let matched = types::expand(job, &|system| topics.get(system).cloned().unwrap_or_default());
+    if matched.task.inputs.is_empty() {
+        return Err(failed(format!("no topic matches [task] inputs: {}", job.task.inputs.join(", "))));
+    }
+    Ok(matched)
 }
 
 /// SIGINT and SIGTERM let every thread commit and end; the second one ends the process at once.

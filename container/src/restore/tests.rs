@@ -35,7 +35,12 @@ fn folded() -> Rows {
 }
 
 fn restore(job: &JobSpec, state: &Path) -> (RestoredTask, RestoreStatus) {
-    let task = TaskModel { name: "Partition 0".into(), inputs: Vec::new(), changelog_partition: 0 };
+    let task = TaskModel {
+        name: "Partition 0".into(),
+        inputs: Vec::new(),
+        changelog_partition: 0,
+        added: Vec::new(),
+    };
     let board = Arc::new(Board::default());
     board.begin(&ContainerModel { tasks: vec![task.clone()] }, 1);
     let system = FakeSystem::new(&broker(job), None, None, None);

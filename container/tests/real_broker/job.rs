@@ -160,6 +160,7 @@ pub fn model() -> ContainerModel {
             partition: n,
         }],
         changelog_partition: n,
+        added: Vec::new(),
     };
     ContainerModel { tasks: (0..PARTITIONS).map(task).collect() }
 }

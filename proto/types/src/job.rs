@@ -43,12 +43,15 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
-    /// The settings of a stream: its entry, or else the defaults of its system.
+    /// The settings of a stream: its entry, or that of the pattern that it is an input by, or else the defaults of its
+    /// system.
     #[must_use]
     pub fn stream(&self, stream: &SystemStream) -> StreamSpec {
         let known = self.streams.get(&stream.to_string()).cloned();
         let kind = self.systems.get(&stream.system).map_or(SystemKind::Kafka, |system| system.kind);
-        known.unwrap_or_else(|| StreamSpec::default_on(kind, &stream.stream))
+        known
+            .or_else(|| self.stream_of_pattern(stream))
+            .unwrap_or_else(|| StreamSpec::default_on(kind, &stream.stream))
     }
 }
 
@@ -113,8 +116,14 @@ pub struct ContainersSpec {
 /// `[task]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TaskSpec {
-    /// Input streams, `<system>.<stream>`.
+    /// Input streams, `<system>.<stream>`; `<system>./<regex>/` stands for every topic whose whole name matches.
     pub inputs: Vec<String>,
+    /// Streams that the job read once and no longer does: their positions may be forgotten.
+    #[serde(default)]
+    pub former_inputs: Vec<String>,
+    /// What follows when inputs get more partitions.
+    #[serde(default)]
+    pub on_input_growth: OnInputGrowth,
     /// How often `window` is called, ms; none if it never is.
     pub window_ms: Option<u64>,
     /// How often a task thread commits, ms.
@@ -129,6 +138,18 @@ pub struct TaskSpec {
     pub concurrency: u32,
     /// The job's own settings, handed to `StreamTask::init`.
     pub config: BTreeMap<String, String>,
+}
+
+/// What a job with stores does when its inputs get partitions that move keys from one task to another. Jobs without
+/// stores, and inputs whose growth moves no key, take new partitions up by themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnInputGrowth {
+    /// What runs goes on with the partitions that it has and says so; a new submit is refused.
+    #[default]
+    Fail,
+    /// New partitions get new tasks, which begin with empty stores.
+    Extend,
 }
 
 /// Delivery of outputs. State is exact in both.
@@ -231,6 +252,10 @@ pub struct StreamSpec {
     pub serde: Option<String>,
     /// Where a task without a checkpoint starts.
     pub offset_default: OffsetDefault,
+    /// Whether every start reads it anew from `offset_default`, whatever was read before: for inputs that a task keeps
+    /// in memory.
+    #[serde(default)]
+    pub reset_offset: bool,
     /// What to do when messages that were still to be read are gone.
     pub offset_lost: OffsetLost,
     /// Whether it ends where it ended when the container started.
@@ -261,6 +286,7 @@ impl StreamSpec {
             key_serde: None,
             serde: None,
             offset_default: OffsetDefault::Oldest,
+            reset_offset: false,
             offset_lost: OffsetLost::Fail,
             bounded: false,
             key: None,

@@ -65,6 +65,10 @@ pub struct TaskModel {
     pub inputs: Vec<SystemStreamPartition>,
     /// Its partition of the checkpoint topic and of every changelog; its own for ever.
     pub changelog_partition: i32,
+    /// Those of its inputs that there were not when the job first read the stream: without a position they are read
+    /// from their oldest message, since whatever is in them arrived while the job was there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub added: Vec<SystemStreamPartition>,
 }
 
 impl TaskModel {

@@ -22,6 +22,9 @@ pub struct JobStatus {
     /// The job's own topics, once they are ready.
     #[serde(default)]
     pub topics: Vec<TopicStatus>,
+    /// What is not as it should be although the job runs, one line each: inputs that have grown or are gone.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// A topic of the job's own.

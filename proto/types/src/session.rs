@@ -466,6 +466,14 @@ pub enum ToAm {
         /// When it must be gone, ms from now.
         within_ms: u64,
     },
+    /// Containers of these slots are to commit and stop, and none started in them for so long, or until this is said
+    /// again with 0: a user is about to move where their tasks go on.
+    Hold {
+        /// Which.
+        slots: Vec<u32>,
+        /// How long, ms.
+        for_ms: u64,
+    },
     /// A user wants the job gone.
     Stop(StopJob),
 }
@@ -483,6 +491,9 @@ pub struct ContainerHello {
     pub slot: u32,
     /// What it is doing; the tasks it already has if it is connecting again.
     pub status: ContainerStatus,
+    /// What it works on, if it is connecting again.
+    #[serde(default)]
+    pub model: Option<ContainerModel>,
 }
 
 /// The application master's answer to [`ContainerHello`].

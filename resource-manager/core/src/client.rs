@@ -135,6 +135,30 @@ impl RmCore {
         Ok(id)
     }
 
+    /// Has containers of a live application commit and stop, and keeps their slots empty for `for_ms`; 0 lets them
+    /// start again.
+    ///
+    /// # Errors
+    /// [`Denied::UnknownApp`], [`Denied::Over`]; [`Denied::NoMaster`] if there is nobody to tell.
+    pub fn hold(
+        &mut self,
+        name: &str,
+        slots: Vec<u32>,
+        for_ms: u64,
+        out: &mut Vec<Command>,
+    ) -> Result<AppId, Denied> {
+        let id = self.find(name).ok_or_else(|| Denied::UnknownApp(name.to_owned()))?;
+        let app = self.known(&id);
+        if app.state.is_over() {
+            return Err(Denied::Over(id));
+        }
+        if app.session.is_none() {
+            return Err(Denied::NoMaster(id));
+        }
+        self.to_am(&id, ToAm::Hold { slots, for_ms }, out);
+        Ok(id)
+    }
+
     pub(crate) fn stop_app(
         &mut self,
         now: Timestamp,

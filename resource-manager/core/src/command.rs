@@ -163,6 +163,9 @@ pub enum Denied {
     /// It is over; nothing can be done to it.
     #[error("{0} is already over")]
     Over(AppId),
+    /// Its application master is not connected now.
+    #[error("the application master of {0} is not connected now; try again in a moment")]
+    NoMaster(AppId),
     /// The job cannot be run as it is.
     #[error("{0}")]
     BadJob(String),

@@ -196,6 +196,12 @@ impl ClientService for Client {
         Ok(Response::new(pb::PurgeResponse {}))
     }
 
+    async fn hold(&self, request: Request<pb::HoldRequest>) -> Result<Response<pb::HoldResponse>, Status> {
+        let pb::HoldRequest { app, slots, for_ms } = request.into_inner();
+        self.ask(|reply| Message::Hold { app, slots, for_ms, reply }).await?;
+        Ok(Response::new(pb::HoldResponse {}))
+    }
+
     async fn drain(&self, request: Request<pb::DrainRequest>) -> Result<Response<pb::DrainResponse>, Status> {
         let request = request.into_inner();
         let node = types::NodeId(request.node);

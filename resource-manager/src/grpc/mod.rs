@@ -10,7 +10,7 @@ use tonic::Status;
 pub(crate) fn status_of(denied: &Denied) -> Status {
     let text = denied.to_string();
     match denied {
-        Denied::Recovering => Status::unavailable(text),
+        Denied::Recovering | Denied::NoMaster(_) => Status::unavailable(text),
         Denied::UnknownApp(_) | Denied::UnknownNode(_) => Status::not_found(text),
         Denied::LiveJob { .. } => Status::already_exists(text),
         Denied::Over(_) => Status::failed_precondition(text),

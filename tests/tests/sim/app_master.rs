@@ -19,7 +19,7 @@ use crate::world::{Happening, World};
 #[derive(Debug, Clone, Default)]
 pub struct Memory {
     owner: Option<ContainerId>,
-    remembered: Remembered,
+    pub remembered: Remembered,
 }
 
 /// An application master's process.
@@ -62,13 +62,14 @@ impl MasterProcess {
 pub struct WorkerProcess {
     pub slot: u32,
     pub claimed: bool,
-    has_model: bool,
+    /// What it works on; never changes.
+    pub model: Option<types::ContainerModel>,
     link: Option<LinkId>,
 }
 
 impl WorkerProcess {
     pub fn new(slot: u32) -> WorkerProcess {
-        WorkerProcess { slot, claimed: false, has_model: false, link: None }
+        WorkerProcess { slot, claimed: false, model: None, link: None }
     }
 }
 
@@ -166,6 +167,7 @@ impl World {
                     ToAm::Minted { nonce, incarnation } => Event::Minted { nonce, incarnation },
                     ToAm::State(state) => Event::State(state),
                     ToAm::Leave { container, within_ms } => Event::Leave { container, within_ms },
+                    ToAm::Hold { slots, for_ms } => Event::Hold { slots, for_ms },
                     ToAm::Stop(stop) => Event::Stop(stop),
                 };
                 self.master_apply(id, event);
@@ -181,6 +183,11 @@ impl World {
         let Some((_, master)) = self.master(id) else { return };
         if let Some(link) = master.link.filter(|_| master.welcomed) {
             self.send(link, End::Listener, Message::FromAm(Box::new(FromAm::Beat { sent_at_ms: now })));
+        }
+        if self.random(0..8) == 0 {
+            // It looks at the inputs now and then.
+            let topology = topology(self.partitions);
+            self.kafka_answers(id, Event::TopologyRead(Box::new(topology)));
         }
         self.later(BEAT_MS, Happening::MasterBeats(id));
     }
@@ -236,7 +243,10 @@ impl World {
                     self.kafka_answers(id, Event::Prepared(Ok(Vec::new())));
                 }
             }
-            Command::ReadTopology => self.kafka_answers(id, Event::TopologyRead(Box::new(topology()))),
+            Command::ReadTopology => {
+                let topology = topology(self.partitions);
+                self.kafka_answers(id, Event::TopologyRead(Box::new(topology)));
+            }
             Command::ReadOwners { slot, container, .. } => {
                 let newest = self.claims.get(&(job, slot)).copied();
                 self.kafka_answers(id, Event::OwnersRead { slot, container, newest: Ok(newest) });
@@ -270,7 +280,22 @@ impl World {
         }
         memory.owner = Some(id);
         let remembered = memory.remembered.clone();
-        self.kafka_answers(id, Event::FactsRead(Box::new(Ok(Facts { topology: topology(), remembered }))));
+        let topology = topology(self.partitions);
+        self.kafka_answers(id, Event::FactsRead(Box::new(Ok(Facts { topology, remembered }))));
+    }
+
+    /// The job's input gets a partition or two; masters look now and then.
+    pub fn grow_inputs(&mut self) {
+        self.partitions += i32::try_from(self.random(1..3)).expect("a small number");
+        let masters = self.machines.iter().flat_map(|machine| &machine.running);
+        let masters: Vec<ContainerId> = masters
+            .filter(|(_, running)| matches!(running.what, What::Master(_)))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in masters {
+            let topology = topology(self.partitions);
+            self.kafka_answers(id, Event::TopologyRead(Box::new(topology)));
+        }
     }
 
     /// Whether the master still owns its coordinator topic; one that does not is fenced and exits.
@@ -291,7 +316,7 @@ impl World {
         let (app, address) =
             (running.start.app.clone(), running.master.as_ref().map(|master| master.address.clone()));
         let What::Worker(worker) = &running.what else { return };
-        let (slot, has_model) = (worker.slot, worker.has_model);
+        let (slot, model) = (worker.slot, worker.model.clone());
         let listener = address.and_then(|address| address.parse::<ContainerId>().ok());
         let Some((listener, at)) = listener.and_then(|id| Some((id, self.machine_of(id)?))) else {
             return self.later(100, Happening::Dial(Dialler::Worker(id)));
@@ -301,12 +326,12 @@ impl World {
         }
         let link =
             self.network.open(now, Dialler::Worker(id), Listener::Master(listener), (Some(node), Some(at)));
-        let phase = if has_model { ContainerPhase::Running } else { ContainerPhase::Starting };
+        let phase = if model.is_some() { ContainerPhase::Running } else { ContainerPhase::Starting };
         let status = ContainerStatus { phase, ..ContainerStatus::default() };
         if let Some((_, worker)) = self.worker(id) {
             worker.link = Some(link);
         }
-        let hello = ContainerHello { app, container: id, slot, status };
+        let hello = ContainerHello { app, container: id, slot, status, model };
         self.send(link, End::Listener, Message::WorkerHello(Box::new(hello)));
     }
 
@@ -363,9 +388,9 @@ impl World {
         let Some((_, master)) = self.master(id) else { return };
         let Some(link) = master.workers.get(&worker).copied() else { return };
         match answer {
-            Ok(_) => {
+            Ok(model) => {
                 master.unanswered.remove(&worker);
-                self.send(link, End::Dialler, Message::WorkerWelcome);
+                self.send(link, End::Dialler, Message::WorkerWelcome(model));
             }
             Err(Some(_)) => {
                 master.unanswered.remove(&worker);
@@ -382,7 +407,7 @@ impl World {
             return;
         }
         match message {
-            Message::WorkerWelcome => worker.has_model = true,
+            Message::WorkerWelcome(model) => drop(worker.model.get_or_insert(*model)),
             Message::Refused(_) => self.exit(id, 1),
             other => unreachable!("nobody sends {other:?} to a worker"),
         }
@@ -392,7 +417,8 @@ impl World {
     /// commit.
     pub fn worker_acts(&mut self, node: usize, id: ContainerId) {
         let Some((_, worker)) = self.worker(id) else { return };
-        let (slot, has_model, claimed, link) = (worker.slot, worker.has_model, worker.claimed, worker.link);
+        let (slot, has_model, claimed, link) =
+            (worker.slot, worker.model.is_some(), worker.claimed, worker.link);
         self.later(BEAT_MS, Happening::WorkerActs { node, container: id });
         let status = ContainerStatus {
             phase: if claimed { ContainerPhase::Running } else { ContainerPhase::Starting },
@@ -416,12 +442,12 @@ impl World {
     }
 }
 
-/// Three brokers, six partitions, leaders in turn.
-fn topology() -> Topology {
+/// Three brokers, so many partitions, leaders in turn.
+fn topology(partitions: i32) -> Topology {
     let brokers = (1..=3)
         .map(|id| (id, Broker { host: format!("127.0.0.{id}"), aliases: Vec::new(), rack: String::new() }))
         .collect();
-    let partitions = (0..6)
+    let partitions = (0..partitions)
         .map(|p| PartitionPlace { leader: Some(p % 3 + 1), replicas: vec![p % 3 + 1, (p + 1) % 3 + 1] })
         .collect();
     let stream = SystemStream { system: "kafka".into(), stream: "flights".into() };

@@ -16,6 +16,7 @@ pub const KINDS: &[&str] = &[
     "cut from rm",
     "machines cut",
     "node drained",
+    "inputs grew",
 ];
 
 /// One fault.
@@ -29,6 +30,7 @@ pub enum Fault {
     CutFromRm { node: usize, during: u64 },
     MachinesCut { a: usize, b: usize, during: u64 },
     NodeDrained { node: usize, grace: u64, during: u64 },
+    InputsGrew,
 }
 
 impl World {
@@ -45,7 +47,7 @@ impl World {
         let machines = self.machines.len() as u64;
         let node = usize::try_from(self.random(0..machines)).expect("a small number");
         let other = usize::try_from(self.random(0..machines)).expect("a small number");
-        match self.random(0..8) {
+        match self.random(0..9) {
             0 => Fault::RmKilled { down: self.random(50..12_000) },
             1 => Fault::NmKilled { node, down: self.random(50..9_000) },
             2 => Fault::MachineLost { node, down: self.random(500..15_000) },
@@ -56,6 +58,7 @@ impl World {
                 let (grace, during) = (self.random(0..5_000), self.random(50..14_000));
                 Fault::NodeDrained { node, grace, during }
             }
+            7 => Fault::InputsGrew,
             _ => Fault::MachinesCut { a: node, b: other, during: self.random(50..14_000) },
         }
     }
@@ -94,6 +97,10 @@ impl World {
                 self.later(during, Happening::Undrained { node });
                 "node drained"
             }),
+            Fault::InputsGrew => {
+                self.grow_inputs();
+                Some("inputs grew")
+            }
         };
         if let Some(done) = done {
             *self.faults_done.entry(done).or_insert(0) += 1;

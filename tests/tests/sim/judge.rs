@@ -95,11 +95,30 @@ impl World {
                 }
             }
         }
+        self.judge_models()?;
         let live: usize =
             view.apps.iter().map(|app| app.containers.iter().filter(|c| !c.state.is_exited()).count()).sum();
         let running: usize = self.machines.iter().map(|machine| machine.running.len()).sum();
         if live != running {
             return Err(format!("at rest, {running} processes run and the resource manager knows {live}"));
+        }
+        Ok(())
+    }
+
+    /// Every partition has a task, and every container works on what its job remembers.
+    fn judge_models(&self) -> Result<(), String> {
+        for running in self.machines.iter().flat_map(|machine| machine.running.values()) {
+            let What::Worker(worker) = &running.what else { continue };
+            let made =
+                self.memory.get(&running.start.job).and_then(|memory| memory.remembered.model.as_ref());
+            let made = made.ok_or("a container runs and its job remembers no model")?;
+            let tasks: usize = made.model.containers.values().map(|c| c.tasks.len()).sum();
+            if i32::try_from(tasks) != Ok(self.partitions) {
+                return Err(format!("at rest, {tasks} tasks read {} partitions", self.partitions));
+            }
+            if worker.model.as_ref() != made.model.containers.get(&worker.slot) {
+                return Err(format!("at rest, slot {} works on {:?}", worker.slot, worker.model));
+            }
         }
         Ok(())
     }

@@ -43,7 +43,7 @@ pub enum Message {
     FromAm(Box<FromAm>),
     ToAm(Box<ToAm>),
     WorkerHello(Box<ContainerHello>),
-    WorkerWelcome,
+    WorkerWelcome(Box<types::ContainerModel>),
     FromWorker(Box<ContainerStatus>),
     /// The listener refuses; true if for good.
     Refused(bool),

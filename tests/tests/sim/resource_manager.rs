@@ -68,6 +68,8 @@ pub fn spec(name: &str) -> JobSpec {
         },
         task: TaskSpec {
             inputs: vec!["kafka.flights".into()],
+            former_inputs: Vec::new(),
+            on_input_growth: types::OnInputGrowth::Fail,
             window_ms: None,
             commit_ms: 1_000,
             delivery: Delivery::ExactlyOnce,

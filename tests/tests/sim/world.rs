@@ -76,6 +76,8 @@ pub struct World {
     /// What Kafka holds: the newest claim of each (job, slot), and each job's coordinator topic.
     pub claims: BTreeMap<(JobId, u32), Incarnation>,
     pub memory: BTreeMap<JobId, Memory>,
+    /// Of the jobs' input.
+    pub partitions: i32,
     /// How often each container id was launched.
     pub launches: BTreeMap<ContainerId, u32>,
     /// The newest container whose start was ordered for each purpose.
@@ -105,6 +107,7 @@ impl World {
             machines,
             claims: BTreeMap::new(),
             memory: BTreeMap::new(),
+            partitions: 6,
             launches: BTreeMap::new(),
             ordered: BTreeMap::new(),
             given_up: BTreeSet::new(),

@@ -41,6 +41,8 @@ pub fn spec(containers: u32) -> JobSpec {
         },
         task: TaskSpec {
             inputs: vec!["kafka.in".into()],
+            former_inputs: Vec::new(),
+            on_input_growth: types::OnInputGrowth::Fail,
             window_ms: None,
             commit_ms: 1000,
             delivery: Delivery::ExactlyOnce,
@@ -190,7 +192,13 @@ impl Stage {
         container: ContainerId,
         slot: u32,
     ) -> Result<am_core::HelloAnswer, am_core::Denied> {
-        let hello = ContainerHello { app: "app".into(), container, slot, status: ContainerStatus::default() };
+        let hello = ContainerHello {
+            app: "app".into(),
+            container,
+            slot,
+            status: ContainerStatus::default(),
+            model: None,
+        };
         let answer = self.core.container_hello(self.now, &hello);
         self.core.check().expect("invariants hold");
         answer

@@ -376,7 +376,7 @@ fn sources(w: &World) -> Vec<Source> {
                 priority: spec.priority,
                 bootstrap_until: spec.bootstrap.then_some(end),
                 start,
-                next: place.positions.get(at).copied().unwrap_or(start),
+                next: place.positions.get(at).copied().filter(|_| !spec.reset_offset).unwrap_or(start),
                 stream,
             });
         }

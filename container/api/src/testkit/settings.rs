@@ -206,6 +206,8 @@ fn empty_job() -> JobSpec {
         containers: ContainersSpec { count: 1, resource: none, threads: 1, cpu_limit_millis: None },
         task: TaskSpec {
             inputs: Vec::new(),
+            former_inputs: Vec::new(),
+            on_input_growth: types::OnInputGrowth::Fail,
             window_ms: None,
             commit_ms: 1_000,
             delivery: Delivery::AtLeastOnce,

@@ -223,6 +223,12 @@ impl Streams {
         Ok(system)
     }
 
+    /// The names of a system's streams, without the system's.
+    pub(super) fn names_of(&self, system: &str) -> Vec<String> {
+        let names = self.streams.keys().filter_map(|name| name.strip_prefix(system)?.strip_prefix('.'));
+        names.map(str::to_owned).collect()
+    }
+
     /// How many partitions stream `name` has.
     pub(super) fn partitions(&self, name: &str) -> usize {
         self.streams.get(name).map_or(0, |stream| stream.partitions.len())

@@ -68,7 +68,8 @@ impl World {
     /// The job has no inputs.
     pub(super) fn lay_out(&mut self) {
         let partitions = |stream: &types::SystemStream| self.streams.partitions(&stream.to_string());
-        let tasks = types::tasks(&self.job, &partitions);
+        let job = types::expand(&self.job, &|system| self.streams.names_of(system));
+        let tasks = types::tasks(&job, &partitions);
         let tasks = tasks.unwrap_or_else(|error| panic!("{error}: declare an input with `input`"));
         for (name, inputs) in tasks {
             let store = |(name, spec): (&String, &StoreSpec)| {

@@ -11,6 +11,7 @@ mod classify;
 pub(crate) mod config;
 pub(crate) mod consume;
 pub(crate) mod produce;
+mod topics;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::{Mutex, PoisonError};

@@ -84,6 +84,8 @@ pub fn spec(name: &str, containers: u32) -> JobSpec {
         },
         task: TaskSpec {
             inputs: vec![],
+            former_inputs: Vec::new(),
+            on_input_growth: types::OnInputGrowth::Fail,
             window_ms: None,
             commit_ms: 1000,
             delivery: Delivery::ExactlyOnce,

@@ -275,11 +275,16 @@ function renderCluster() {
   show("about", h("span", {}, `resource manager ${cluster.version}`), h("span", {}, `epoch ${cluster.epoch}`), h("span", { title: clock(cluster.started_unix_ms) }, `up ${span(age)}`));
 }
 
+// What is not as it should be although the job runs.
+function warningsOf(app) {
+  return (!isOver(app) && app.status && app.status.warnings) || [];
+}
+
 function appRow(app) {
   const slots = slotsOf(app);
   const lags = slots.map((slot) => slot.lag).filter((lag) => lag !== null);
   const waiting = slots.flatMap((slot) => slot.waiting)[0];
-  const note = app.diagnostics || waiting || (app.status && app.status.message) || "";
+  const note = app.diagnostics || waiting || warningsOf(app)[0] || (app.status && app.status.message) || "";
   const running = `${app.containers_running} of ${app.containers_wanted} running`;
   return h("tr", { key: app.app, id: `app-${app.app}`, "data-app": app.app, "data-job": jobName(app), "data-state": app.state },
     cell("Job", "main", h("a", { href: `/apps/${encodeURIComponent(app.app)}` }, jobName(app)), h("span", { class: "sub mono" }, app.app)),
@@ -343,6 +348,7 @@ function renderHead(app) {
       !isOver(app) && h("span", {}, " · ", h("span", { id: "report-age", class: stale ? "warn" : "", "data-stale": stale ? "" : null }, report))),
     app.status && app.status.message && !isOver(app) && h("p", { id: "message" }, app.status.message),
     ...((app.status && !isOver(app) && app.status.topics) || []).flatMap((topic) => topic.notes).map((note) => h("p", { class: "notice" }, note)),
+    ...warningsOf(app).map((warning, at) => h("p", { id: `warning-${at}`, class: "warn" }, warning)),
     app.diagnostics && h("p", { id: "diagnostics", class: "notice", "data-state": app.state }, app.diagnostics));
 }
 

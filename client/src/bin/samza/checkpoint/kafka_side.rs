@@ -23,8 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const AT_ONCE: usize = 8;
 
 /// A job's topics on its brokers.
-pub(crate) struct Topics<'a> {
-    spec: &'a JobSpec,
+pub(crate) struct Topics {
+    /// The job, its patterns replaced by what matches them.
+    spec: JobSpec,
     admins: BTreeMap<String, KafkaAdmin>,
     /// The system of the checkpoint topic, and the topic.
     home: String,
@@ -42,18 +43,33 @@ pub(crate) struct Found {
     partitions: Vec<TopicPartition>,
 }
 
-impl<'a> Topics<'a> {
+impl Found {
+    /// Forgets the tasks that no target is an input of, and their partitions.
+    pub(crate) fn keep_concerned(&mut self, targets: &BTreeMap<SystemStreamPartition, u64>) {
+        self.tasks.retain(|task| task.inputs.iter().any(|input| targets.contains_key(input)));
+        let kept: Vec<i32> = self.tasks.iter().map(|task| task.partition).collect();
+        self.partitions.retain(|at| kept.contains(&at.partition));
+    }
+}
+
+impl Topics {
     /// Opens the systems of the job's inputs.
-    pub(crate) fn open(spec: &'a JobSpec) -> Result<Topics<'a>, Failure> {
+    pub(crate) fn open(spec: &JobSpec) -> Result<Topics, Failure> {
         let home = types::metadata_system(spec).ok_or_else(|| Failure::other("the job has no inputs"))?;
         let mut admins = BTreeMap::new();
+        let mut topics = BTreeMap::new();
         for stream in inputs(spec)? {
             if let Some(system) = spec.systems.get(&stream.system) {
                 let admin = KafkaAdmin::new(&system.bootstrap, &system.consumer).map_err(failed)?;
+                if stream.pattern().is_some() {
+                    topics.insert(stream.system.clone(), admin.topics().map_err(failed)?);
+                }
                 admins.insert(stream.system, admin);
             }
         }
-        Ok(Topics { spec, admins, home, checkpoints: JobTopics::of(&spec.job).checkpoint })
+        let spec = types::expand(spec, &|system| topics.get(system).cloned().unwrap_or_default());
+        let checkpoints = JobTopics::of(&spec.job).checkpoint;
+        Ok(Topics { spec, admins, home, checkpoints })
     }
 
     fn admin(&self, system: &str) -> Result<&KafkaAdmin, Failure> {
@@ -69,7 +85,7 @@ impl<'a> Topics<'a> {
     pub(crate) fn look(&self) -> Result<Found, Failure> {
         let (mut ends, mut topic_ids) = (BTreeMap::new(), BTreeMap::new());
         let mut counts = BTreeMap::new();
-        for stream in inputs(self.spec)? {
+        for stream in inputs(&self.spec)? {
             let topic = self.spec.stream(&stream).topic;
             let found = self.describe(&stream.system, &topic)?.ok_or_else(|| {
                 Failure::new(Code::NotFound, format!("there is no topic {topic}, the input {stream}"))
@@ -83,7 +99,7 @@ impl<'a> Topics<'a> {
             counts.insert(stream.clone(), partitions.len());
             topic_ids.insert(stream, found.topic_id);
         }
-        let made = types::tasks(self.spec, &|stream| counts.get(stream).copied().unwrap_or(0))
+        let made = types::tasks(&self.spec, &|stream| counts.get(stream).copied().unwrap_or(0))
             .map_err(|error| Failure::other(error.to_string()))?;
         let topic = self.describe(&self.home, &self.checkpoints)?.ok_or_else(|| {
             let job = &self.spec.job;

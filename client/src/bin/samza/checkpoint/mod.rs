@@ -1,6 +1,7 @@
 //! `samza checkpoint job.toml`: how far a job's tasks are, and moving where they start.
 
 mod kafka_side;
+mod live;
 mod moves;
 mod rows;
 
@@ -36,6 +37,11 @@ pub(crate) struct CheckpointArgs {
     #[arg(long, requires = "moves")]
     dry_run: bool,
 
+    /// With --set: do it while the job is live. The containers of the tasks concerned commit and stop, their start points
+    /// are moved, and they start again; the others run on
+    #[arg(long, requires = "moves", conflicts_with_all = ["dry_run", "offline"])]
+    live: bool,
+
     /// With --set: do not ask the resource manager whether the job is live
     #[arg(long, requires = "moves")]
     offline: bool,
@@ -45,27 +51,37 @@ pub(crate) struct CheckpointArgs {
 pub(crate) async fn checkpoint(common: &Common, args: CheckpointArgs, headers: bool) -> Result<(), Failure> {
     let file = package::read_job_file(&args.job_file)?;
     only_on_brokers(&file)?;
+    let live = if args.live { live::of(common, &file).await? } else { None };
     if args.offline {
         say(
             "warning: the resource manager is not asked; if the job is live, its containers are fenced and start again",
         );
-    } else if !args.moves.is_empty() && !args.dry_run {
+    } else if !args.moves.is_empty() && !args.dry_run && live.is_none() {
         refuse_if_live(common, &file, &args.job_file).await?;
     }
     brokers::check(&file).await?;
+    if let Some(live) = live {
+        let rows = live.move_points(file.spec, args.moves).await?;
+        return show(common, &rows, true, headers)
+            .map(|()| say("moved; the containers concerned have started again"));
+    }
     let (spec, moves, dry_run) = (file.spec, args.moves, args.dry_run);
     let moving = !moves.is_empty();
     // Calls of Kafka block.
     let done = tokio::task::spawn_blocking(move || run(&spec, &moves, dry_run)).await;
     let rows = done.map_err(|error| Failure::other(error.to_string()))??;
-    match common.output {
-        Format::Json => print_json(&rows)?,
-        Format::Table => print(&table(&rows, moving, headers))?,
-    }
+    show(common, &rows, moving, headers)?;
     if moving {
         say(if dry_run { "nothing was moved (--dry-run)" } else { "moved; the job starts there" });
     }
     Ok(())
+}
+
+fn show(common: &Common, rows: &[Row], moving: bool, headers: bool) -> Result<(), Failure> {
+    match common.output {
+        Format::Json => print_json(&rows),
+        Format::Table => print(&table(rows, moving, headers)),
+    }
 }
 
 fn run(spec: &JobSpec, moves: &[Move], dry_run: bool) -> Result<Vec<Row>, Failure> {
@@ -78,6 +94,16 @@ fn run(spec: &JobSpec, moves: &[Move], dry_run: bool) -> Result<Vec<Row>, Failur
     if dry_run {
         return Ok(rows(&found, &found.tasks, &targets));
     }
+    let before = topics.write(&found, &targets, crate::now())?;
+    Ok(rows(&found, &before, &targets))
+}
+
+/// Moves start points, claiming the tasks that are concerned alone: the others may run.
+fn move_some(spec: &JobSpec, moves: &[Move]) -> Result<Vec<Row>, Failure> {
+    let topics = Topics::open(spec)?;
+    let mut found = topics.look()?;
+    let targets = topics.targets(&found, moves)?;
+    found.keep_concerned(&targets);
     let before = topics.write(&found, &targets, crate::now())?;
     Ok(rows(&found, &before, &targets))
 }
@@ -109,7 +135,8 @@ async fn refuse_if_live(common: &Common, file: &JobFile, path: &Path) -> Result<
     let apps = rm.list().await?;
     let Some(live) = apps.iter().find(|app| app.job == *job && !app.state.is_over()) else { return Ok(()) };
     let told = format!(
-        "{job} is live: {}, {}; end it with `samza stop {job} --wait`, move its start points, and submit {} again",
+        "{job} is live: {}, {}; move them with --live, which restarts the containers concerned, or end it with `samza stop {job} --wait`, \
+         move its start points, and submit {} again",
         live.app,
         tables::word(&live.state),
         path.display()
