@@ -85,8 +85,30 @@ fn only_local(file: &JobFile) -> Option<Problem> {
     Some(file.at(&format!("systems.{name}.type"), told))
 }
 
+/// Which outputs of an exactly-once job are not, if it has systems for such.
+fn at_least_once_elsewhere(spec: &JobSpec) -> Option<String> {
+    let (home, _) = spec.task.inputs.first()?.split_once('.')?;
+    let others: Vec<&str> = spec.systems.keys().map(String::as_str).filter(|name| *name != home).collect();
+    if spec.task.delivery != Delivery::ExactlyOnce || others.is_empty() {
+        return None;
+    }
+    let brokers = |name: &str| spec.systems.get(name).map(|system| system.bootstrap.as_str());
+    let same = others.iter().find(|name| brokers(name) == brokers(home) && brokers(name) != Some(""));
+    let hint = same.map_or_else(String::new, |same| {
+        format!("; `{same}` has the brokers of `{home}`: outputs to `{home}.…` are exactly-once")
+    });
+    Some(format!(
+        "`task.delivery`: exactly-once holds for outputs to system `{home}`, the first input's; outputs to {} are \
+         at-least-once{hint}",
+        others.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+    ))
+}
+
 fn check(common: &Common, file: &JobFile, found: &Found) -> Result<(), Failure> {
     if let Some(told) = only_local(file) {
+        say(&format!("note: {told}"));
+    }
+    if let Some(told) = at_least_once_elsewhere(&file.spec) {
         say(&format!("note: {told}"));
     }
     if common.output == Format::Json {

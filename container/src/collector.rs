@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use task_api::dead_letter::after_refusal;
+use task_api::dead_letter::{Form, after_refusal};
 use task_api::metrics::{Counter, MetricsRegistry};
-use task_api::system::{ProducerRecord, SystemError, SystemProducer, TopicHandle, TransactionalProducer};
+use task_api::system::{
+    ProducerRecord, RefusedRecord, SystemError, SystemProducer, TopicHandle, TransactionalProducer,
+};
 use task_api::{MessageCollector, OutgoingMessage, TaskError, TaskResult, murmur2_partition};
-use tracing::warn;
-use types::{Delivery, JobSpec, SystemStream};
+use tracing::{debug, warn};
+use types::{Delivery, JobSpec, OnError, SystemStream};
 
-use crate::systems::{Systems, home};
+use crate::systems::{System, Systems, home, largest_output};
 
 /// How long a flush or a commit may take before the container gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -35,6 +37,10 @@ pub(crate) struct Outputs {
     /// A plain producer has messages since its last flush.
     plain_unflushed: bool,
     routes: Vec<(String, Route)>,
+    /// The topics, by producer, that were asked how much they take at once.
+    asked: Vec<(Option<usize>, String)>,
+    /// The transaction takes rows of stores that may be larger than this; outputs may not.
+    largest_output: usize,
     /// The first error; a task that swallows it does not get past its next commit.
     failed: Option<SystemError>,
     /// Messages sent by tasks since the last commit.
@@ -51,6 +57,7 @@ impl Outputs {
         transactional: Box<dyn TransactionalProducer>,
         metrics: &MetricsRegistry,
     ) -> Outputs {
+        let largest_output = largest_output(&job);
         Outputs {
             job,
             systems,
@@ -60,6 +67,8 @@ impl Outputs {
             plain: Vec::new(),
             plain_unflushed: false,
             routes: Vec::new(),
+            asked: Vec::new(),
+            largest_output,
             failed: None,
             sent: 0,
             refused: metrics.with_labels(&[]).counter("samza_outputs_refused_total"),
@@ -84,10 +93,15 @@ impl Outputs {
         Ok(())
     }
 
+    /// Waits until all that is no part of the transaction is acknowledged, the dead letters of what was refused too.
     pub(crate) fn flush_plain(&mut self) -> Result<(), SystemError> {
-        if self.plain_unflushed {
-            self.plain.iter_mut().try_for_each(|(_, producer)| producer.flush(PATIENCE))?;
-            self.plain_unflushed = false;
+        while std::mem::take(&mut self.plain_unflushed) {
+            for at in 0..self.plain.len() {
+                let (system, producer) = &mut self.plain[at];
+                let flushed = producer.flush(PATIENCE);
+                flushed.map_err(|error| error.during(&format!("outputs to system `{system}`")))?;
+            }
+            self.settle_refusals()?;
         }
         Ok(())
     }
@@ -98,7 +112,13 @@ impl Outputs {
     }
 
     pub(crate) fn commit(&mut self) -> Result<(), SystemError> {
-        self.transactional.commit(PATIENCE)?;
+        self.transactional.commit(PATIENCE).map_err(|error| match error {
+            SystemError::Refused(why) => SystemError::Fatal(format!(
+                "{why}: a refusal inside a transaction ends it, whatever [errors] send says; make the topic take such \
+                 messages, or send none"
+            )),
+            other => other,
+        })?;
         self.in_transaction = false;
         self.sent = 0;
         Ok(())
@@ -115,7 +135,31 @@ impl Outputs {
 
     /// A handle for [`Self::send_state`].
     pub(crate) fn state_topic(&mut self, topic: &str) -> Result<TopicHandle, SystemError> {
-        self.transactional.topic(topic)
+        let handle = self.transactional.topic(topic)?;
+        if let Some(system) = home(&self.job).and_then(|home| self.systems.get(home)).cloned() {
+            self.ask_limit(&*system, topic, None, handle);
+        }
+        Ok(handle)
+    }
+
+    /// Tells a producer how much a topic takes at once. Who may not ask learns it from refusals.
+    fn ask_limit(&mut self, system: &dyn System, topic: &str, plain: Option<usize>, handle: TopicHandle) {
+        if self.asked.contains(&(plain, topic.to_owned())) {
+            return;
+        }
+        self.asked.push((plain, topic.to_owned()));
+        match system.admin().describe_configs(&[topic.to_owned()]) {
+            Ok(configs) => {
+                let set = configs.get(topic).and_then(|configs| configs.get("max.message.bytes"));
+                if let Some(bytes) = set.and_then(|set| set.value.parse().ok()) {
+                    match plain {
+                        Some(at) => self.plain[at].1.takes_at_most(handle, bytes),
+                        None => self.transactional.takes_at_most(handle, bytes),
+                    }
+                }
+            }
+            Err(error) => debug!(%error, "how much topic {topic} takes at once is not known"),
+        }
     }
 
     /// Sends a changelog row or a checkpoint into the open transaction.
@@ -144,7 +188,7 @@ impl Outputs {
             )));
         }
         let name = parsed.system;
-        let Some(system) = self.systems.get(&name) else {
+        let Some(system) = self.systems.get(&name).cloned() else {
             let known: Vec<_> = self.systems.keys().map(String::as_str).collect();
             return Err(SystemError::Fatal(format!(
                 "no system `{name}` in job.toml for stream `{stream}`; it has: {}",
@@ -167,6 +211,7 @@ impl Outputs {
             };
             Route { plain: Some(at), topic: self.plain[at].1.topic(&topic)? }
         };
+        self.ask_limit(&*system, &topic, route.plain, route.topic);
         self.routes.push((stream.to_owned(), route));
         Ok(route)
     }
@@ -186,7 +231,8 @@ impl Outputs {
         }
     }
 
-    fn send_output(&mut self, message: &OutgoingMessage<'_>) -> Result<(), SystemError> {
+    /// `tag` is 0 for an output, or that of a dead letter's form.
+    fn send_output(&mut self, message: &OutgoingMessage<'_>, tag: u8) -> Result<(), SystemError> {
         let route = self.route_of(message.stream)?;
         let OutgoingMessage { mut partition, partition_key, key, value, timestamp_ms, headers, .. } =
             *message;
@@ -194,36 +240,93 @@ impl Outputs {
             partition = Some(murmur2_partition(chooses, self.partitions_of(route)?));
         }
         self.sent += 1;
-        let record = ProducerRecord { topic: route.topic, partition, key, value, timestamp_ms, headers };
+        let record = ProducerRecord { topic: route.topic, partition, key, value, timestamp_ms, headers, tag };
         match route.plain {
             Some(at) => {
                 self.plain_unflushed = true;
                 self.plain[at].1.send(&record)
             }
             None => {
+                let bytes = bytes_of(&record);
+                if bytes > self.largest_output {
+                    let most = self.largest_output;
+                    return Err(SystemError::Refused(format!(
+                        "send to {}: {bytes} bytes are more than message.max.bytes, {most}",
+                        message.stream
+                    )));
+                }
                 self.begin()?;
                 self.transactional.send(&record)
             }
         }
     }
 
+    /// Sends a dead letter.
+    pub(crate) fn send_letter(
+        &mut self,
+        letter: &OutgoingMessage<'_>,
+        form: Form,
+    ) -> Result<(), SystemError> {
+        self.send_output(letter, form as u8 + 1)
+    }
+
     /// A system refused this one message.
     fn refused(&mut self, message: &OutgoingMessage<'_>, why: &str) -> Result<(), SystemError> {
         let job = Arc::clone(&self.job);
         let (policy, dead_letters) = (job.errors.send, job.errors.dead_letter.as_deref());
-        after_refusal(message, why, policy, dead_letters, &mut |letter| self.send_output(letter))?;
-        warn!("an output to {} is left out, as [errors] send says: {why}", message.stream);
+        let mut send = |letter: &OutgoingMessage<'_>, form| self.send_letter(letter, form);
+        after_refusal(message, why, policy, dead_letters, &mut send)?;
+        let then = match (policy, dead_letters) {
+            (OnError::DeadLetter, Some(stream)) => format!("sent to {stream}"),
+            _ => "left out".to_owned(),
+        };
+        warn!("an output to {} is {then}, as [errors] send says: {why}", message.stream);
         self.refused.inc();
+        Ok(())
+    }
+
+    /// Does with what plain systems have refused since it was sent what the job wants done with it.
+    fn settle_refusals(&mut self) -> Result<(), SystemError> {
+        (0..self.plain.len()).try_for_each(|at| self.settle_refusals_of(at))
+    }
+
+    fn settle_refusals_of(&mut self, at: usize) -> Result<(), SystemError> {
+        while let Some(record) = self.plain[at].1.refused() {
+            let RefusedRecord { topic, key, value, timestamp_ms, headers, tag, why } = record;
+            let is_it = |(_, route): &&(String, Route)| route.plain == Some(at) && route.topic == topic;
+            let Some((stream, _)) = self.routes.iter().find(is_it).cloned() else { continue };
+            let message = OutgoingMessage {
+                timestamp_ms,
+                headers: headers.get(),
+                ..OutgoingMessage::new(&stream, key.as_deref(), value.as_deref())
+            };
+            match [Form::Whole, Form::WithoutValue, Form::Bare].get(usize::from(tag.wrapping_sub(1))) {
+                None => self.refused(&message, &why)?,
+                Some(form) => {
+                    let failed = || SystemError::Refused(format!("a dead letter to {stream}: {why}"));
+                    let form = form.smaller().ok_or_else(failed)?;
+                    form.send(&message, &mut |letter, form| self.send_letter(letter, form))?;
+                }
+            }
+        }
         Ok(())
     }
 }
 
+/// Key, value and headers together.
+fn bytes_of(record: &ProducerRecord<'_>) -> usize {
+    let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+    let headers: usize = record.headers.iter().map(|header| header.name.len() + length(header.value)).sum();
+    length(record.key) + length(record.value) + headers
+}
+
 impl MessageCollector for Outputs {
     fn send(&mut self, message: OutgoingMessage<'_>) -> TaskResult {
-        let sent = match self.send_output(&message) {
+        let sent = match self.send_output(&message, 0) {
             Err(SystemError::Refused(why)) => self.refused(&message, &why),
             sent => sent,
         };
+        let sent = sent.and_then(|()| self.settle_refusals());
         sent.map_err(|error| {
             self.failed.get_or_insert_with(|| error.clone());
             error.into()

@@ -16,7 +16,7 @@ use task_api::{
 use task_core::commit::{Due, Pending, Schedule};
 use task_core::record::{Checkpoint, Restored};
 use tracing::{info, warn};
-use types::{Delivery, Incarnation, TaskName, Timestamp};
+use types::{Incarnation, TaskName, Timestamp};
 
 use crate::board::Board;
 use crate::clock::Clock;
@@ -76,7 +76,6 @@ pub(crate) struct Task<T> {
 /// One task thread.
 pub(crate) struct Engine<T> {
     pub(crate) incarnation: Incarnation,
-    pub(crate) delivery: Delivery,
     pub(crate) thread: usize,
     pub(crate) board: Arc<Board>,
     /// The home system's.
@@ -263,7 +262,7 @@ impl<T: StreamTask> Engine<T> {
             headers: OwnedHeaders::default(),
         };
         let failed = FailedMessage { message, cause: DecodeError(why).into() };
-        self.failures.judge(&self.tasks[task].name, &Failed::InFlight, failed.into(), &mut self.outputs)
+        self.failures.judge(&self.tasks[task].name, &Failed::Named, failed.into(), &mut self.outputs)
     }
 
     fn cannot_read(&mut self, now: Timestamp, error: SystemError) -> Result<(), End> {
@@ -340,11 +339,19 @@ impl<T: StreamTask> Engine<T> {
     /// Lets tasks finish what they have in flight: what is done, or, with `all`, everything.
     fn complete(&mut self, all: bool) -> Result<(), End> {
         for task in &mut self.tasks {
-            while task.code.in_flight() > 0 {
+            loop {
+                let before = task.code.in_flight();
+                if before == 0 {
+                    break;
+                }
                 match task.code.complete(all, &mut self.outputs, &mut self.work.coordinator) {
                     Ok(()) => break,
+                    // Leaving out what is not named, or is still there, would come round for ever.
+                    Err(error) if !error.is::<FailedMessage>() || task.code.in_flight() >= before => {
+                        return Err(unforgiven(&mut self.outputs, &task.name, "complete", &error));
+                    }
                     Err(error) => {
-                        self.failures.judge(&task.name, &Failed::InFlight, error, &mut self.outputs)?
+                        self.failures.judge(&task.name, &Failed::Named, error, &mut self.outputs)?
                     }
                 }
             }
@@ -468,19 +475,26 @@ impl<T: StreamTask> Hands<'_, T> {
         let full = Rc::clone(&self.work.full);
         let mut batch = MessageBatch::new(&source.partition, run, &full);
         loop {
-            let before = batch.taken();
+            let (before, in_flight) = (batch.taken(), task.code.in_flight());
             let Err(error) = task.code.process_batch(&mut batch, self.outputs, &mut self.work.coordinator)
             else {
                 break;
             };
-            let taken = batch.taken();
-            let last = run[..taken].last().map(|message| batch.envelope(message));
-            let failed = last.as_ref().map_or(Failed::InFlight, Failed::Message);
-            if let Err(end) = self.failures.judge(&task.name, &failed, error, self.outputs) {
+            let came_further = batch.taken() > before || task.code.in_flight() < in_flight;
+            let is_named = error.is::<FailedMessage>();
+            let message = if is_named { None } else { batch.failed_since(before) };
+            let failed = message.as_ref().map_or(Failed::Named, Failed::Message);
+            // An error that comes again and again would be forgiven again and again.
+            let judged = if message.is_some() || is_named && came_further {
+                self.failures.judge(&task.name, &failed, error, self.outputs)
+            } else {
+                Err(unforgiven(self.outputs, &task.name, "process_batch", &error))
+            };
+            if let Err(end) = judged {
                 self.work.failed = Some(end);
                 return Err(SystemError::Fatal("the task failed".into()));
             }
-            if taken == before || self.work.must_commit() {
+            if batch.rest().is_empty() || self.work.must_commit() {
                 break;
             }
         }

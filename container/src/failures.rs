@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use task_api::dead_letter::{DeadLetter, Stage};
 use task_api::metrics::Counter;
-use task_api::{FailedMessage, IncomingMessageEnvelope, OwnedMessage, StoreError, TaskError, TaskMetrics};
+use task_api::{
+    FailedMessage, IncomingMessageEnvelope, OutgoingMessage, OwnedMessage, StoreError, TaskError, TaskMetrics,
+};
 use tracing::warn;
 use types::{ErrorsSpec, OnError, TaskName};
 
@@ -17,8 +19,8 @@ pub(crate) enum Failed<'a> {
     Message(&'a IncomingMessageEnvelope<'a>),
     /// A timer: its key and its time.
     Timer(&'a [u8], u64),
-    /// Something that only the error can name ([`FailedMessage`]).
-    InFlight,
+    /// What the error names ([`FailedMessage`]).
+    Named,
 }
 
 /// One thread's policy and its counters.
@@ -56,16 +58,13 @@ impl Failures {
         if let Some(system) = outputs.failure() {
             return Err(End::from(system).during("sending"));
         }
-        let (letter, error) = match error.downcast::<FailedMessage>() {
-            Ok(of) => (DeadLetter::of_message(task, &of.message), of.cause),
-            Err(error) => (
-                match failed {
-                    Failed::Message(envelope) => DeadLetter::of_message(task, &OwnedMessage::of(envelope)),
-                    Failed::Timer(key, due) => DeadLetter::of_timer(task, key, *due),
-                    Failed::InFlight => DeadLetter::of_timer(task, b"", 0),
-                },
-                error,
-            ),
+        let (letter, error) = match (error.downcast::<FailedMessage>(), failed) {
+            (Ok(of), _) => (DeadLetter::of_message(task, &of.message), of.cause),
+            (Err(error), Failed::Message(envelope)) => {
+                (DeadLetter::of_message(task, &OwnedMessage::of(envelope)), error)
+            }
+            (Err(error), Failed::Timer(key, due)) => (DeadLetter::of_timer(task, key, *due), error),
+            (Err(error), Failed::Named) => return Err(End::Failed(format!("{task} failed: {error}"))),
         };
         let text = format!("{task} failed: {}: {error}", letter.what);
         let stage = Stage::of(&error);
@@ -82,11 +81,9 @@ impl Failures {
             (OnError::Fail, _) | (OnError::DeadLetter, None) => return Err(End::Failed(text)),
             (OnError::Skip, _) => warn!("{text}: left out, as [errors] {name} says"),
             (OnError::DeadLetter, Some(stream)) => {
-                let sent = letter.send(stream, stage, &error, outputs);
-                sent.map_err(|error| match outputs.failure() {
-                    Some(system) => End::from(system).during("dead letter"),
-                    None => End::Failed(format!("dead letter: {error}")),
-                })?;
+                let mut send = |letter: &OutgoingMessage<'_>, form| outputs.send_letter(letter, form);
+                let sent = letter.send(stream, stage, &error, &mut send);
+                sent.map_err(|error| End::from(error).during(&text))?;
                 warn!("{text}: sent to {stream}, as [errors] {name} says");
                 if let Some((_, dead)) = counters {
                     dead.inc();

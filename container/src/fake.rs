@@ -6,15 +6,18 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use task_api::OwnedHeaders;
 use task_api::system::{
     BrokerMetadata, Configs, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage,
-    ProducerRecord, StartAt, SystemAdmin, SystemConsumer, SystemError, SystemProducer, TopicHandle,
-    TopicMetadata, TopicPartition, TransactionalProducer, Watermarks, configs_of,
+    StartAt, SystemAdmin, SystemConsumer, SystemError, SystemProducer, TopicMetadata, TopicPartition,
+    TransactionalProducer, Watermarks, configs_of,
 };
-use task_api::{OwnedHeaders, murmur2_partition};
 
+use self::producer::FakeProducer;
 use crate::board::Board;
 use crate::systems::System;
+
+mod producer;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
@@ -43,6 +46,8 @@ struct Logs {
     configs: BTreeMap<String, BTreeMap<String, String>>,
     /// By transactional id: how often it was initialised.
     epochs: BTreeMap<String, u32>,
+    /// By topic: longer values are refused after they were sent.
+    refused_above: BTreeMap<String, usize>,
 }
 
 impl Entry {
@@ -115,6 +120,10 @@ impl Broker {
         for partition in 0..partitions {
             self.logs().partitions.insert(at(topic, partition), Vec::new());
         }
+    }
+    /// From now on the topic refuses longer values, after they were sent.
+    pub(crate) fn refuse_above(&self, topic: &str, bytes: usize) {
+        self.logs().refused_above.insert(topic.to_owned(), bytes);
     }
     pub(crate) fn append(&self, topic: &str, partition: i32, key: &[u8], value: Option<&[u8]>) {
         let entry = Entry::plain(Some(key), value);
@@ -198,6 +207,8 @@ struct Life {
     calls: AtomicI64,
     /// Every third call of the admin is answered with "later".
     flaky: AtomicBool,
+    /// What plain producers send is there when they are flushed, and gone with a producer that was not.
+    is_slow: AtomicBool,
     asked: AtomicI64,
 }
 
@@ -232,12 +243,17 @@ impl FakeSystem {
             ended: AtomicBool::new(false),
             calls: AtomicI64::new(0),
             flaky: AtomicBool::new(false),
+            is_slow: AtomicBool::new(false),
             asked: AtomicI64::new(0),
         };
         FakeSystem { broker: broker.clone(), life: Arc::new(life) }
     }
     pub(crate) fn has_crashed(&self) -> bool {
         self.life.crashed.load(Ordering::SeqCst)
+    }
+    /// From now on messages outside transactions leave their producer only when it is flushed.
+    pub(crate) fn be_slow(&self) {
+        self.life.is_slow.store(true, Ordering::SeqCst);
     }
     /// From now on every third question or order is answered with "later".
     pub(crate) fn be_flaky(&self) {
@@ -526,83 +542,5 @@ impl SystemConsumer for FakeConsumer {
     }
     fn has_ended(&self, source: usize) -> bool {
         self.system.life.ended.load(Ordering::SeqCst) && self.read[source].is_some()
-    }
-}
-
-struct FakeProducer {
-    system: FakeSystem,
-    /// With its epoch, once it is initialised.
-    id: Option<(String, u32)>,
-    topics: Vec<String>,
-}
-
-impl FakeProducer {
-    fn new(system: &FakeSystem, id: Option<String>) -> FakeProducer {
-        FakeProducer { system: system.clone(), id: id.map(|id| (id, 0)), topics: Vec::new() }
-    }
-    fn transactional<R>(&self, effect: impl FnOnce(&mut Logs, &str) -> R) -> Result<R, SystemError> {
-        let (id, epoch) = self.id.as_ref().expect("a transactional producer");
-        self.system.call(|logs| {
-            if logs.epochs.get(id) != Some(epoch) {
-                return Err(SystemError::Fenced(format!("{id} has been fenced")));
-            }
-            Ok(effect(logs, id))
-        })
-    }
-}
-
-impl SystemProducer for FakeProducer {
-    fn topic(&mut self, topic: &str) -> Result<TopicHandle, SystemError> {
-        if let Some(n) = self.topics.iter().position(|t| t == topic) {
-            return Ok(TopicHandle(n as u32));
-        }
-        self.topics.push(topic.to_owned());
-        Ok(TopicHandle(self.topics.len() as u32 - 1))
-    }
-    fn partitions(&mut self, topic: TopicHandle) -> Result<i32, SystemError> {
-        let topic = &self.topics[topic.0 as usize];
-        match self.system.call(|logs| Ok(logs.partitions_of(topic)))? {
-            0 => Err(SystemError::Retriable(format!("no topic {topic}"))),
-            partitions => Ok(partitions),
-        }
-    }
-    fn send(&mut self, record: &ProducerRecord<'_>) -> Result<(), SystemError> {
-        let ProducerRecord { topic, partition, key, value, timestamp_ms, headers } = *record;
-        if value.is_some_and(|value| value.len() > MOST_BYTES) {
-            return Err(SystemError::Refused(format!("more than {MOST_BYTES} bytes")));
-        }
-        let topic = &self.topics[topic.0 as usize];
-        let push = |logs: &mut Logs, id: Option<&str>, fate| {
-            let chosen = || murmur2_partition(key.unwrap_or_default(), logs.partitions_of(topic));
-            let partition = partition.unwrap_or_else(chosen);
-            let (headers, id) = (OwnedHeaders::of(headers), id.map(str::to_owned));
-            let entry = Entry { timestamp_ms, headers, id, fate, ..Entry::plain(key, value) };
-            logs.log(&at(topic, partition)).map(|log| log.push(entry))
-        };
-        match &self.id {
-            Some(_) => self.transactional(|logs, id| push(logs, Some(id), Fate::Open))?,
-            None => self.system.call(|logs| push(logs, None, Fate::Plain)),
-        }
-    }
-    fn flush(&mut self, _: Duration) -> Result<(), SystemError> {
-        self.system.call(|_| Ok(()))
-    }
-}
-
-impl TransactionalProducer for FakeProducer {
-    fn init(&mut self, _: Duration) -> Result<(), SystemError> {
-        let id = self.id.as_ref().expect("a transactional producer").0.clone();
-        let epoch = self.system.call(|logs| Ok(logs.bump(&id)))?;
-        self.id = Some((id, epoch));
-        Ok(())
-    }
-    fn begin(&mut self) -> Result<(), SystemError> {
-        self.transactional(|_, _| ())
-    }
-    fn commit(&mut self, _: Duration) -> Result<(), SystemError> {
-        self.transactional(|logs, id| logs.decide(id, Fate::Committed))
-    }
-    fn abort(&mut self, _: Duration) -> Result<(), SystemError> {
-        self.transactional(|logs, id| logs.decide(id, Fate::Aborted))
     }
 }

@@ -58,6 +58,8 @@ mod fake;
 #[cfg(test)]
 mod messages;
 #[cfg(test)]
+mod outputs;
+#[cfg(test)]
 mod scenarios;
 #[cfg(test)]
 mod tests;

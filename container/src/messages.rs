@@ -37,8 +37,8 @@ impl StreamTask for Forwards {
         collector: &mut dyn MessageCollector,
         coordinator: &mut TaskCoordinator,
     ) -> TaskResult {
-        for message in batch.take_slice(2) {
-            self.process(&batch.envelope(message), collector, coordinator)?;
+        for envelope in batch.take(2) {
+            self.process(&envelope, collector, coordinator)?;
         }
         Ok(())
     }
@@ -81,9 +81,9 @@ fn sent() -> Vec<Whole> {
         let (name, text) = (format!("h{n}"), [n; 3]);
         let all = [Header::new(&name, &text), Header { name: b"h", value: None }, Header::new("h", b"")];
         Whole {
-            key: (n % 3 > 0).then(|| vec![n]),
+            key: (!n.is_multiple_of(3)).then(|| vec![n]),
             value: Some(if n == BAD { b"bad".to_vec() } else { n.to_string().into_bytes() }),
-            timestamp_ms: (n % 2 > 0).then_some(1_000 + u64::from(n)),
+            timestamp_ms: (!n.is_multiple_of(2)).then_some(1_000 + u64::from(n)),
             headers: OwnedHeaders::of(Headers::new(&all[..usize::from(n) % 4])),
         }
     };

@@ -39,6 +39,45 @@ pub(crate) fn home(job: &JobSpec) -> Option<&str> {
     job.task.inputs.first().and_then(|input| input.split_once('.')).map(|(system, _)| system)
 }
 
+/// librdkafka's default of `message.max.bytes`, and the most that it can be.
+const MESSAGE_BYTES: u64 = 1_000_000;
+const MOST_MESSAGE_BYTES: u64 = 1_000_000_000;
+/// What a message in a batch has besides key, value and headers, at most.
+const MESSAGE_OVERHEAD: u64 = 36;
+/// What a row of the largest size may have besides its key and its value: the stamp of a ttl, and what a message and its
+/// batch add.
+const ROW_ROOM: u64 = 64 << 10;
+
+/// The largest row of a store whose key and value together may be sent at all.
+pub(crate) const LARGEST_ROW: u64 = MOST_MESSAGE_BYTES - ROW_ROOM;
+
+fn message_bytes(producer: &BTreeMap<String, String>) -> u64 {
+    producer.get("message.max.bytes").and_then(|text| text.parse().ok()).unwrap_or(MESSAGE_BYTES)
+}
+
+/// The largest output that may join the transaction: key, value and headers. Rows of stores may be larger, see
+/// [`System::transactional`].
+pub(crate) fn largest_output(job: &JobSpec) -> usize {
+    let system = home(job).and_then(|home| job.systems.get(home)).filter(|s| s.kind == SystemKind::Kafka);
+    let bytes =
+        system.map_or(u64::MAX, |system| message_bytes(&system.producer).saturating_sub(MESSAGE_OVERHEAD));
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// Lets a transactional producer take every row that a store of the job takes: a row that was put must not be what no
+/// commit can send.
+fn make_room_for_rows(producer: &mut BTreeMap<String, String>, job: &JobSpec) {
+    let logged = job.stores.values().filter(|store| store.changelog.is_some());
+    let Some(largest) = logged.map(|store| store.max_value_bytes.min(LARGEST_ROW)).max() else { return };
+    let bytes = message_bytes(producer).max(largest + ROW_ROOM);
+    producer.insert("message.max.bytes".into(), bytes.to_string());
+    let kbytes = bytes.div_ceil(1024);
+    let queue = producer.get("queue.buffering.max.kbytes").and_then(|text| text.parse::<u64>().ok());
+    if queue.is_some_and(|queue| queue < kbytes) {
+        producer.insert("queue.buffering.max.kbytes".into(), kbytes.to_string());
+    }
+}
+
 /// Opens every system of Kafka; those of files are for local runs, which open them ([`crate::local`]).
 ///
 /// # Errors
@@ -67,7 +106,10 @@ pub(crate) fn open(job: &JobSpec, budget: &Budget, rack: &str) -> Result<Systems
             unless_set(&mut spec.consumer, vec![("client.rack", rack.to_owned())]);
         }
         let admin = KafkaAdmin::new(&spec.bootstrap, &reader)?;
-        systems.insert(name.clone(), Arc::new(Kafka { spec, admin: Arc::new(admin), transaction_ms }));
+        let mut transactional = spec.producer.clone();
+        make_room_for_rows(&mut transactional, job);
+        let admin = Arc::new(admin);
+        systems.insert(name.clone(), Arc::new(Kafka { spec, admin, transactional, transaction_ms }));
     }
     Ok(systems)
 }
@@ -75,6 +117,8 @@ pub(crate) fn open(job: &JobSpec, budget: &Budget, rack: &str) -> Result<Systems
 struct Kafka {
     spec: SystemSpec,
     admin: Arc<KafkaAdmin>,
+    /// Settings of transactional producers.
+    transactional: BTreeMap<String, String>,
     /// How long a transaction may stay open before the broker aborts it.
     transaction_ms: u64,
 }
@@ -90,7 +134,7 @@ impl System for Kafka {
         Ok(Box::new(KafkaProducer::idempotent(&self.spec.bootstrap, client_id, &self.spec.producer)?))
     }
     fn transactional(&self, id: &str) -> Result<Box<dyn TransactionalProducer>, SystemError> {
-        let mut config = self.spec.producer.clone();
+        let mut config = self.transactional.clone();
         config.entry("transaction.timeout.ms".into()).or_insert_with(|| self.transaction_ms.to_string());
         Ok(Box::new(KafkaProducer::transactional(&self.spec.bootstrap, id, &config)?))
     }

@@ -120,7 +120,6 @@ fn start<T: StreamTask>(
     let metrics_of: Vec<_> = tasks.iter().map(|t| (t.name.clone(), desk.metrics_of(&t.name))).collect();
     let mut engine = Engine {
         incarnation: shared.incarnation,
-        delivery: job.task.delivery,
         thread,
         board: Arc::clone(board),
         admin,

@@ -34,7 +34,7 @@ pub(crate) fn commit<T: StreamTask>(
     let flush = engine.schedule.flush_stores(now, due, pending);
     let start = Instant::now();
     let mut ends = None;
-    for step in steps(engine.delivery, flush) {
+    for step in steps(flush) {
         points::before(step);
         match step {
             CommitStep::FlushOutputs => engine.outputs.flush_plain()?,

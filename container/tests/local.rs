@@ -480,6 +480,29 @@ fn consumed(admin: &KafkaAdmin, topic: &str) -> Vec<(String, u64)> {
 }
 
 #[test]
+fn lines_become_messages_of_kafka_in_both_modes() {
+    let brokers = Brokers::new();
+    let admin = KafkaAdmin::new(&brokers.bootstrap, &BTreeMap::new()).expect("an admin");
+    for delivery in ["at-least-once", "exactly-once"] {
+        let topic = format!("lines-{delivery}-{}", std::process::id());
+        let new = NewTopic { topic: topic.clone(), partitions: 2, replication: 1, config: BTreeMap::new() };
+        admin.create(&[new]).expect("created");
+        let kafka = format!(
+            "[systems.kafka]\ntype = \"kafka\"\nbootstrap = \"{}\"\n[streams.\"kafka.out\"]\ntopic = \"{topic}\"\n",
+            brokers.bootstrap
+        );
+        let job = Job::new(delivery, &kafka);
+        let text = fs::read_to_string(job.path("job.toml")).expect("read").replace("files.out", "kafka.out");
+        fs::write(job.path("job.toml"), text).expect("written");
+        job.feed("in.jsonl", 0..3_000);
+        job.run(&[]);
+        let mut wanted = counted(0..3_000);
+        wanted.sort();
+        assert_eq!(consumed(&admin, &topic), wanted, "{delivery}");
+    }
+}
+
+#[test]
 fn a_job_runs_standalone_against_kafka_and_ends_with_its_bounded_input() {
     let brokers = Brokers::new();
     let admin = KafkaAdmin::new(&brokers.bootstrap, &BTreeMap::new()).expect("an admin");

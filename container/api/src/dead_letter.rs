@@ -6,7 +6,7 @@ use types::{OnError, TaskName};
 use crate::headers::{Header, Headers, OwnedHeaders};
 use crate::serde::DecodeError;
 use crate::system::SystemError;
-use crate::task::{MessageCollector, OutgoingMessage, OwnedMessage, TaskError, TaskResult};
+use crate::task::{OutgoingMessage, OwnedMessage, TaskError};
 
 /// The stages of job.toml's `[errors]` at which a task fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,41 +87,99 @@ impl DeadLetter {
         }
     }
 
-    /// Sends it to `stream`.
+    /// Sends it to `stream` through `send`, which is told which [`Form`] it has.
     ///
     /// # Errors
-    /// As any send.
+    /// `send` met an error, or refused it in every form.
     pub fn send(
         &self,
         stream: &str,
         stage: Stage,
         error: &TaskError,
-        collector: &mut dyn MessageCollector,
-    ) -> TaskResult {
+        send: &mut dyn FnMut(&OutgoingMessage<'_>, Form) -> Result<(), SystemError>,
+    ) -> Result<(), SystemError> {
         let error = error.to_string();
         let ours = [("samza.stage", stage.name()), ("samza.error", error.as_str())];
         let told = self.told.iter().map(|(name, value)| (*name, value.as_str()));
         let ours = ours.into_iter().chain(told).map(|(name, value)| Header::new(name, value.as_bytes()));
         let headers: Vec<Header<'_>> = self.headers.get().iter().chain(ours).collect();
-        collector.send(OutgoingMessage {
+        let letter = OutgoingMessage {
             timestamp_ms: self.timestamp_ms,
             headers: Headers::new(&headers),
             ..OutgoingMessage::new(stream, self.key.as_deref(), self.value.as_deref())
-        })
+        };
+        Form::Whole.send(&letter, send)
+    }
+}
+
+/// How much of a dead letter is sent. Most that are refused are too large: without the value they fit, or without their
+/// own headers; few are refused for their time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Form {
+    /// All.
+    Whole,
+    /// All but the value.
+    WithoutValue,
+    /// The key and our headers.
+    Bare,
+}
+
+impl Form {
+    /// The next to try.
+    #[must_use]
+    pub fn smaller(self) -> Option<Form> {
+        match self {
+            Form::Whole => Some(Form::WithoutValue),
+            Form::WithoutValue => Some(Form::Bare),
+            Form::Bare => None,
+        }
+    }
+
+    /// Sends `letter` through `send` in this form, or in a smaller one if it is refused.
+    ///
+    /// # Errors
+    /// `send` met an error, or refused it in every form.
+    pub fn send(
+        self,
+        letter: &OutgoingMessage<'_>,
+        send: &mut dyn FnMut(&OutgoingMessage<'_>, Form) -> Result<(), SystemError>,
+    ) -> Result<(), SystemError> {
+        let ours = |header: &Header<'_>| header.name.starts_with(b"samza.");
+        let ours: Vec<Header<'_>> = letter.headers.iter().filter(ours).collect();
+        let mut letter = *letter;
+        let mut form = self;
+        loop {
+            match form {
+                Form::Whole => {}
+                Form::WithoutValue => letter.value = None,
+                Form::Bare => {
+                    (letter.value, letter.timestamp_ms) = (None, None);
+                    letter.headers = Headers::new(&ours);
+                }
+            }
+            match (send(&letter, form), form.smaller()) {
+                (Err(SystemError::Refused(_)), Some(smaller)) => form = smaller,
+                (Err(SystemError::Refused(why)), None) => {
+                    let stream = letter.stream;
+                    return Err(SystemError::Refused(format!("a dead letter to {stream}: {why}")));
+                }
+                (sent, _) => return sent,
+            }
+        }
     }
 }
 
 /// An output of a task was refused by its system, for `why`: what follows is up to `[errors] send` and its dead-letter
-/// stream, if there is one. A letter goes out through `send`; one that is refused as well is left out.
+/// stream, if there is one. A letter goes out through `send`.
 ///
 /// # Errors
-/// The policy forgives no refusal, or `send` met an error that is none.
+/// The policy forgives no refusal, or `send` met an error, or refused the letter in every form.
 pub fn after_refusal(
     message: &OutgoingMessage<'_>,
     why: &str,
     policy: OnError,
     dead_letters: Option<&str>,
-    send: &mut dyn FnMut(&OutgoingMessage<'_>) -> Result<(), SystemError>,
+    send: &mut dyn FnMut(&OutgoingMessage<'_>, Form) -> Result<(), SystemError>,
 ) -> Result<(), SystemError> {
     let stream = match (policy, dead_letters) {
         (OnError::Fail, _) | (OnError::DeadLetter, None) => {
@@ -130,28 +188,16 @@ pub fn after_refusal(
         (OnError::Skip, _) => return Ok(()),
         (OnError::DeadLetter, Some(stream)) => stream,
     };
-    if stream == message.stream {
-        return Ok(());
-    }
     let ours = [
         Header::new("samza.stage", b"send"),
         Header::new("samza.error", why.as_bytes()),
         Header::new("samza.stream", message.stream.as_bytes()),
     ];
-    let all: Vec<Header<'_>> = message.headers.iter().chain(ours).collect();
-    let whole = OutgoingMessage {
+    let headers: Vec<Header<'_>> = message.headers.iter().chain(ours).collect();
+    let letter = OutgoingMessage {
         timestamp_ms: message.timestamp_ms,
-        headers: Headers::new(&all),
+        headers: Headers::new(&headers),
         ..OutgoingMessage::new(stream, message.key, message.value)
     };
-    // Most are refused for their size: without the value they fit, or without their own headers; few for their time.
-    let without_value = OutgoingMessage { value: None, ..whole };
-    let bare = OutgoingMessage { timestamp_ms: None, headers: Headers::new(&ours), ..without_value };
-    for letter in [whole, without_value, bare] {
-        match send(&letter) {
-            Err(SystemError::Refused(_)) => {}
-            sent => return sent,
-        }
-    }
-    Ok(())
+    Form::Whole.send(&letter, send)
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::headers::Headers;
+use crate::headers::{Headers, OwnedHeaders};
 
 /// A place in a partition, as its system writes it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -38,6 +38,20 @@ pub enum SystemError {
     /// This one message cannot be sent; it was not, and nothing else is harmed.
     #[error("{0}")]
     Refused(String),
+}
+
+impl SystemError {
+    /// Says where it happened.
+    #[must_use]
+    pub fn during(self, what: &str) -> SystemError {
+        let told = |why: String| format!("{what}: {why}");
+        match self {
+            SystemError::Fenced(why) => SystemError::Fenced(told(why)),
+            SystemError::Retriable(why) => SystemError::Retriable(told(why)),
+            SystemError::Fatal(why) => SystemError::Fatal(told(why)),
+            SystemError::Refused(why) => SystemError::Refused(told(why)),
+        }
+    }
 }
 
 /// One partition of one physical topic.
@@ -167,6 +181,12 @@ pub trait SystemProducer {
     /// There is no such topic, or nobody answers.
     fn partitions(&mut self, topic: TopicHandle) -> Result<i32, SystemError>;
 
+    /// Tells that `topic` takes no batch of more than so many bytes (Kafka's `max.message.bytes`), so that a producer that
+    /// makes batches makes none that is refused as a whole.
+    fn takes_at_most(&mut self, topic: TopicHandle, bytes: usize) {
+        let _ = (topic, bytes);
+    }
+
     /// Queues one message; blocks while the queue is full. Its bytes are copied.
     ///
     /// # Errors
@@ -174,11 +194,37 @@ pub trait SystemProducer {
     /// sent.
     fn send(&mut self, record: &ProducerRecord<'_>) -> Result<(), SystemError>;
 
-    /// Waits until everything sent is acknowledged by all in-sync replicas.
+    /// Waits until everything sent is acknowledged by all in-sync replicas, or refused ([`Self::refused`]).
     ///
     /// # Errors
-    /// Some message was not, or not in time.
+    /// Some message was neither, or not in time.
     fn flush(&mut self, timeout: Duration) -> Result<(), SystemError>;
+
+    /// Takes the next message that the system has refused after [`Self::send`] had queued it. Whoever sends plain
+    /// messages asks after each send and after each flush; in a transaction such a refusal ends the transaction, so
+    /// there is none to take.
+    fn refused(&mut self) -> Option<RefusedRecord> {
+        None
+    }
+}
+
+/// A message that its system has refused; every other is unharmed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedRecord {
+    /// Where it was sent.
+    pub topic: TopicHandle,
+    /// Its key.
+    pub key: Option<Vec<u8>>,
+    /// Its value.
+    pub value: Option<Vec<u8>>,
+    /// Unix ms.
+    pub timestamp_ms: Option<u64>,
+    /// Its headers.
+    pub headers: OwnedHeaders,
+    /// As it was sent.
+    pub tag: u8,
+    /// The system's word.
+    pub why: String,
 }
 
 /// A topic known to one producer.
@@ -200,13 +246,23 @@ pub struct ProducerRecord<'a> {
     pub timestamp_ms: Option<u64>,
     /// Its headers.
     pub headers: Headers<'a>,
+    /// The sender's; comes back in [`RefusedRecord::tag`].
+    pub tag: u8,
 }
 
 impl<'a> ProducerRecord<'a> {
     /// A message of now without headers, whose key chooses the partition.
     #[must_use]
     pub fn new(topic: TopicHandle, key: Option<&'a [u8]>, value: Option<&'a [u8]>) -> ProducerRecord<'a> {
-        ProducerRecord { topic, partition: None, key, value, timestamp_ms: None, headers: Headers::NONE }
+        ProducerRecord {
+            topic,
+            partition: None,
+            key,
+            value,
+            timestamp_ms: None,
+            headers: Headers::NONE,
+            tag: 0,
+        }
     }
 
     /// The same message for this partition.

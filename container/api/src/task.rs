@@ -53,7 +53,7 @@ pub trait StreamTask: 'static {
     /// again later.
     ///
     /// # Errors
-    /// As [`Self::process`]; the message that was taken last is the one that failed.
+    /// As [`Self::process`]; the message that was taken last is the one that failed, or, if none was taken, the first.
     fn process_batch(
         &mut self,
         batch: &mut MessageBatch<'_>,
@@ -120,7 +120,8 @@ pub trait StreamTask: 'static {
     /// Called between batches while any is in flight, and with `all` before each commit.
     ///
     /// # Errors
-    /// See [`StreamTask`]; [`FailedMessage`] tells which message failed.
+    /// See [`StreamTask`]; [`FailedMessage`] tells which message failed, which is in flight no more. Any other error ends
+    /// the container, whatever `[errors]` says.
     fn complete(
         &mut self,
         all: bool,
@@ -197,6 +198,16 @@ impl<'a> MessageBatch<'a> {
     #[must_use]
     pub fn taken(&self) -> usize {
         self.taken
+    }
+    /// For runtimes: the message that an error of [`StreamTask::process_batch`] is of, where `before` were taken when it was
+    /// called: the one that was taken last, or, if none was, the next one, which is taken with it. So whoever goes on
+    /// comes further. None if there is no message left.
+    pub fn failed_since(&mut self, before: usize) -> Option<IncomingMessageEnvelope<'a>> {
+        if self.taken == before {
+            self.take_slice(1);
+        }
+        let last = self.messages[before..self.taken].last()?;
+        Some(self.envelope(last))
     }
     /// `message` of this batch as an envelope.
     #[must_use]

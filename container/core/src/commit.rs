@@ -1,6 +1,6 @@
 //! When a task thread commits, in which order, and after which commits its clean rows go to disk.
 
-use types::{Delivery, Timestamp};
+use types::Timestamp;
 
 /// Why a commit is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,14 +20,14 @@ pub enum Due {
 /// The steps of a commit. Their order is what makes state exact: see [`steps`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CommitStep {
+    /// Wait until every output that is no part of the transaction is acknowledged by its system.
+    FlushOutputs,
     /// Open the transaction, unless outputs have.
     Begin,
     /// Send dirty rows to the changelogs, sorted by key.
     DrainCaches,
     /// Send the checkpoints.
     Checkpoints,
-    /// Wait until every output is acknowledged.
-    FlushOutputs,
     /// Wait for the acknowledgements, then read the changelogs' high watermarks: everything of this transaction is
     /// below them, and nobody else's can be unless this commit fails.
     ChangelogEnds,
@@ -38,16 +38,15 @@ pub enum CommitStep {
 }
 
 /// The steps of a commit that is (or is not) followed by a flush of the stores.
+///
+/// In both delivery modes an output must be safe before the position that caused it is: with exactly-once those are the
+/// outputs to other systems than the one that has the transaction. They come first, so that a system that is away for a
+/// minute holds up no transaction, which a broker would abort, and so that what it refuses may become dead letters.
 #[must_use]
-pub fn steps(delivery: Delivery, flush: Flush) -> Vec<CommitStep> {
+pub fn steps(flush: Flush) -> Vec<CommitStep> {
     use CommitStep::{Begin, ChangelogEnds, Checkpoints, Commit, DrainCaches, FlushOutputs, FlushStores};
     let mut steps = Vec::with_capacity(7);
-    steps.extend([Begin, DrainCaches, Checkpoints]);
-    match delivery {
-        // An output must be safe before the position that caused it is. The rows are on their way meanwhile.
-        Delivery::AtLeastOnce => steps.push(FlushOutputs),
-        Delivery::ExactlyOnce => {}
-    }
+    steps.extend([FlushOutputs, Begin, DrainCaches, Checkpoints]);
     // Rows that need not be durable yet need no position: until then they are read again after a crash.
     if flush == Flush::Durable {
         steps.push(ChangelogEnds);
@@ -217,23 +216,24 @@ mod tests {
 
     #[test]
     fn outputs_are_safe_before_positions_and_rows_are_clean_only_after_the_commit() {
-        for delivery in [Delivery::AtLeastOnce, Delivery::ExactlyOnce] {
-            for how in [Flush::No, Flush::Written, Flush::Durable] {
-                let steps = steps(delivery, how);
-                let at = |step| steps.iter().position(|s| *s == step);
-                assert_eq!(at(CommitStep::FlushOutputs).is_some(), delivery == Delivery::AtLeastOnce);
-                assert!(at(CommitStep::FlushOutputs) < at(CommitStep::Commit));
-                assert!(at(CommitStep::Begin) < at(CommitStep::DrainCaches));
-                assert!(at(CommitStep::DrainCaches) < at(CommitStep::Checkpoints));
-                assert!(at(CommitStep::Checkpoints) < at(CommitStep::Commit));
-                assert_eq!(at(CommitStep::ChangelogEnds).is_some(), how == Flush::Durable);
-                if how == Flush::Durable {
-                    assert!(at(CommitStep::Checkpoints) < at(CommitStep::ChangelogEnds));
-                    assert!(at(CommitStep::ChangelogEnds) < at(CommitStep::Commit));
-                }
-                let last = if how == Flush::No { CommitStep::Commit } else { CommitStep::FlushStores };
-                assert_eq!(steps.last(), Some(&last));
+        for how in [Flush::No, Flush::Written, Flush::Durable] {
+            let steps = steps(how);
+            let at = |step| steps.iter().position(|s| *s == step);
+            assert_eq!(
+                at(CommitStep::FlushOutputs),
+                Some(0),
+                "a system that is away holds up no transaction"
+            );
+            assert!(at(CommitStep::Begin) < at(CommitStep::DrainCaches));
+            assert!(at(CommitStep::DrainCaches) < at(CommitStep::Checkpoints));
+            assert!(at(CommitStep::Checkpoints) < at(CommitStep::Commit));
+            assert_eq!(at(CommitStep::ChangelogEnds).is_some(), how == Flush::Durable);
+            if how == Flush::Durable {
+                assert!(at(CommitStep::Checkpoints) < at(CommitStep::ChangelogEnds));
+                assert!(at(CommitStep::ChangelogEnds) < at(CommitStep::Commit));
             }
+            let last = if how == Flush::No { CommitStep::Commit } else { CommitStep::FlushStores };
+            assert_eq!(steps.last(), Some(&last));
         }
     }
 }

@@ -354,8 +354,10 @@ impl SystemAdmin for KafkaAdmin {
             for message in messages {
                 let topic = producer.topic(&message.to.topic)?;
                 let (key, value) = (Some(message.key.as_slice()), message.value.as_deref());
-                producer
-                    .send(&ProducerRecord::new(TopicHandle(topic), key, value).to(message.to.partition))?;
+                producer.send(
+                    &ProducerRecord::new(TopicHandle(topic), key, value).to(message.to.partition),
+                    false,
+                )?;
             }
             producer.flush(WRITE_TIMEOUT)
         };

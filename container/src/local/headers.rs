@@ -112,7 +112,9 @@ mod tests {
         String::from_utf8(out).expect("text")
     }
 
-    fn back(json: &str) -> Result<Vec<(Vec<u8>, Option<Vec<u8>>)>, String> {
+    type Owned = (Vec<u8>, Option<Vec<u8>>);
+
+    fn back(json: &str) -> Result<Vec<Owned>, String> {
         let mut packed = Vec::new();
         read(json, &mut packed)?;
         let owned = |h: Header<'_>| (h.name.to_vec(), h.value.map(<[u8]>::to_vec));

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use task_api::system::{ProducerRecord, SystemError, SystemProducer, TopicHandle, TransactionalProducer};
 
+use tracing::warn;
+
 use super::files::Files;
 use super::frame::Rows;
 use super::home::{Block, Home};
@@ -73,6 +75,17 @@ impl FileProducer {
                 rows.push(0, key, value);
                 self.blocks.push(Block { topic, partition, first: None, rows });
             }
+        }
+    }
+}
+
+impl Drop for FileProducer {
+    fn drop(&mut self) {
+        let bytes: usize = self.lines.values().map(Vec::len).sum();
+        if bytes > 0 && !self.transactional {
+            warn!(
+                "{bytes} bytes of lines that are not written are dropped: what caused them is not committed"
+            );
         }
     }
 }

@@ -28,11 +28,17 @@ use disk::TaskDisk;
 use memory::MemoryRows;
 use rows::{BelowRows, Copied, Snapshot};
 
+use crate::systems::LARGEST_ROW;
+
 /// Where rows are that the cache need not have.
 pub(crate) enum Below {
     Disk(Arc<TaskDisk>),
     Memory(MemoryRows),
 }
+
+/// A key that is longer can be in no store with a smaller `max-value`, nor in one that had the default before: its
+/// deletion is no row that a commit must be able to send.
+const LARGEST_KEY_DELETED: usize = 900_000;
 
 /// One store of one task.
 pub(crate) struct Store {
@@ -68,7 +74,7 @@ impl Store {
             cache: Cache::new(limits),
             below,
             ttl_ms: spec.ttl_ms,
-            max_bytes: usize::try_from(spec.max_value_bytes).unwrap_or(usize::MAX),
+            max_bytes: usize::try_from(spec.max_value_bytes.min(LARGEST_ROW)).unwrap_or(usize::MAX),
             on_large: spec.on_large_value,
             clock,
             full,
@@ -115,6 +121,17 @@ impl Store {
         Ok(())
     }
 
+    /// A row is not written, because no commit could send it.
+    fn too_large(&self, bytes: usize, limit: usize) -> Result<(), StoreError> {
+        match self.on_large {
+            OnLargeValue::Drop => {
+                self.metrics.too_large.inc();
+                Ok(())
+            }
+            OnLargeValue::Fail => Err(StoreError::TooLarge { store: self.name.clone(), bytes, limit }),
+        }
+    }
+
     fn write(&mut self, key: &[u8], value: Option<&[u8]>) {
         self.cache.write(key, value);
         if self.cache.is_full() {
@@ -151,15 +168,7 @@ impl RawStore for Store {
     fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         let bytes = key.len() + value.len();
         if bytes > self.max_bytes {
-            return match self.on_large {
-                OnLargeValue::Drop => {
-                    self.metrics.too_large.inc();
-                    Ok(())
-                }
-                OnLargeValue::Fail => {
-                    Err(StoreError::TooLarge { store: self.name.clone(), bytes, limit: self.max_bytes })
-                }
-            };
+            return self.too_large(bytes, self.max_bytes);
         }
         if self.ttl_ms.is_none() {
             self.write(key, Some(value));
@@ -174,6 +183,10 @@ impl RawStore for Store {
     }
 
     fn delete(&mut self, key: &[u8]) -> Result<(), StoreError> {
+        let limit = self.max_bytes.max(LARGEST_KEY_DELETED);
+        if key.len() > limit {
+            return self.too_large(key.len(), limit);
+        }
         self.write(key, None);
         Ok(())
     }

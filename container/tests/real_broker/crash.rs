@@ -184,10 +184,7 @@ fn crash_everywhere(name: &str, delivery: Delivery) {
     let mut first = harness.tally.start("state", &[]);
     harness.tally.await_checkpoints(&mut first);
     first.kill();
-    let points = OF_COMMIT.into_iter();
-    // Outputs of the other mode are part of the transaction.
-    let of_commit: Vec<_> =
-        points.filter(|point| *point != "outputs-flushed" || delivery == Delivery::AtLeastOnce).collect();
+    let of_commit = OF_COMMIT;
     for round in 0..rounds() {
         OF_START.into_iter().for_each(|point| harness.crash_at_start(point));
         harness.crash_in_process();

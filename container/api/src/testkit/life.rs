@@ -13,8 +13,8 @@ use crate::metrics::MetricsRegistry;
 use crate::store::{RawStore, StoreError};
 use crate::system::{Message, SystemError};
 use crate::task::{
-    FailedMessage, IncomingMessageEnvelope, MessageBatch, OwnedMessage, StreamTask, TaskContext,
-    TaskCoordinator, TaskError,
+    FailedMessage, IncomingMessageEnvelope, MessageBatch, OutgoingMessage, OwnedMessage, StreamTask,
+    TaskContext, TaskCoordinator, TaskError,
 };
 use crate::timers::Timers;
 
@@ -227,15 +227,20 @@ impl<T: StreamTask> Life<T> {
         let mut batch = MessageBatch::new(at, &messages, &full);
         let code = &mut self.tasks[*n].code;
         loop {
-            let before = batch.taken();
+            let (before, in_flight) = (batch.taken(), code.in_flight());
             let done = code.process_batch(&mut batch, &mut w.streams, &mut self.coordinator);
             let Err(cause) = done else { break };
-            let last = messages[..batch.taken()].last();
-            match of_message(cause, last.map(|last| batch.envelope(last))) {
-                Ok((message, cause)) => leave_out(w, *n, &What::Message(message), cause)?,
-                Err(cause) => return Err(Failure::of(&w.tasks[*n].name, "process_batch", cause)),
+            let came_further = batch.taken() > before || code.in_flight() < in_flight;
+            let last = if cause.is::<FailedMessage>() { None } else { batch.failed_since(before) };
+            match of_message(cause, last) {
+                Ok((message, cause)) if last.is_some() || came_further => {
+                    leave_out(w, *n, &What::Message(message), cause)?;
+                }
+                Ok((_, cause)) | Err(cause) => {
+                    return Err(Failure::of(&w.tasks[*n].name, "process_batch", cause));
+                }
             }
-            if batch.taken() == before || full.get() || self.coordinator.is_set() {
+            if batch.rest().is_empty() || full.get() || self.coordinator.is_set() {
                 break;
             }
         }
@@ -282,12 +287,20 @@ impl<T: StreamTask> Life<T> {
     fn complete(&mut self, w: &mut World, all: bool) -> Result<(), Failure> {
         for n in 0..self.tasks.len() {
             let code = &mut self.tasks[n].code;
-            while code.in_flight() > 0 {
+            loop {
+                let before = code.in_flight();
+                if before == 0 {
+                    break;
+                }
                 let done = code.complete(all, &mut w.streams, &mut self.coordinator);
                 let Err(cause) = done else { break };
                 match of_message(cause, None) {
-                    Ok((message, cause)) => leave_out(w, n, &What::Message(message), cause)?,
-                    Err(cause) => return Err(Failure::of(&w.tasks[n].name, "completion", cause)),
+                    Ok((message, cause)) if code.in_flight() < before => {
+                        leave_out(w, n, &What::Message(message), cause)?;
+                    }
+                    Ok((_, cause)) | Err(cause) => {
+                        return Err(Failure::of(&w.tasks[n].name, "completion", cause));
+                    }
                 }
             }
         }
@@ -435,11 +448,9 @@ fn leave_out(w: &mut World, task: usize, what: &What, cause: TaskError) -> Resul
         }
         (OnError::Skip, _) => {}
         (OnError::DeadLetter, Some(stream)) => {
-            let sent = letter.send(stream, stage, &cause, &mut w.streams);
-            sent.map_err(|cause| match w.streams.failed.take() {
-                Some(error) => Failure::during("dead letter", error),
-                None => Failure { what: "dead letter".into(), cause },
-            })?;
+            let mut send = |letter: &OutgoingMessage<'_>, _| w.streams.send_output(letter);
+            let sent = letter.send(stream, stage, &cause, &mut send);
+            sent.map_err(|error| Failure::during("dead letter", error))?;
             metrics.counter(&format!("samza_task_{}_dead_letters_total", stage.name())).inc();
         }
     }

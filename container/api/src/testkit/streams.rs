@@ -200,7 +200,7 @@ impl Streams {
         Ok(())
     }
 
-    fn send_output(&mut self, message: &OutgoingMessage<'_>) -> Result<(), SystemError> {
+    pub(super) fn send_output(&mut self, message: &OutgoingMessage<'_>) -> Result<(), SystemError> {
         let system = self.system_of(message.stream)?;
         let is_open = self.transactional.as_ref() == Some(&system);
         self.append(message, is_open)?;
@@ -338,7 +338,7 @@ impl Streams {
     /// A stream refused this one message.
     fn refused(&mut self, message: &OutgoingMessage<'_>, why: &str) -> Result<(), SystemError> {
         let (policy, dead_letters) = (self.on_refused, self.dead_letters.clone());
-        let mut send = |letter: &OutgoingMessage<'_>| self.send_output(letter);
+        let mut send = |letter: &OutgoingMessage<'_>, _| self.send_output(letter);
         after_refusal(message, why, policy, dead_letters.as_deref(), &mut send)?;
         self.refused += 1;
         Ok(())

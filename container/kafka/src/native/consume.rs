@@ -364,7 +364,7 @@ impl HeaderSource for WithHeaders {
     }
 }
 
-fn borrowed(raw: &rd::rd_kafka_message_t, source: usize) -> Message<'_> {
+pub(super) fn borrowed(raw: &rd::rd_kafka_message_t, source: usize) -> Message<'_> {
     let mut kind = rd::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
     // SAFETY: payload and key are alive as long as the message, and as long as they say; `WithHeaders` is the same in
     // memory.

@@ -14,6 +14,7 @@ pub(crate) mod produce;
 mod topics;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use task_api::system::SystemError;
 use classify::classify;
 pub(crate) use consume::Consumer;
 pub(crate) use produce::Producer;
+use produce::Refusal;
 
 const TEXT: usize = 512;
 
@@ -32,6 +34,29 @@ const TEXT: usize = 512;
 pub(crate) struct Mailbox {
     /// The first delivery that failed.
     failed: Mutex<Option<SystemError>>,
+    /// Whether messages that a broker refuses for what they are come here, and are no failure of the client.
+    keeps_refusals: AtomicBool,
+    refusals: Mutex<Vec<(String, Refusal)>>,
+}
+
+/// Whether `code` is about a message or its topic, and not about the client or its brokers.
+fn is_refusal(code: Code) -> bool {
+    use Code as C;
+    matches!(
+        code,
+        C::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE
+            | C::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED
+            | C::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION
+            | C::RD_KAFKA_RESP_ERR_RECORD_LIST_TOO_LARGE
+            | C::RD_KAFKA_RESP_ERR_INVALID_RECORD
+            | C::RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP
+            | C::RD_KAFKA_RESP_ERR_INVALID_MSG_SIZE
+            | C::RD_KAFKA_RESP_ERR_POLICY_VIOLATION
+            | C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
+            | C::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
+            | C::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION
+            | C::RD_KAFKA_RESP_ERR__INVALID_DIFFERENT_RECORD
+    )
 }
 
 /// One librdkafka client.
@@ -80,6 +105,16 @@ impl Client {
             }
             Ok(Client { rk, mailbox })
         }
+    }
+
+    /// From now on messages that a broker refuses are for [`Self::refusals`].
+    fn keep_refusals(&self) {
+        self.mailbox.keeps_refusals.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes the messages that were refused since the last call.
+    fn refusals(&self) -> Vec<(String, Refusal)> {
+        std::mem::take(&mut *self.mailbox.refusals.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The first failed delivery since the client was made; it stays failed.
@@ -192,15 +227,30 @@ unsafe extern "C" fn on_delivery(
     message: *const rd::rd_kafka_message_t,
     mailbox: *mut c_void,
 ) {
-    // SAFETY: librdkafka hands us a live message with its topic, and the opaque pointer is the client's mailbox.
-    let (code, mailbox) = unsafe { ((*message).err, &*mailbox.cast_const().cast::<Mailbox>()) };
-    if code != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
-        // SAFETY: as above; the name lives as long as the topic.
-        let topic = unsafe { rust_text(rd::rd_kafka_topic_name((*message).rkt)) };
-        let error = classify(code, &format!("a message for topic {topic}: {}", code_text(code)));
-        let mut failed = mailbox.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.get_or_insert(error);
+    // SAFETY: librdkafka hands us a live message with its topic, whose name lives as long, and the opaque pointer is
+    // the client's mailbox.
+    let (raw, topic, mailbox) = unsafe {
+        let raw = &*message;
+        (raw, rust_text(rd::rd_kafka_topic_name(raw.rkt)), &*mailbox.cast_const().cast::<Mailbox>())
+    };
+    let code = raw.err;
+    if code == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+        return;
     }
+    if mailbox.keeps_refusals.load(Ordering::Relaxed) && is_refusal(code) {
+        let refusal = Refusal::of(raw);
+        mailbox.refusals.lock().unwrap_or_else(PoisonError::into_inner).push((topic, refusal));
+        return;
+    }
+    let (key, value) = (raw.key_len, raw.len);
+    let why =
+        format!("a message for topic {topic} (key of {key} bytes, value of {value}): {}", code_text(code));
+    let error = match classify(code, &why) {
+        SystemError::Fatal(why) if is_refusal(code) => SystemError::Refused(why),
+        other => other,
+    };
+    let mut failed = mailbox.failed.lock().unwrap_or_else(PoisonError::into_inner);
+    failed.get_or_insert(error);
 }
 
 fn code_text(code: Code) -> String {

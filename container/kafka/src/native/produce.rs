@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use rdkafka_sys::bindings as rd;
 use rdkafka_sys::bindings::rd_kafka_resp_err_t as Code;
-use task_api::Header;
-use task_api::system::{ProducerRecord, SystemError};
+use task_api::system::{ProducerRecord, RefusedRecord, SystemError, TopicHandle};
+use task_api::{Header, OwnedHeaders};
 
-use super::{Client, c_text, code_text};
+use super::consume::borrowed;
+use super::{Client, c_text, code_text, rust_text};
 
 /// How long a full queue is waited for: longer means that no broker takes anything.
 const QUEUE_FULL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -51,12 +52,92 @@ impl Drop for Producer {
         // SAFETY: the handles are ours. What was not acknowledged by now was not committed either: waiting for
         // it would only delay the end.
         unsafe {
+            let dropped = rd::rd_kafka_outq_len(self.client.rk);
+            if dropped > 0 {
+                tracing::warn!(
+                    "{dropped} messages that no broker has acknowledged are dropped: what caused them is not committed"
+                );
+            }
             for topic in self.topics.drain(..) {
                 rd::rd_kafka_topic_destroy(topic.handle);
             }
             rd::rd_kafka_purge(self.client.rk, QUEUE_AND_INFLIGHT);
             rd::rd_kafka_poll(self.client.rk, 0);
         }
+    }
+}
+
+/// A message that was refused.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    partition: i32,
+    code: Code,
+    why: String,
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
+    timestamp_ms: Option<u64>,
+    headers: OwnedHeaders,
+    /// What was given to librdkafka with it.
+    opaque: usize,
+}
+
+impl Refusal {
+    /// Of a live message that has failed.
+    pub(super) fn of(raw: &rd::rd_kafka_message_t) -> Refusal {
+        let message = borrowed(raw, 0);
+        // SAFETY: the message is alive; the text lives as long.
+        let told = rust_text(unsafe { rd::rd_kafka_message_produce_errstr(raw) });
+        Refusal {
+            partition: raw.partition,
+            code: raw.err,
+            why: if told.is_empty() { code_text(raw.err) } else { told },
+            key: message.key.map(<[u8]>::to_vec),
+            value: message.value.map(<[u8]>::to_vec),
+            timestamp_ms: message.timestamp_ms,
+            headers: OwnedHeaders::of(message.headers),
+            opaque: raw._private.addr(),
+        }
+    }
+
+    /// Its batch was too large, or it alone.
+    pub(crate) fn is_of_size(&self) -> bool {
+        use Code as C;
+        matches!(
+            self.code,
+            C::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE | C::RD_KAFKA_RESP_ERR_RECORD_LIST_TOO_LARGE
+        )
+    }
+
+    /// Another message of its batch may be at fault.
+    pub(crate) fn is_innocent(&self) -> bool {
+        let is_alone = self.opaque & 1 == 1;
+        // Where one message alone is invalid librdkafka gives its code to the whole batch, and only the text differs.
+        self.code == Code::RD_KAFKA_RESP_ERR__INVALID_DIFFERENT_RECORD
+            || self.why.starts_with("Failed to append record because it was part of a batch")
+            || self.is_of_size() && !is_alone
+    }
+
+    fn tag(&self) -> u8 {
+        u8::try_from(self.opaque >> 1).unwrap_or(0)
+    }
+
+    /// To be sent again.
+    pub(crate) fn record(&self, topic: u32) -> ProducerRecord<'_> {
+        ProducerRecord {
+            topic: TopicHandle(topic),
+            partition: Some(self.partition).filter(|partition| *partition >= 0),
+            key: self.key.as_deref(),
+            value: self.value.as_deref(),
+            timestamp_ms: self.timestamp_ms,
+            headers: self.headers.get(),
+            tag: self.tag(),
+        }
+    }
+
+    pub(crate) fn into_record(self, topic: u32) -> RefusedRecord {
+        let tag = self.tag();
+        let Refusal { key, value, timestamp_ms, headers, why, .. } = self;
+        RefusedRecord { topic: TopicHandle(topic), key, value, timestamp_ms, headers, tag, why }
     }
 }
 
@@ -116,8 +197,25 @@ impl Producer {
         }
     }
 
-    /// Queues a message, waiting while the queue is full.
-    pub(crate) fn send(&mut self, record: &ProducerRecord<'_>) -> Result<(), SystemError> {
+    /// The name behind a handle.
+    pub(crate) fn name(&self, topic: u32) -> &str {
+        self.topics.get(topic as usize).map_or("", |topic| &topic.name)
+    }
+
+    /// From now on messages that a broker refuses for what they are go to [`Self::refusals`] and fail nothing.
+    pub(crate) fn keep_refusals(&self) {
+        self.client.keep_refusals();
+    }
+
+    /// Takes the messages that were refused since the last call, with their topics.
+    pub(crate) fn refusals(&self) -> Vec<(u32, Refusal)> {
+        let place = |name: &String| self.topics.iter().position(|topic| topic.name == *name);
+        let of = |(name, refusal)| Some((u32::try_from(place(&name)?).ok()?, refusal));
+        self.client.refusals().into_iter().filter_map(of).collect()
+    }
+
+    /// Queues a message, waiting while the queue is full; `is_alone` comes back if it is refused.
+    pub(crate) fn send(&mut self, record: &ProducerRecord<'_>, is_alone: bool) -> Result<(), SystemError> {
         let topic = self.topics.get(record.topic.0 as usize).ok_or_else(foreign_handle)?;
         let refused = |why: String| {
             let (key, value) = (record.key.map_or(0, <[u8]>::len), record.value.map_or(0, <[u8]>::len));
@@ -128,15 +226,19 @@ impl Producer {
         if let Some(partition) = record.partition.filter(|partition| *partition < 0) {
             return Err(refused(format!("there is no partition {partition}")));
         }
+        let opaque = usize::from(record.tag) << 1 | usize::from(is_alone);
         let is_bare = record.timestamp_ms.is_none() && record.headers.is_empty();
         let mut since = None;
         loop {
-            let code = if is_bare { bare(topic, record) } else { self.with_more(topic, record) };
+            let code =
+                if is_bare { bare(topic, record, opaque) } else { self.with_more(topic, record, opaque) };
             match code {
                 Code::RD_KAFKA_RESP_ERR_NO_ERROR => return Ok(()),
                 // These are about this message alone, and it was not queued.
                 Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE
                 | Code::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION
+                | Code::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
+                | Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED
                 | Code::RD_KAFKA_RESP_ERR__INVALID_ARG => return Err(refused(code_text(code))),
                 _ => {}
             }
@@ -151,7 +253,7 @@ impl Producer {
     }
 
     /// As [`bare`], with headers and a timestamp.
-    fn with_more(&self, topic: &Topic, record: &ProducerRecord<'_>) -> Code {
+    fn with_more(&self, topic: &Topic, record: &ProducerRecord<'_>, opaque: usize) -> Code {
         use rd::rd_kafka_vtype_t as V;
         let memory = |bytes: Option<&[u8]>| {
             let (at, size) = parts(bytes);
@@ -180,6 +282,7 @@ impl Producer {
                 V::RD_KAFKA_VTYPE_VALUE,
                 V::RD_KAFKA_VTYPE_TIMESTAMP,
                 V::RD_KAFKA_VTYPE_HEADERS,
+                V::RD_KAFKA_VTYPE_OPAQUE,
             ]
             .map(|vtype| rd::rd_kafka_vu_t { vtype, u: std::mem::zeroed() });
             fields[0].u.rkt = topic.handle;
@@ -191,6 +294,7 @@ impl Producer {
             let time = record.timestamp_ms.map_or(0, |time| i64::try_from(time).unwrap_or(i64::MAX).max(1));
             fields[5].u.i64_ = time;
             fields[6].u.headers = headers;
+            fields[7].u.ptr = std::ptr::without_provenance_mut(opaque);
             let error = rd::rd_kafka_produceva(self.client.rk, fields.as_ptr(), fields.len());
             if error.is_null() {
                 return Code::RD_KAFKA_RESP_ERR_NO_ERROR;
@@ -216,7 +320,14 @@ impl Producer {
         self.client.delivery_failure()?;
         match code {
             Code::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
-            code => Err(self.client.error(code, &format!("flush: {}", code_text(code)))),
+            code => {
+                // SAFETY: the handle is alive.
+                let waiting = unsafe { rd::rd_kafka_outq_len(self.client.rk) };
+                let seconds = timeout.as_secs();
+                let why =
+                    format!("{waiting} messages are not acknowledged after {seconds} s: {}", code_text(code));
+                Err(self.client.error(code, &why))
+            }
         }
     }
 
@@ -267,7 +378,7 @@ impl Producer {
 }
 
 /// Queues a message without headers, of now.
-fn bare(topic: &Topic, record: &ProducerRecord<'_>) -> Code {
+fn bare(topic: &Topic, record: &ProducerRecord<'_>, opaque: usize) -> Code {
     let ((key, key_len), (value, value_len)) = (parts(record.key), parts(record.value));
     // SAFETY: with F_COPY the bytes are read before the call returns.
     unsafe {
@@ -279,7 +390,7 @@ fn bare(topic: &Topic, record: &ProducerRecord<'_>) -> Code {
             value_len,
             key.cast(),
             key_len,
-            std::ptr::null_mut(),
+            std::ptr::without_provenance_mut(opaque),
         );
         if refused == 0 { Code::RD_KAFKA_RESP_ERR_NO_ERROR } else { rd::rd_kafka_last_error() }
     }
