@@ -264,6 +264,20 @@ fn a_pipe_is_read_to_its_end_and_lines_come_out_as_they_are_committed() {
 }
 
 #[test]
+fn a_pipe_that_is_said_to_be_bounded_is_read_to_its_end_too() {
+    let job = Job::new("exactly-once", "[streams.\"files.in\"]\nbounded = true\nbootstrap = true\n");
+    job.feed("in.jsonl", 0..1_000);
+    let input = fs::File::open(job.path("in.jsonl")).expect("there");
+    let mut cat = Command::new("cat").stdin(input).stdout(Stdio::piped()).spawn().expect("it runs");
+    let pipe = cat.stdout.take().expect("piped");
+    let output = job.command(&["--input", "files.in=-"]).stdin(pipe).output().expect("it runs");
+    assert!(output.status.success() && cat.wait().expect("it ends").success());
+    assert_eq!(job.outputs(), counted(0..1_000));
+    job.run(&["--fresh"]);
+    assert_eq!(job.outputs(), counted(0..1_000), "and so is a file");
+}
+
+#[test]
 fn sigterm_commits_and_ends() {
     let job = Job::new("exactly-once", "");
     let mut command = job.command(&["--input", "files.in=-"]);
@@ -293,6 +307,9 @@ fn what_cannot_run_is_told_and_changes_nothing() {
     };
     let missing = told(&[]);
     assert!(missing.contains("input files.in: ") && missing.contains("in.jsonl is not there"), "{missing}");
+    assert!(missing.contains("--input files.in=FILE"), "{missing}");
+    let state = told(&["--state", "job.toml/state"]);
+    assert!(state.contains("cannot keep state in") && state.contains("--state DIR"), "{state}");
     assert!(told(&["--job", "other.toml"]).contains("cannot read other.toml"));
     assert!(told(&["--input", "files.inn=x"]).contains("`files.inn` is no input"));
     assert!(told(&["--files", "kafka=x"]).contains("no system `kafka`"));

@@ -14,7 +14,7 @@ EXAMPLES:
   flight-delays --local --files kafka=data
 
   # From a pipe to a pipe.
-  zcat edits.gz | wikipedia-stats --local --input kafka.edits=- --output kafka.stats=- | jq .
+  cat flights.jsonl | flight-delays --local --input kafka.flights=- --output kafka.carrier-delays=- | jq .
 
   # Rows as they are: the field `carrier` of each is the key, `at` the time; also compressed (gzip, Zstandard).
   flight-delays --local --input kafka.flights=2013.jsonl.gz --key kafka.flights=carrier --timestamp kafka.flights=at

@@ -36,6 +36,9 @@ pub(crate) fn partitions(entries: Vec<Entry>) -> Result<Vec<Partition>, String> 
         if text.starts_with(['.', '_']) {
             continue;
         }
+        if text.contains(char::is_control) {
+            return Err(format!("{text:?} in it has a control character in its name: rename it"));
+        }
         if is_folder {
             return Err(format!(
                 "`{text}` in it is a folder: move its files up, or let its name begin with `_` to leave it out"
@@ -191,6 +194,7 @@ mod tests {
         bad(&["a.jsonl", "a.jsonl.zst"], "have one name but for their endings");
         bad(&["0.jsonl", "README.md"], "`README.md` in it is no file of JSON lines");
         bad(&["0.jsonl~"], "`0.jsonl~` in it is no file");
+        bad(&["a\nb.jsonl"], "a control character");
         bad(&["0.jsonl", "more/"], "`more` in it is a folder");
     }
 

@@ -91,9 +91,24 @@ pub(crate) fn run<T: StreamTask, F: Fn() -> T + Send + Sync>(factory: &F) -> Res
         None => folder.join(".samza").join(setup.job.job.to_string()),
     };
     if arguments.fresh {
+        on_files(&setup.job, &arguments.job)?;
         Home::forget(&state, &folder)?;
     }
     Local::open(setup, state, &folder, &arguments)?.run(factory)
+}
+
+/// Only what is on files can start over: checkpoints and changelogs on Kafka outlive any state folder.
+fn on_files(job: &JobSpec, job_file: &Path) -> Result<(), End> {
+    let home = systems::home(job).unwrap_or_default();
+    if job.systems.get(home).is_none_or(|system| system.kind == SystemKind::Jsonl) {
+        return Ok(());
+    }
+    let input = job.task.inputs.first().map(String::as_str).unwrap_or_default();
+    Err(failed(format!(
+        "--fresh starts over what runs on files, and the checkpoints and changelogs of this job are on `{home}`, which is \
+         Kafka: `samza checkpoint {} --set {input}=oldest` reads its input again, another [job] id has a state of its own",
+        job_file.display()
+    )))
 }
 
 fn failed(why: String) -> End {
@@ -269,7 +284,12 @@ impl Local {
                         None => format!("input {stream} is not there: no topic {topic}"),
                     },
                     Err(SystemError::Retriable(why)) => why,
-                    Err(error) => return Err(failed(format!("input {stream}: {error}"))),
+                    Err(error) if is_kafka => return Err(failed(format!("input {stream}: {error}"))),
+                    Err(error) => {
+                        return Err(failed(format!(
+                            "input {stream}: {error} (--input {stream}=FILE reads another file)"
+                        )));
+                    }
                 };
                 if !is_kafka || since.elapsed() > INPUTS_PATIENCE {
                     return Err(failed(why));

@@ -79,13 +79,16 @@ impl Summary {
     pub(crate) fn to_text(&self) -> String {
         let Summary { job, messages, seconds, messages_per_second, commits, .. } = self;
         let mut text = format!(
-            "{job}: {messages} messages in {seconds:.1} s, {messages_per_second} messages/s, {commits} commits\n{job}: "
+            "{job}: {messages} messages in {seconds:.1} s, {messages_per_second} messages/s, {commits} commits"
         );
+        let mut more = Vec::new();
         if self.files > 0 {
             let files = if self.files == 1 { "file" } else { "files" };
-            text += &format!("{} lines of {} {files} read, ", self.lines_read, self.files);
+            more.push(format!("{} lines of {} {files} read", self.lines_read, self.files));
         }
-        text += &format!("{} lines written", self.lines_written);
+        if self.files > 0 || self.lines_written > 0 {
+            more.push(format!("{} lines written", self.lines_written));
+        }
         for (count, what) in [
             (self.blank_lines, "blank"),
             (self.passed_over, "before the time to begin at"),
@@ -93,8 +96,11 @@ impl Summary {
             (self.dead_letters, "sent to dead letters"),
         ] {
             if count > 0 {
-                text += &format!(", {count} {what}");
+                more.push(format!("{count} {what}"));
             }
+        }
+        if !more.is_empty() {
+            text += &format!("\n{job}: {}", more.join(", "));
         }
         text
     }
