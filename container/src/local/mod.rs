@@ -60,6 +60,8 @@ use tally::Tally;
 
 /// How long a local run waits for input topics that are not there yet.
 const INPUTS_PATIENCE: Duration = Duration::from_secs(30);
+/// How long it tries to make the job's own topics ready.
+const TOPICS_PATIENCE: Duration = Duration::from_secs(30);
 /// The exit code of a run whose output nobody reads any more: what a shell says of a process that SIGPIPE has ended.
 const EXIT_READER_GONE: i32 = 141;
 /// How many partitions are read for owners at once.
@@ -256,10 +258,17 @@ impl Local {
     fn make_topics(&self, plans: &[TopicPlan]) -> Result<(), End> {
         for (name, plans) in topics::by_system(plans) {
             let admin = self.system(name)?.admin();
-            let ready = match topics::ensure(admin.as_ref(), &self.job.systems[name].bootstrap, &plans) {
-                Ok(ready) => ready,
-                Err(Unready::TooFewBrokers(why)) => return Err(failed(why)),
-                Err(Unready::System(error)) => return Err(error.into()),
+            let since = Instant::now();
+            let ready = loop {
+                match topics::ensure(admin.as_ref(), &self.job.systems[name].bootstrap, &plans) {
+                    Ok(ready) => break ready,
+                    // Not every broker knows a topic at once.
+                    Err(Unready::System(SystemError::Retriable(_))) if since.elapsed() < TOPICS_PATIENCE => {
+                        std::thread::sleep(Duration::from_millis(200));
+                    }
+                    Err(Unready::TooFewBrokers(why)) => return Err(failed(why)),
+                    Err(Unready::System(error)) => return Err(error.into()),
+                }
             };
             ready.iter().flat_map(|topic| &topic.notes).for_each(|note| warn!("{note}"));
         }
