@@ -1,13 +1,13 @@
 //! The sole owner of the core: takes what comes in, calls the verb, runs the commands, reports the job's status.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc as blocking;
 use std::time::Duration;
 
 use am_core::{AmCore, Command, HelloAnswer, Phase};
 use daemon::Shutdown;
 use proto::{DialError, Dialled, Incoming, Link, Token, Tx};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use types::{
     AmHello, AmWelcome, ContainerHello, ContainerId, ContainerState, ContainerWelcome, EXIT_FENCED, FromAm,
@@ -15,6 +15,7 @@ use types::{
 };
 
 use crate::kafka_side::{Answer, Request};
+use crate::metrics::{self, Looks};
 use crate::settings::Settings;
 
 /// Hands a session's items to the inbox until it is over.
@@ -75,6 +76,8 @@ pub enum Input {
         /// The session.
         session: u64,
     },
+    /// Somebody wants to see the job's metrics.
+    Look(oneshot::Sender<String>),
 }
 
 /// A container whose Hello cannot be answered yet waits so long.
@@ -103,6 +106,12 @@ struct RmSession {
     since: Instant,
 }
 
+struct ContainerSession {
+    number: u64,
+    tx: Tx<ToContainer>,
+    tells_metrics: bool,
+}
+
 /// The driver.
 pub struct Driver {
     core: AmCore,
@@ -117,7 +126,8 @@ pub struct Driver {
     dial_at: Instant,
     dial_wait: Duration,
     refused_since: Option<Instant>,
-    containers: BTreeMap<ContainerId, (u64, Tx<ToContainer>)>,
+    containers: BTreeMap<ContainerId, ContainerSession>,
+    looks: Looks<oneshot::Sender<String>>,
     held: Vec<(Box<Caller>, Instant)>,
     sessions: u64,
     told: (JobStatus, Instant),
@@ -167,6 +177,7 @@ impl Driver {
             dial_wait: DIAL_MIN,
             refused_since: None,
             containers: BTreeMap::new(),
+            looks: Looks::default(),
             held: Vec::new(),
             sessions: 0,
             told: (JobStatus::default(), start),
@@ -224,6 +235,9 @@ impl Driver {
         if let Some(due) = self.core.next_deadline() {
             wake = wake.min(Instant::now() + Duration::from_millis(due.since(now())));
         }
+        if let Some(due) = self.looks.next_deadline_ms() {
+            wake = wake.min(Instant::now() + Duration::from_millis(due.saturating_sub(now().0)));
+        }
         match &self.rm {
             Some(rm) => wake.min(rm.next_beat),
             None if !self.dialling => wake.min(self.dial_at),
@@ -236,6 +250,7 @@ impl Driver {
             self.verb(AmCore::handle_deadline);
         }
         self.answer_held();
+        self.answer_looks();
         let at = Instant::now();
         if self.rm.is_none() && !self.dialling && self.dial_at <= at {
             self.dial();
@@ -298,18 +313,17 @@ impl Driver {
                 }
             }
             Input::Caller(caller) => self.held.push((caller, Instant::now() + HOLD)),
-            Input::FromContainer { container, session, item: FromContainer::Status(status) } => {
-                if let Some((_, tx)) = self.containers.get(&container).filter(|(s, _)| *s == session) {
-                    let _ = tx.send(ToContainer::StatusAck);
-                    self.core.container_status(now(), container, status);
-                }
+            Input::FromContainer { container, session, item } => {
+                self.container_said(container, session, item);
             }
             Input::ContainerGone { container, session } => {
-                if self.containers.get(&container).is_some_and(|(s, _)| *s == session) {
+                if self.containers.get(&container).is_some_and(|of| of.number == session) {
                     self.containers.remove(&container);
+                    self.looks.gone(container);
                     self.core.container_gone(container);
                 }
             }
+            Input::Look(answer) => self.look(answer),
         }
     }
 
@@ -413,7 +427,7 @@ impl Driver {
 
     fn answer_held(&mut self) {
         for (caller, until) in std::mem::take(&mut self.held) {
-            let id = caller.hello.container;
+            let (id, tells_metrics) = (caller.hello.container, caller.hello.tells_metrics);
             match self.core.container_hello(now(), &caller.hello) {
                 Ok(HelloAnswer::Model(model)) => {
                     self.sessions += 1;
@@ -421,7 +435,10 @@ impl Driver {
                     let attempt = self.settings.attempt;
                     let (tx, rx) =
                         caller.accept(ContainerWelcome { attempt, model, beat_ms: CONTAINER_BEAT_MS });
-                    self.containers.insert(id, (session, tx));
+                    let of = ContainerSession { number: session, tx, tells_metrics };
+                    if self.containers.insert(id, of).is_some() {
+                        self.looks.gone(id);
+                    }
                     tracing::info!(container = %id, "connected");
                     forward!(
                         rx,
@@ -441,6 +458,36 @@ impl Driver {
                     caller.refuse(denied.to_string());
                 }
             }
+        }
+    }
+
+    fn container_said(&mut self, container: ContainerId, session: u64, item: FromContainer) {
+        let Some(of) = self.containers.get(&container).filter(|of| of.number == session) else { return };
+        match item {
+            FromContainer::Status(status) => {
+                let _ = of.tx.send(ToContainer::StatusAck);
+                self.core.container_status(now(), container, status);
+            }
+            FromContainer::Metrics { nonce, text, last } => self.looks.told(container, nonce, &text, last),
+        }
+    }
+
+    /// Asks every container for its metrics.
+    fn look(&mut self, answer: oneshot::Sender<String>) {
+        let tells = self.containers.iter().filter(|(_, of)| of.tells_metrics);
+        let asked: BTreeSet<ContainerId> = tells.clone().map(|(id, _)| *id).collect();
+        let nonce = self.looks.begin(now().0, asked, answer);
+        for (_, of) in tells {
+            // A session that just ended is found out by its reader, which ends the waiting for it.
+            let _ = of.tx.send(ToContainer::AskMetrics { nonce });
+        }
+    }
+
+    fn answer_looks(&mut self) {
+        for (answer, told) in self.looks.take_done(now().0) {
+            let page = metrics::page(&self.settings.spec.job, &self.core.job_status(now()), &told);
+            // Whoever asked may be gone.
+            let _ = answer.send(page);
         }
     }
 

@@ -117,6 +117,7 @@ async fn connect(
         slot,
         status: ContainerStatus::default(),
         model: None,
+        tells_metrics: true,
     };
     proto::dial_container(&link, hello).await
 }
@@ -263,4 +264,58 @@ async fn a_master_that_a_newer_one_fenced_exits_with_its_own_code() {
     tx.send(ToAm::Container(placed(&asks[0], id(10), ContainerState::Running))).expect("the session lives");
     let code = timeout(SOON, master).await.expect("in time").expect("no panic").expect("no error");
     assert_eq!(code, types::EXIT_FENCED);
+}
+
+/// Answers the next question for metrics on a container's session with two parts.
+async fn tell_metrics(session: &mut Dialled<ContainerWelcome, FromContainer, ToContainer>, value: u64) {
+    loop {
+        let asked = timeout(SOON, session.rx.recv()).await.expect("in time").expect("the session lives");
+        let ToContainer::AskMetrics { nonce } = asked else { continue };
+        let head = "# TYPE samza_commits_total counter\n".to_owned();
+        for (text, last) in [(head, false), (format!("samza_commits_total {value}\n"), true)] {
+            session.tx.send(FromContainer::Metrics { nonce, text, last }).expect("the session lives");
+        }
+        return;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_metrics_of_all_containers_are_on_one_page_over_either_version_of_http() {
+    let memory = with_input();
+    let mut rm = ResourceManager::on("127.0.0.1:0").await;
+    let shutdown = Shutdown::new();
+    let master = master(&memory, rm.address.to_string(), shutdown.clone());
+    let (hello, tx, mut rx) = rm.accept(vec![]).await;
+    let mut sessions = Vec::new();
+    for (ask, container) in run_both(&tx, &mut rx).await {
+        sessions.push(connect(&hello.address, container, ask.request.slot).await.expect("welcome"));
+    }
+    let [first, second] = &mut sessions[..] else { panic!("two containers") };
+    let link = proto::connect(&hello.address, None).await.expect("it listens");
+    let (page, (), ()) =
+        tokio::join!(proto::read_page(&link, "/metrics"), tell_metrics(first, 3), tell_metrics(second, 4));
+    let page = page.expect("the page");
+    for (slot, value) in [(0, 3), (1, 4)] {
+        let of_slot = format!("samza_commits_total{{samza_job=\"j-1\",slot=\"{slot}\",container=");
+        let line = page.lines().find(|line| line.starts_with(&of_slot)).unwrap_or_else(|| panic!("{page}"));
+        assert!(line.ends_with(&format!(" {value}")), "{line}");
+    }
+
+    // A container that does not answer holds nobody up for long; scrapers speak HTTP/1.1.
+    let (page, ()) = tokio::join!(http_1(&hello.address), tell_metrics(first, 5));
+    assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+    assert!(page.contains("samza_container_up{samza_job=\"j-1\",slot=\"0\"} 1"), "{page}");
+    assert!(page.contains("samza_container_up{samza_job=\"j-1\",slot=\"1\"} 0"), "{page}");
+    shutdown.begin();
+    assert_eq!(timeout(SOON, master).await.expect("in time").expect("no panic").expect("no error"), 0);
+}
+
+async fn http_1(address: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("it listens");
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("written");
+    let mut answer = String::new();
+    timeout(SOON, stream.read_to_string(&mut answer)).await.expect("in time").expect("read");
+    answer
 }

@@ -10,6 +10,7 @@ mod facts;
 mod kafka_side;
 #[cfg(test)]
 mod kafka_tests;
+mod metrics;
 mod settings;
 mod systems;
 #[cfg(test)]
@@ -24,7 +25,7 @@ use daemon::Shutdown;
 use proto::Token;
 use task_core::ownership::OwnerRecord;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::coordinator::Writer;
 use crate::driver::{Channels, Driver, Input};
@@ -85,8 +86,10 @@ async fn serve_job(
 
     let (to_inbox, inbox) = mpsc::channel::<Input>(1024);
     let (callers_in, mut callers) = mpsc::channel(256);
-    let routes = tonic::service::Routes::new(proto::container_service(callers_in));
-    tokio::spawn(daemon::serve_grpc(listener, routes, token.clone(), shutdown.clone()));
+    let routes = tonic::service::Routes::new(proto::container_service(callers_in)).into_axum_router();
+    let looks = to_inbox.clone();
+    let routes = routes.route("/metrics", axum::routing::get(async move || metrics_page(looks).await));
+    tokio::spawn(daemon::serve_grpc(listener, routes.into(), token.clone(), shutdown.clone()));
     let calls = to_inbox.clone();
     tokio::spawn(async move {
         while let Some(caller) = callers.recv().await {
@@ -111,4 +114,17 @@ async fn serve_job(
     });
     let driver = Driver::new(core, settings, address, token, Channels { inbox, to_inbox, kafka });
     Ok(driver.run(shutdown).await)
+}
+
+/// Has the driver ask the containers.
+async fn metrics_page(driver: mpsc::Sender<Input>) -> axum::response::Response {
+    use axum::http::{StatusCode, header};
+    use axum::response::IntoResponse;
+    let (answer, page) = oneshot::channel();
+    if driver.send(Input::Look(answer)).await.is_ok()
+        && let Ok(page) = page.await
+    {
+        return ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, "the application master is about to end\n").into_response()
 }

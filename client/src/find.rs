@@ -59,6 +59,7 @@ mod tests {
             submitted_unix_ms,
             ended_unix_ms: None,
             attempt: 1,
+            master_address: None,
             containers_wanted: 1,
             containers_running: 1,
             containers: Vec::new(),

@@ -8,6 +8,7 @@ pub mod brokers;
 pub mod failure;
 pub mod find;
 pub mod logs;
+pub mod metrics;
 pub mod new;
 pub mod output;
 pub mod package;

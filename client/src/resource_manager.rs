@@ -240,6 +240,28 @@ impl ResourceManager {
         answer.map(drop).map_err(|status| self.failed(&status))
     }
 
+    /// The page of metrics of the application whose master is at `address`.
+    ///
+    /// # Errors
+    /// `Unreachable` if the master does not answer, `Refused` if it wants another token.
+    pub async fn metrics(&self, address: &str) -> Result<String, Failure> {
+        let read = async {
+            let link = proto::connect(address, self.token.as_ref()).await?;
+            proto::read_page(&link, "/metrics").await
+        };
+        read.await.map_err(|error| match error {
+            DialError::Unreachable { reason, .. } => Failure::new(
+                Code::Unreachable,
+                format!(
+                    "the job's application master at {address} does not answer ({reason}); it may be about to \
+                     move: try again"
+                ),
+            ),
+            DialError::Refused(reason) => Failure::new(Code::Refused, reason),
+            DialError::Protocol(reason) => Failure::other(reason),
+        })
+    }
+
     fn failed(&self, status: &Status) -> Failure {
         failure_of(&self.address, status)
     }

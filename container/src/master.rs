@@ -16,6 +16,7 @@ use types::{ContainerHello, ContainerModel, FromContainer, ToContainer};
 
 use crate::board::Board;
 use crate::environment::Environment;
+use crate::exposition;
 
 /// Between attempts to reach the master: from here, doubling, to a second.
 const BACKOFF: Duration = Duration::from_millis(50);
@@ -63,8 +64,9 @@ pub(crate) fn start(
     let thread = std::thread::Builder::new().name("session".into()).spawn(move || {
         runtime.block_on(async {
             // It ends with the runtime.
-            tokio::spawn(crate::exposition::serve(metrics, Shutdown::new()));
-            let dialler = Dialler { environment, board: Arc::clone(&board), tell, attempt: 0, model: None };
+            tokio::spawn(exposition::serve(metrics.clone(), Shutdown::new()));
+            let board_of = Arc::clone(&board);
+            let dialler = Dialler { environment, board: board_of, metrics, tell, attempt: 0, model: None };
             tokio::join!(stop_on_signal(board, ended.clone()), dialler.run(ended));
         });
     })?;
@@ -85,6 +87,7 @@ async fn stop_on_signal(board: Arc<Board>, mut ended: tokio::sync::watch::Receiv
 struct Dialler {
     environment: Environment,
     board: Arc<Board>,
+    metrics: MetricsRegistry,
     tell: mpsc::Sender<First>,
     /// The highest attempt of a master that was talked to; a lower one is refused.
     attempt: u32,
@@ -160,6 +163,7 @@ impl Dialler {
             slot: self.environment.slot,
             status: self.board.status(),
             model: self.model.clone(),
+            tells_metrics: true,
         };
         let proto::Dialled { welcome, tx, mut rx } = proto::dial_container(&link, hello).await?;
         if welcome.attempt < self.attempt {
@@ -183,6 +187,13 @@ impl Dialler {
                     Some(ToContainer::Shutdown) => {
                         info!("told to stop by the application master: committing");
                         self.board.stop();
+                    }
+                    Some(ToContainer::AskMetrics { nonce }) => {
+                        for part in exposition::parts(nonce, &self.metrics.render()) {
+                            if tx.send(part).is_err() {
+                                return Ok(());
+                            }
+                        }
                     }
                     None => {
                         warn!(reason = rx.reason(), "the session with the application master is over");
@@ -313,8 +324,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("am");
         let board = Arc::new(Board::default());
-        let session =
-            start(environment(file.clone()), Arc::clone(&board), MetricsRegistry::default()).expect("starts");
+        let metrics = MetricsRegistry::default();
+        let session = start(environment(file.clone()), Arc::clone(&board), metrics.clone()).expect("starts");
         runtime.expect("a runtime").block_on(async {
             let mut first = Master::start(1, &file).await;
             let incoming = first.hello().await;
@@ -346,6 +357,15 @@ mod tests {
             let (tx, mut rx) = incoming.accept(welcome(2, "another"));
             assert!(rx.recv().await.is_some());
             assert!(!board.is_stopping());
+            metrics.with_labels(&[]).counter("answers").add(42);
+            tx.send(ToContainer::AskMetrics { nonce: 9 }).expect("the session is open");
+            loop {
+                if let Some(FromContainer::Metrics { nonce, text, last }) = rx.recv().await {
+                    assert_eq!((nonce, last), (9, true));
+                    assert!(text.contains("answers 42"), "{text}");
+                    break;
+                }
+            }
             tx.send(ToContainer::Shutdown).expect("the session is open");
             while !board.is_stopping() {
                 tokio::time::sleep(Duration::from_millis(5)).await;

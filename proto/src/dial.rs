@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use http_body_util::{BodyExt, Limited};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_stream::StreamExt;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status, Streaming};
+use tower::ServiceExt;
 use types::{
     AmHello, AmWelcome, CommandStamp, ContainerHello, ContainerWelcome, FromAm, FromContainer, FromNode,
     NodeHello, NodeWelcome, ToAm, ToContainer, ToNode,
@@ -214,4 +216,31 @@ pub async fn dial_container(
 ) -> Result<Dialled<ContainerWelcome, FromContainer, ToContainer>, DialError> {
     let mut client = ContainerSessionsClient::new(link.intercepted()).max_decoding_message_size(MAX_MESSAGE);
     open(link, &hello, async move |frames| client.open(frames).await).await
+}
+
+/// Reads the page at `path` of a server that has pages beside its services, such as an application master's metrics.
+///
+/// # Errors
+/// [`DialError::Refused`] if the server wants another token, [`DialError::Protocol`] if it has no such page or one
+/// of more than [`MAX_MESSAGE`] bytes; else see [`DialError`].
+pub async fn read_page(link: &Link, path: &str) -> Result<String, DialError> {
+    let uri = format!("http://{}{path}", link.addr);
+    let request = http::Request::get(&uri)
+        .body(tonic::body::Body::empty())
+        .map_err(|error| DialError::Protocol(format!("{uri}: {error}")))?;
+    let reading = async {
+        let answer =
+            link.intercepted().oneshot(request).await.map_err(|e| unreachable(link, &root_cause(&e)))?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), MAX_MESSAGE).collect().await;
+        let body = body.map_err(|error| DialError::Protocol(format!("{uri}: {error}")))?.to_bytes();
+        let text = String::from_utf8_lossy(&body).into_owned();
+        match status {
+            http::StatusCode::OK => Ok(text),
+            http::StatusCode::UNAUTHORIZED => Err(DialError::Refused(text.trim().to_owned())),
+            status => Err(DialError::Protocol(format!("{uri}: {status} {}", text.trim()))),
+        }
+    };
+    let late = |_| unreachable(link, "no answer to a request for a page");
+    tokio::time::timeout(WELCOME_TIMEOUT, reading).await.map_err(late)?
 }

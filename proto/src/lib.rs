@@ -18,7 +18,7 @@ pub mod pb {
 
 pub use channel::{Closed, Halves, Rx, Tx, pipe};
 pub use dial::{
-    DialError, Dialled, Link, connect, connect_leased, dial_app_master, dial_container, dial_node,
+    DialError, Dialled, Link, connect, connect_leased, dial_app_master, dial_container, dial_node, read_page,
 };
 pub use serve::{Incoming, Sessions, app_master_service, container_service, node_service};
 pub use services::{

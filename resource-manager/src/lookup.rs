@@ -46,6 +46,7 @@ mod tests {
             submitted_unix_ms: 0,
             ended_unix_ms: None,
             attempt: 1,
+            master_address: None,
             containers_wanted: 1,
             containers_running: 0,
             containers: vec![],

@@ -144,7 +144,9 @@ async fn serve(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         true => None,
         false => token.as_ref().map(|token| token.text().to_owned()),
     };
-    let router = web::router(web::Web { view, logs, shutdown: shutdown.clone() }, secret);
+    let history = web::History::default();
+    tokio::spawn(history.clone().keep(view.clone(), shutdown.clone()));
+    let router = web::router(web::Web { view, logs, history, shutdown: shutdown.clone() }, secret);
 
     let grpc = daemon::serve_grpc(listener, routes, token, shutdown.clone());
     let web = daemon::serve_http(http, router, shutdown.clone());

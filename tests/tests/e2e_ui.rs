@@ -71,6 +71,12 @@ fn states_change_on_the_page_while_a_container_is_killed() {
     browser.run("document.querySelector(\"[data-stream='stderr']\").click()").unwrap();
     wait_page(&cluster, &browser, "document.querySelector('#logs-text').innerText.length > 100");
 
+    // The first point of the curves is taken ten seconds after the start at the latest.
+    wait_page(
+        &cluster,
+        &browser,
+        "document.querySelector(\"[data-curves='0'] [data-curve='memory'][data-points]\")",
+    );
     for (name, width, height) in [("app-wide", 1280, 1200), ("app-narrow", 420, 1600)] {
         browser.resize(width, height).unwrap();
         wait_page(&cluster, &browser, "document.documentElement.scrollWidth <= window.innerWidth");

@@ -202,6 +202,7 @@ pub fn app(id: &str, name: &str, state: AppState) -> AppReport {
         submitted_unix_ms: 1,
         ended_unix_ms: None,
         attempt: 1,
+        master_address: None,
         containers_wanted: 1,
         containers_running: 0,
         containers: Vec::new(),

@@ -18,6 +18,12 @@ pub fn require_token_unless_loopback(listen: SocketAddr, token: Option<&Token>) 
     Ok(())
 }
 
+/// Whether a request is a call of gRPC, and not one for a page.
+pub(crate) fn is_grpc<B>(request: &http::Request<B>) -> bool {
+    let kind = request.headers().get("content-type");
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
 /// Lets a request pass if it carries the token, or none is needed.
 pub(crate) fn check<B>(token: Option<&Token>, request: &http::Request<B>) -> Result<(), Status> {
     let Some(token) = token else { return Ok(()) };

@@ -20,7 +20,8 @@ use crate::auth;
 const GRACE: Duration = Duration::from_millis(500);
 
 /// Serves gRPC until shutdown, then for a short grace. Peers that vanish without a word are noticed within five
-/// seconds. Calls need `token` if there is one.
+/// seconds. Calls need `token` if there is one. Pages among the `routes` are served over HTTP/1.1 as well, for
+/// scrapers.
 ///
 /// # Errors
 /// The listener failed.
@@ -31,10 +32,12 @@ pub async fn serve_grpc(
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let service = tower::service_fn(move |request: http::Request<Body>| {
+        let is_grpc = auth::is_grpc(&request);
         let (routes, denied) = (routes.clone(), auth::check(token.as_ref(), &request).err());
         async move {
             match denied {
-                Some(status) => Ok::<_, Infallible>(status.into_http()),
+                Some(status) if is_grpc => Ok::<_, Infallible>(status.into_http()),
+                Some(status) => Ok(unauthorized(status.message())),
                 None => routes.oneshot(request).await,
             }
         }
@@ -43,6 +46,7 @@ pub async fn serve_grpc(
         stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream))
     });
     let serving = Server::builder()
+        .accept_http1(true)
         .http2_keepalive_interval(Some(Duration::from_secs(2)))
         .http2_keepalive_timeout(Some(Duration::from_secs(3)))
         .serve_with_incoming_shutdown(
@@ -57,6 +61,12 @@ pub async fn serve_grpc(
         served = serving => served.context("the gRPC server failed"),
         () = after(&shutdown) => Ok(()),
     }
+}
+
+fn unauthorized(why: &str) -> http::Response<Body> {
+    let mut answer = http::Response::new(Body::new(format!("{why}\n")));
+    *answer.status_mut() = http::StatusCode::UNAUTHORIZED;
+    answer
 }
 
 /// Serves HTTP until shutdown, then for a short grace. Adds `/healthz`.

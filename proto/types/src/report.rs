@@ -146,6 +146,9 @@ pub struct AppReport {
     pub ended_unix_ms: Option<u64>,
     /// The attempt, from 1.
     pub attempt: u32,
+    /// Where its master listens, `host:port`, once it has registered; the job's metrics are at `/metrics` there.
+    #[serde(default)]
+    pub master_address: Option<String>,
     /// Containers wanted.
     pub containers_wanted: u32,
     /// Containers running.

@@ -494,6 +494,9 @@ pub struct ContainerHello {
     /// What it works on, if it is connecting again.
     #[serde(default)]
     pub model: Option<ContainerModel>,
+    /// Whether it answers [`ToContainer::AskMetrics`]; programs of earlier versions do not.
+    #[serde(default)]
+    pub tells_metrics: bool,
 }
 
 /// The application master's answer to [`ContainerHello`].
@@ -512,6 +515,15 @@ pub struct ContainerWelcome {
 pub enum FromContainer {
     /// It lives, and this is what it does.
     Status(ContainerStatus),
+    /// A part of the answer to [`ToContainer::AskMetrics`]: whole lines of Prometheus' text.
+    Metrics {
+        /// The question's.
+        nonce: u64,
+        /// The lines.
+        text: String,
+        /// Nothing follows.
+        last: bool,
+    },
 }
 
 /// The application master's items to a container.
@@ -521,6 +533,11 @@ pub enum ToContainer {
     StatusAck,
     /// Commit, then exit with 0.
     Shutdown,
+    /// Tell all metrics.
+    AskMetrics {
+        /// Returned with the answer.
+        nonce: u64,
+    },
 }
 
 /// What a container does.

@@ -67,6 +67,7 @@ impl RmCore {
             submitted_unix_ms: app.submitted_unix_ms,
             ended_unix_ms: app.ended_unix_ms,
             attempt: app.attempt_no,
+            master_address: app.address.clone().filter(|_| !app.state.is_over()),
             containers_wanted: app.spec.containers.count,
             containers_running: containers.iter().filter(runs).count() as u32,
             containers: containers.into_iter().map(|it| self.app_container(it)).collect(),

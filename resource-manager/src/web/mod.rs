@@ -7,6 +7,8 @@
 //! | `/api/v1/cluster` | ClusterReport |
 //! | `/api/v1/apps` | every AppReport, newest first |
 //! | `/api/v1/apps/{id}` | one, by application or job |
+//! | `/api/v1/apps/{id}/history` | by slot, the last quarter of an hour: rate, lag, CPU, memory |
+//! | `/api/v1/metrics-targets` | where the metrics of each live job are, as Prometheus' `http_sd_configs` reads it |
 //! | `/api/v1/events` | server-sent events `cluster` and `apps`, whole, at once and on every change |
 //! | `/api/v1/containers/{id}/logs/{stdout or stderr}?tail=N&follow=true` | a container's log, also after its exit |
 //! | `/api/v1/apps/{id}/logs?container=…&stream=stdout&tail=N&follow=true` | the same |
@@ -14,6 +16,7 @@
 mod api;
 mod events;
 mod guard;
+mod history;
 mod logs;
 
 use std::sync::Arc;
@@ -29,6 +32,8 @@ use tokio::sync::watch;
 
 use crate::logs::NodeLogs;
 
+pub(crate) use history::History;
+
 const INDEX: &str = include_str!("assets/index.html");
 const APP: &str = include_str!("assets/app.html");
 const SCRIPT: &str = include_str!("assets/app.js");
@@ -39,6 +44,7 @@ const STYLE: &str = include_str!("assets/style.css");
 pub(crate) struct Web {
     pub(crate) view: watch::Receiver<Arc<View>>,
     pub(crate) logs: NodeLogs,
+    pub(crate) history: History,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -53,6 +59,8 @@ pub(crate) fn router(web: Web, secret: Option<String>) -> Router {
         .route("/api/v1/apps/{id}", get(api::app))
         .route("/api/v1/apps/{id}/logs", get(logs::of_app))
         .route("/api/v1/containers/{id}/logs/{stream}", get(logs::of_container))
+        .route("/api/v1/apps/{id}/history", get(api::history))
+        .route("/api/v1/metrics-targets", get(api::metrics_targets))
         .route("/api/v1/events", get(events::events))
         .with_state(web);
     match secret {

@@ -331,7 +331,7 @@ impl World {
         if let Some((_, worker)) = self.worker(id) {
             worker.link = Some(link);
         }
-        let hello = ContainerHello { app, container: id, slot, status, model };
+        let hello = ContainerHello { app, container: id, slot, status, model, tells_metrics: false };
         self.send(link, End::Listener, Message::WorkerHello(Box::new(hello)));
     }
 

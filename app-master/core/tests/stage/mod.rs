@@ -198,6 +198,7 @@ impl Stage {
             slot,
             status: ContainerStatus::default(),
             model: None,
+            tells_metrics: false,
         };
         let answer = self.core.container_hello(self.now, &hello);
         self.core.check().expect("invariants hold");

@@ -8,9 +8,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Parser, Subcommand};
 use client::args::{Common, Format};
-use client::failure::{CODES, Failure, exit};
+use client::failure::{CODES, Code, Failure, exit};
 use client::find::application;
 use client::logs::{What, Whose, show};
+use client::metrics;
 use client::new::{Request, new};
 use client::output::{print, print_json, say};
 use client::resource_manager::ResourceManager;
@@ -45,6 +46,7 @@ Examples:
   samza list
   samza status flight-delays
   samza logs flight-delays -f --slot 0 --stderr
+  samza metrics flight-delays samza_task
   samza stop flight-delays --wait
   samza checkpoint job.toml --set kafka.flights=oldest
   samza nodes -o json
@@ -95,6 +97,17 @@ enum OnCluster {
     },
     /// Print what a job's containers wrote
     Logs(LogArgs),
+    /// Show the metrics of a job's containers, as its application master collects them
+    Metrics {
+        /// The job
+        job: String,
+        /// Only metrics whose names begin like this
+        #[arg(default_value = "")]
+        prefix: String,
+        /// As Prometheus reads them, whole
+        #[arg(long, conflicts_with = "prefix")]
+        raw: bool,
+    },
     /// List the nodes and what is free on them
     Nodes,
     /// Empty a node, for its maintenance, or take that back
@@ -239,6 +252,19 @@ async fn ask(common: Common, command: OnCluster, headers: bool) -> Result<(), Fa
             let what =
                 What { stderr: args.stderr, follow: args.follow, previous: args.previous, tail: args.tail };
             show(&mut rm, &app, whose, what).await
+        }
+        OnCluster::Metrics { job, prefix, raw } => {
+            let app = found(&mut rm, &job).await?;
+            let Some(address) = &app.master_address else {
+                let why = format!("{} has no application master that listens now", app.job);
+                return Err(Failure::new(Code::NotFound, format!("{why}; `samza status {job}` says why")));
+            };
+            let page = rm.metrics(address).await?;
+            if raw {
+                return print(&page);
+            }
+            let shown = metrics::read(&page, &prefix);
+            if json { print_json(&shown) } else { print(&metrics::table(&shown, headers)) }
         }
         OnCluster::Nodes => {
             let cluster = rm.nodes().await?;

@@ -1,7 +1,8 @@
 // The pages of the web UI: cluster (index.html) and application (app.html).
 //
 // Data: GET /api/v1/events (server-sent events): `cluster` carries a ClusterReport, `apps` all AppReports; both come
-// whole, at once and on every change. Logs: GET /api/v1/apps/{id}/logs. Rendering makes a tree of plain objects
+// whole, at once and on every change. Logs: GET /api/v1/apps/{id}/logs; curves: GET /api/v1/apps/{id}/history, each
+// ten seconds. Rendering makes a tree of plain objects
 // and brings the DOM in step with it by key, so that focus, scroll and selection stay where they are.
 
 // ---------------------------------------------------------------- DOM
@@ -330,6 +331,7 @@ function renderApp() {
   renderSummary(app, slots);
   const columns = [["Slot", "num"], ["State"], ["Node"], ["Tasks"], ["Input lag", "num"], ["Memory", "wide"], ["CPU", "wide"], ["Started"], ["Restarts", "num"], ["Last exit"], ["", "acts"]];
   show("slots", table("slots", columns, slots.flatMap((slot) => slotRows(slot, app)), "Its application master has not asked for containers yet."));
+  renderCurves(app);
   const runs = [["Container"], ["Role"], ["State"], ["Node"], ["Process", "num"], ["Started"], ["Ran for", "num"], ["Exit"], ["", "acts"]];
   show("history", table("history", runs, app.containers.map(runRow), "No container yet."));
   renderLogControls(app);
@@ -369,6 +371,51 @@ function renderSummary(app, slots) {
     figure("lag", "Input lag", lags.length ? count(lags.reduce((a, b) => a + b, 0)) : "–", "messages not yet read", sparkline("lag", sampled((_, last) => last.lag))),
     figure("near", "On preferred hosts", on.length ? `${near} of ${on.length}` : "–", on.length ? "state or brokers at hand" : "no preference"),
     figure("restarts", "Restarts", count(restarts), restarts ? "in all slots" : "none"));
+}
+
+// ---------------------------------------------------------------- curves
+
+const QUARTER = 15 * 60;
+const curves = { bySlot: {}, app: null };
+
+async function readCurves() {
+  const app = thisApp();
+  if (!app || isOver(app)) return;
+  const answer = await fetch(`/api/v1/apps/${encodeURIComponent(app.app)}/history`, { signal: AbortSignal.timeout(5000) });
+  if (answer.ok) Object.assign(curves, { bySlot: await answer.json(), app: app.app });
+  render();
+}
+
+/** A curve over the last quarter of an hour; where nothing is known it has a gap. */
+function curve(name, slot, points, of, words) {
+  const values = points.map((point) => [point.at, of(point)]);
+  const there = values.filter(([, value]) => value !== null && value !== undefined);
+  const last = there.length ? there.at(-1)[1] : null;
+  const top = Math.max(...there.map(([, value]) => value), 0);
+  const end = points.length ? points.at(-1).at : 0;
+  let pen = "M";
+  const path = values.map(([at, value]) => {
+    if (value === null || value === undefined) { pen = "M"; return ""; }
+    const place = `${pen}${(100 - ((end - at) / QUARTER) * 100).toFixed(2)} ${(26 - (top ? value / top : 0) * 24).toFixed(1)}`;
+    pen = "L";
+    return place;
+  }).join("");
+  const label = `${name} of slot ${slot}: now ${words(last)}, at most ${words(there.length ? top : null)}`;
+  return h("div", { class: "curve", "data-curve": name, "data-points": there.length },
+    h("svg", { viewBox: "0 0 100 28", preserveAspectRatio: "none", role: "img", "aria-label": label }, path && h("path", { d: path })),
+    h("span", { class: "sub" }, `${words(last)} · most ${words(there.length ? top : null)}`));
+}
+
+function renderCurves(app) {
+  const slots = Object.entries(curves.app === app.app ? curves.bySlot : {});
+  byId("curves-section").hidden = !slots.length;
+  const rows = slots.map(([slot, points]) => h("tr", { key: slot, "data-curves": slot },
+    cell("Slot", "num strong title", slot),
+    cell("Messages a second", "wide", curve("rate", slot, points, (p) => p.rate, count)),
+    cell("Input lag", "wide", curve("lag", slot, points, (p) => p.lag, count)),
+    cell("CPU", "wide", curve("cpu", slot, points, (p) => p.cpu_millis, (n) => (n === null ? "–" : cores(n)))),
+    cell("Memory", "wide", curve("memory", slot, points, (p) => p.memory_bytes, bytes))));
+  show("curves", table("curves", [["Slot", "num"], ["Messages a second", "wide"], ["Input lag", "wide"], ["CPU", "wide"], ["Memory", "wide"]], rows, ""));
 }
 
 const taskNames = (tasks) => {
@@ -604,6 +651,12 @@ function listen() {
 
 listen();
 setInterval(render, 1000);
+if (page === "app") {
+  // The next look comes anyway: an error of one is nothing to tell.
+  const look = () => readCurves().catch(() => {});
+  setTimeout(look, 500);
+  setInterval(look, 10000);
+}
 document.addEventListener("keydown", (event) => { if (event.key === "Escape" && logs.container) closeLog(); });
 const asked = /^#log=(container_\w+)&stream=(stdout|stderr)$/.exec(location.hash);
 if (page === "app" && asked) openLog(asked[1], asked[2], false);
