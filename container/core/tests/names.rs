@@ -1,6 +1,7 @@
 //! Transactional ids name one job each: whoever registers one fences its former owner.
 
 use proptest::prelude::*;
+use task_core::names::job_of_owner;
 use task_core::ownership::OwnerRecord;
 use types::{Epoch, Incarnation, JobId};
 
@@ -29,8 +30,18 @@ proptest! {
         let incarnation = |epoch: u32, seq: u32| Incarnation { epoch: Epoch(epoch.into()), seq: seq.into() };
         let ours = ids(&left, numbers[0], numbers[1], incarnation(numbers[2], numbers[3]));
         let theirs = ids(&right, numbers[4], numbers[5], incarnation(numbers[6], numbers[7]));
+        for id in &ours {
+            prop_assert_eq!(job_of_owner(id), Some(left.to_string().as_str()), "{}", id);
+        }
         if left != right {
             prop_assert!(ours.iter().all(|id| !theirs.contains(id)), "{:?} and {:?}", ours, theirs);
         }
+    }
+}
+
+#[test]
+fn an_id_of_nobody_is_no_jobs() {
+    for id in ["", "me", "a-1", "a-1-0-0-x-7", "a-1-am-5-", "a-1-boss-5-7", "5-7"] {
+        assert_eq!(job_of_owner(id), None, "{id}");
     }
 }
