@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 use task_api::system::{
     Isolation, Message, ProducerRecord, SystemAdmin, SystemError, TopicPartition, TransactionalProducer,
 };
+use task_core::names::belongs_to_another;
 use task_core::ownership::{Claim, Claimant, Claimed, OwnerRecord, Partitions, Purpose, drive};
-use task_core::record::{self, Record};
 use types::{AppId, ContainerId, Grouper, Incarnation, JobId, JobModel, NodeId, TaskName};
 
 #[derive(Debug, Serialize, Deserialize, PartialEq)]
@@ -197,40 +197,28 @@ impl Coordinator {
     }
 }
 
-/// Whether the topic says that it is this job's. Topic names have `-` for each `_`, so those of two jobs may be one;
-/// of a topic that does not say, its owners' ids tell.
+/// Whether the topic says that it is this job's. Topic names have `-` for each `_`, so those of two jobs may be one. Of
+/// a topic that does not say, the owners' ids tell, which the claim looks at.
 ///
 /// # Errors
 /// It is another job's, or the system failed.
 fn is_marked(admin: &dyn SystemAdmin, at: &TopicPartition, job: &JobId) -> Result<bool, SystemError> {
     let ends = admin.watermarks(std::slice::from_ref(at))?;
     let Some(ends) = ends.first() else { return Ok(false) };
-    let (mut marked, mut other) = (None, None);
+    let mut mark = None;
     let mut take = |messages: &[Message<'_>]| {
         for message in messages {
-            if let Some(Record::Owner(owner)) = record::decode(message.key, message.value) {
-                if !owner.id.starts_with(&format!("{job}-")) {
-                    other = Some(owner.id);
-                }
-            } else if message.key.and_then(parse::<Key>) == Some(Key::Job) {
-                marked = message.value.and_then(parse::<JobId>);
+            if message.key.and_then(parse::<Key>) == Some(Key::Job) {
+                mark = message.value.and_then(parse::<JobId>);
             }
         }
         Ok(())
     };
     admin.read_range(at, ends.low, ends.high, Isolation::ReadUncommitted, &mut take)?;
-    let whose = match (&marked, other) {
-        (Some(mark), _) if mark == job => return Ok(true),
-        (Some(mark), _) => format!("job `{mark}`"),
-        (None, Some(owner)) => format!("the job of its owner {owner}"),
-        (None, None) => return Ok(false),
-    };
-    Err(SystemError::Fatal(format!(
-        "topic {} belongs to {whose}; the names of job `{job}` and of that one are too much alike (`_` and `-` are one \
-         in names of topics), so that they would share state and fence each other: give one of them another `[job] \
-         name` or `id`",
-        at.topic
-    )))
+    match mark {
+        Some(mark) if mark != *job => Err(belongs_to_another(&at.topic, &mark.to_string())),
+        mark => Ok(mark.is_some()),
+    }
 }
 
 struct Owner<'a> {

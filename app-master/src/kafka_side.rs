@@ -503,7 +503,7 @@ mod tests {
         facts(&mut of("a_b", 1)).expect("the first");
         let before = memory.epoch("a_b-1-am-7-1");
         let Err(Failure::Doubtful(why)) = facts(&mut of("a-b", 2)) else { panic!("it is another's") };
-        assert!(why.contains("belongs to job `a_b-1`") && why.contains("job `a-b-1`"), "{why}");
+        assert!(why.contains("__samza_coordinator_a-b_1 belongs to job `a_b-1`"), "{why}");
         assert_eq!(memory.epoch("a_b-1-am-7-1"), before, "the other is not fenced");
         facts(&mut of("a_b", 3)).expect("its own");
     }

@@ -7,6 +7,7 @@
 
 pub mod chooser;
 pub mod commit;
+pub mod names;
 pub mod ownership;
 pub mod record;
 pub mod restore;

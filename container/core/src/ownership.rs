@@ -32,6 +32,7 @@ use task_api::system::{
 
 use types::{Incarnation, JobId};
 
+use crate::names;
 use crate::record::{self, Record};
 
 pub use crate::record::OwnerRecord;
@@ -189,6 +190,8 @@ pub struct Claim {
     owners: Vec<BTreeMap<String, OwnerRecord>>,
     read_to: Vec<u64>,
     rival: Option<OwnerRecord>,
+    /// An owner of another job, whose topic this is.
+    foreign: Option<OwnerRecord>,
     high: Vec<Vec<u64>>,
 }
 
@@ -206,6 +209,7 @@ impl Claim {
             owners: vec![BTreeMap::new(); n],
             read_to: vec![0; n],
             rival: None,
+            foreign: None,
             high: Vec::new(),
         };
         if purpose == Purpose::Stop {
@@ -239,6 +243,11 @@ impl Claim {
     #[must_use]
     pub fn rival(&self) -> Option<&OwnerRecord> {
         self.rival.as_ref()
+    }
+    /// An owner of another job, if one was found; then the phase is [`Phase::Exit`], and nothing was written or fenced.
+    #[must_use]
+    pub fn foreign(&self) -> Option<&OwnerRecord> {
+        self.foreign.as_ref()
     }
     /// The high watermarks of step 5 by partition, the owners' first; empty before, and when stopping a job.
     #[must_use]
@@ -283,6 +292,12 @@ impl Claim {
     }
 
     fn take_owners(&mut self, at: usize, records: Vec<Record>, until: u64) {
+        if let Some(owner) = records.iter().find_map(|record| names::of_another_job(&self.me, record)) {
+            self.foreign = Some(owner.clone());
+            self.phase = Phase::Exit;
+            self.open.clear();
+            return;
+        }
         for record in records {
             match record {
                 Record::Owner(owner) if owner.id != self.me.id => {
@@ -397,6 +412,9 @@ pub fn drive(
             phase = Some(claim.phase());
             claimant.entering(claim.phase());
             again = 0;
+        }
+        if let Some(owner) = claim.foreign() {
+            return Err(names::belongs_to_another(&claim.partitions[0].owners.topic, &owner.id));
         }
         if let Some(by) = claim.rival() {
             return Ok(Claimed::Fenced { by: by.clone() });
