@@ -307,8 +307,14 @@ fn the_next_master_restarts_those_that_still_have_the_old_model() {
     let mut says = |slot: u32, model: &JobModel| {
         let status = ContainerStatus { phase: ContainerPhase::Running, ..ContainerStatus::default() };
         let model = Some(model.containers[&slot].clone());
-        let hello =
-            ContainerHello { app: "app".into(), container: id(u64::from(slot) + 1), slot, status, model };
+        let hello = ContainerHello {
+            app: "app".into(),
+            container: id(u64::from(slot) + 1),
+            slot,
+            status,
+            model,
+            tells_metrics: false,
+        };
         stage.core.container_hello(stage.now, &hello).expect("it is ours");
     };
     says(0, &grown.model);
