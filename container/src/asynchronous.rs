@@ -1,15 +1,36 @@
 //! The calls of asynchronous tasks, on tokio.
 
 use std::collections::VecDeque;
+use std::thread::Thread;
 
 use task_api::{Calls, Reply, TaskError};
 use tokio::runtime::Handle;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::task::JoinHandle;
 
 /// Calls of one task.
 pub(crate) struct OnRuntime<R> {
     runtime: Handle,
-    calls: VecDeque<JoinHandle<Result<R, TaskError>>>,
+    calls: VecDeque<Call<R>>,
+}
+
+struct Call<R> {
+    answer: oneshot::Receiver<Result<R, TaskError>>,
+    task: JoinHandle<()>,
+}
+
+/// Where a call puts what it comes to. The thread that waits for it is woken, also if the call panics.
+struct Answer<R> {
+    to: Option<oneshot::Sender<Result<R, TaskError>>>,
+    thread: Thread,
+}
+
+impl<R> Drop for Answer<R> {
+    fn drop(&mut self) {
+        // First: who is woken looks for it.
+        drop(self.to.take());
+        self.thread.unpark();
+    }
 }
 
 impl<R> OnRuntime<R> {
@@ -20,16 +41,30 @@ impl<R> OnRuntime<R> {
 
 impl<R: Send + 'static> Calls<R> for OnRuntime<R> {
     fn start(&mut self, reply: Reply<R>) {
-        self.calls.push_back(self.runtime.spawn(reply));
+        let (to, answer) = oneshot::channel();
+        let mut here = Answer { to: Some(to), thread: std::thread::current() };
+        let task = self.runtime.spawn(async move {
+            let reply = reply.await;
+            if let Some(to) = here.to.take() {
+                // Nobody takes it when the task thread is over.
+                let _ = to.send(reply);
+            }
+        });
+        self.calls.push_back(Call { answer, task });
     }
 
     fn next(&mut self, wait: bool) -> Option<Result<R, TaskError>> {
-        if !wait && !self.calls.front()?.is_finished() {
+        let mut answer = self.calls.front_mut()?.answer.try_recv();
+        if matches!(answer, Err(TryRecvError::Empty)) && !wait {
             return None;
         }
-        match self.runtime.block_on(self.calls.pop_front()?) {
-            Ok(reply) => Some(reply),
-            Err(panicked) => Some(Err(format!("the call panicked: {panicked}").into())),
+        let Call { answer: to_come, task } = self.calls.pop_front()?;
+        if matches!(answer, Err(TryRecvError::Empty)) {
+            answer = self.runtime.block_on(to_come).map_err(|_| TryRecvError::Closed);
         }
+        Some(answer.unwrap_or_else(|_| {
+            let why = self.runtime.block_on(task).err().map_or_else(String::new, |error| error.to_string());
+            Err(format!("the call panicked: {why}").into())
+        }))
     }
 }

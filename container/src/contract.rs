@@ -20,7 +20,7 @@ use crate::fake::{Broker, FakeSystem};
 use crate::tests::{folder, shared};
 
 /// What happened, in order; shared by all tasks of a test.
-type Story = Arc<Mutex<Vec<String>>>;
+pub(crate) type Story = Arc<Mutex<Vec<String>>>;
 
 pub(crate) fn job(extra: &str) -> JobSpec {
     let text = format!(
@@ -60,14 +60,14 @@ fn values(broker: &Broker, topic: &str) -> Vec<String> {
 
 /// One life of a container; it ends when everything is read, or, with `until_over`, by itself.
 pub(crate) struct Life<'a> {
-    broker: &'a Broker,
-    job: &'a JobSpec,
-    model: ContainerModel,
-    state: &'a Path,
-    seq: u64,
-    until_over: bool,
-    clock: Clock,
-    metrics: MetricsRegistry,
+    pub(crate) broker: &'a Broker,
+    pub(crate) job: &'a JobSpec,
+    pub(crate) model: ContainerModel,
+    pub(crate) state: &'a Path,
+    pub(crate) seq: u64,
+    pub(crate) until_over: bool,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: MetricsRegistry,
 }
 
 impl<'a> Life<'a> {
@@ -90,23 +90,23 @@ impl<'a> Life<'a> {
     }
 }
 
-fn text(bytes: Option<&[u8]>) -> String {
+pub(crate) fn text(bytes: Option<&[u8]>) -> String {
     String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned()
 }
 
 /// Tells the story of its messages; fails on the values "bad" and "undecodable".
-struct Teller {
+pub(crate) struct Teller {
     story: Story,
     task: String,
     output: Option<String>,
 }
 
 impl Teller {
-    fn of(story: &Story) -> impl Fn() -> Teller + Send + Sync + use<> {
+    pub(crate) fn of(story: &Story) -> impl Fn() -> Teller + Send + Sync + use<> {
         let story = Arc::clone(story);
         move || Teller { story: Arc::clone(&story), task: String::new(), output: None }
     }
-    fn tell(&self, what: String) {
+    pub(crate) fn tell(&self, what: String) {
         self.story.lock().expect("no teller panics").push(what);
     }
 }
@@ -144,15 +144,15 @@ impl StreamTask for Teller {
     }
 }
 
-fn told(story: &Story) -> Vec<String> {
+pub(crate) fn told(story: &Story) -> Vec<String> {
     std::mem::take(&mut *story.lock().expect("no teller panics"))
 }
 
-fn fill(broker: &Broker, topic: &str, partition: i32, messages: &[&str]) {
+pub(crate) fn fill(broker: &Broker, topic: &str, partition: i32, messages: &[&str]) {
     messages.iter().for_each(|text| broker.append(topic, partition, b"k", Some(text.as_bytes())));
 }
 
-const TEN: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+pub(crate) const TEN: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
 
 #[test]
 fn a_bootstrap_stream_is_read_to_its_end_before_anything_else() {

@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use task_api::serde::DecodeError;
 use task_api::system::{Message, SystemAdmin, SystemError, TopicHandle, TopicPartition, Unreadable};
@@ -31,12 +31,22 @@ use crate::stores::disk::TaskDisk;
 
 /// The longest wait for messages: a stop is seen within it.
 const LONGEST_POLL_MS: u64 = 100;
-/// The longest wait while calls of asynchronous tasks are in flight.
-const IN_FLIGHT_POLL_MS: u64 = 2;
+/// The longest wait for one of several things of which not all wake the thread.
+const SLICE_MS: u64 = 2;
+/// The longest wait while some inputs wait for what may come of others.
+const CHOOSING_MS: u64 = 5;
+/// How long a consumer that failed is let alone.
+const RETRY_MS: u64 = 100;
+/// How long a stop waits to hear where its inputs end.
+const SETTLE: Duration = Duration::from_millis(300);
+/// How many slices of held messages a task is given before others have their turn.
+const HELD_SLICES: usize = 4;
 /// How often the board is written.
 const REPORT_MS: u64 = 200;
 /// How often systems are told what is committed.
 const TELL_MS: u64 = 1_000;
+/// How often it is looked whether inputs stand still.
+const LOOK_MS: u64 = 1_000;
 /// How long the end waits until they know.
 const LAST_TELL: Duration = Duration::from_secs(1);
 
@@ -115,6 +125,11 @@ pub(crate) struct Work {
     pub(crate) untold: bool,
     next_tell: Timestamp,
     next_warning: Timestamp,
+    next_look: Timestamp,
+    /// Every input of every task is over; none if nobody has looked yet.
+    over: Option<bool>,
+    /// What comes is held, because the thread is to stop.
+    holding: bool,
 }
 
 impl Work {
@@ -155,17 +170,25 @@ impl<T: StreamTask> Engine<T> {
 
     fn work(&mut self) -> Result<(), End> {
         self.work.next_window = self.clock.now().plus(self.window_ms.unwrap_or(0));
+        self.inputs.wake_this_thread();
+        // A start that was decided, such as the newest message, is decided once.
+        self.work.commit_requested |= self.inputs.have_moved();
         loop {
             let now = self.clock.now();
             self.task_clock.set(self.clock.unix_ms());
+            if let Some(what) = self.inputs.topic_made_again() {
+                return Err(End::Failed(format!("reading: {what}")));
+            }
             self.windows(now)?;
             self.timers()?;
             self.complete(false)?;
             let over = self.end_streams()?;
-            let pending = self.pending(over);
+            let mut pending = self.pending(over, now);
             let stopping = pending.stopping;
             if stopping && !over {
                 self.board.phase(self.thread, types::ContainerPhase::Stopping);
+                self.settle(now)?;
+                pending.anything |= self.inputs.have_moved();
             }
             if let Some(due) = self.schedule.due(now, pending) {
                 self.commit(due, pending, now)?;
@@ -174,14 +197,11 @@ impl<T: StreamTask> Engine<T> {
                 return Ok(());
             }
             self.report(now, false);
-            let took = self.take_held()?;
-            if self.work.must_commit() {
-                continue;
-            }
-            // Only now: what a commit held up for a moment is no reason to throw away what is fetched.
-            self.inputs.arrange().map_err(|error| End::from(error).during("reading"))?;
-            if !took {
-                self.poll(now, pending)?;
+            self.inputs.arrange(now).map_err(|error| End::from(error).during("reading"))?;
+            let took = self.take_held(now)?;
+            if !self.work.must_commit() {
+                let patience = if took { Duration::ZERO } else { self.patience(now, pending) };
+                self.poll(now, patience)?;
             }
         }
     }
@@ -209,33 +229,39 @@ impl<T: StreamTask> Engine<T> {
         for due in self.tasks.iter().filter_map(|task| task.timers.as_ref()?.next_due()) {
             wait = wait.min(due.saturating_sub(unix_ms));
         }
-        if self.tasks.iter().any(|task| task.code.in_flight() > 0) {
-            wait = wait.min(IN_FLIGHT_POLL_MS);
+        if self.inputs.any_waits() {
+            wait = wait.min(CHOOSING_MS);
         }
-        Duration::from_millis(wait) / u32::try_from(self.inputs.readers.len().max(1)).unwrap_or(1)
+        Duration::from_millis(wait)
     }
 
-    /// Fetches and processes for as long as nothing else is due.
-    fn poll(&mut self, now: Timestamp, pending: Pending) -> Result<(), End> {
-        let timeout = self.patience(now, pending);
-        for at in 0..self.inputs.readers.len() {
-            let Reader { consumer, sources, readers_of, .. } = &mut self.inputs.readers[at];
-            let mut hands = Hands {
-                tasks: &mut self.tasks,
-                outputs: &mut self.outputs,
-                work: &mut self.work,
-                failures: &self.failures,
-            };
-            match consumer.poll(timeout, &mut |messages| hands.take(messages, sources, readers_of)) {
-                Ok(_) => {}
-                Err(error) => match self.work.failed.take() {
-                    Some(end) => return Err(end),
-                    None => self.cannot_read(now, error)?,
-                },
+    /// Takes what is there of every system; waits only if there is nothing, for all of them at once.
+    fn poll(&mut self, now: Timestamp, patience: Duration) -> Result<(), End> {
+        #[cfg(test)]
+        crate::fake::HOLDS.set(self.work.holding || self.inputs.sources().any(|s| !s.held.is_empty()));
+        let open: Vec<usize> =
+            (0..self.inputs.readers.len()).filter(|at| self.inputs.readers[*at].is_open(now)).collect();
+        let in_flight = self.tasks.iter().any(|task| task.code.in_flight() > 0);
+        if let ([alone], false) = (&*open, in_flight) {
+            return self.poll_one(*alone, now, patience).map(|_| ());
+        }
+        let mut any = false;
+        for at in &open {
+            any |= self.poll_one(*at, now, Duration::ZERO)? > 0;
+            if self.work.must_commit() {
+                return Ok(());
             }
-            while let Some(unreadable) = self.inputs.readers[at].consumer.take_unreadable() {
-                self.unreadable(at, unreadable)?;
-            }
+        }
+        if any || patience.is_zero() {
+            return Ok(());
+        }
+        let silent: Vec<usize> = open.into_iter().filter(|at| !self.inputs.readers[*at].wakes).collect();
+        if silent.is_empty() {
+            // Consumers and calls that are done unpark the thread. Whatever came since it was polled did so, too.
+            std::thread::park_timeout(patience);
+        }
+        for at in silent {
+            self.poll_one(at, now, patience.min(Duration::from_millis(SLICE_MS)))?;
         }
         Ok(())
     }
@@ -248,7 +274,7 @@ impl<T: StreamTask> Engine<T> {
         let mut first = None;
         for at in &readers_of[source] {
             let source = &mut sources[*at];
-            source.last = Some(offset);
+            source.took(offset);
             self.work.processed += 1;
             first.get_or_insert((source.task, source.partition.clone()));
         }
@@ -265,39 +291,91 @@ impl<T: StreamTask> Engine<T> {
         self.failures.judge(&self.tasks[task].name, &Failed::Named, failed.into(), &mut self.outputs)
     }
 
-    fn cannot_read(&mut self, now: Timestamp, error: SystemError) -> Result<(), End> {
+    /// Polls one reader; returns how many messages came.
+    fn poll_one(&mut self, at: usize, now: Timestamp, timeout: Duration) -> Result<usize, End> {
+        let choosing = self.inputs.are_chosen();
+        let Reader { consumer, sources, readers_of, .. } = &mut self.inputs.readers[at];
+        let mut hands = Hands {
+            tasks: &mut self.tasks,
+            outputs: &mut self.outputs,
+            work: &mut self.work,
+            failures: &self.failures,
+            choosing,
+            now,
+        };
+        match consumer.poll(timeout, &mut |messages| hands.take(messages, sources, readers_of)) {
+            Ok(count) => Ok(count + self.take_unreadable(at)?),
+            Err(error) => match self.work.failed.take() {
+                Some(end) => Err(end),
+                None => self.cannot_read(at, now, error).map(|()| 0),
+            },
+        }
+    }
+
+    /// What is no message has its turn when everything before it was taken.
+    fn take_unreadable(&mut self, reader: usize) -> Result<usize, End> {
+        let mut count = 0;
+        let any_held = self.inputs.readers[reader].sources.iter().any(|source| !source.held.is_empty());
+        while !any_held && !self.work.holding
+            && let Some(unreadable) = self.inputs.readers[reader].consumer.take_unreadable()
+        {
+            self.unreadable(reader, unreadable)?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    fn cannot_read(&mut self, at: usize, now: Timestamp, error: SystemError) -> Result<(), End> {
         let SystemError::Retriable(error) = error else { return Err(End::from(error).during("reading")) };
         if now >= self.work.next_warning {
             warn!(%error, "cannot read now: trying again");
             self.work.next_warning = now.plus(10_000);
         }
-        std::thread::sleep(Duration::from_millis(LONGEST_POLL_MS));
+        self.inputs.readers[at].retry_at = now.plus(RETRY_MS);
+        Ok(())
+    }
+
+    /// Finds out where inputs end behind what was taken, for the last positions to be behind what cannot be seen there:
+    /// should it be all there is, and be deleted, nothing of it is missed.
+    fn settle(&mut self, now: Timestamp) -> Result<(), End> {
+        let since = Instant::now();
+        self.work.holding = true;
+        while since.elapsed() < SETTLE && !self.inputs.are_settled() {
+            self.poll(now, Duration::from_millis(SLICE_MS))?;
+        }
         Ok(())
     }
 
     /// Gives tasks what was fetched for them before; returns whether one took anything.
-    fn take_held(&mut self) -> Result<bool, End> {
+    fn take_held(&mut self, now: Timestamp) -> Result<bool, End> {
         let mut any = false;
+        let choosing = self.inputs.are_chosen();
         for reader in &mut self.inputs.readers {
-            for source in reader.sources.iter_mut().filter(|source| !source.held.is_empty()) {
-                if self.work.must_commit() {
-                    return Ok(true);
-                }
-                let mut hands = Hands {
-                    tasks: &mut self.tasks,
-                    outputs: &mut self.outputs,
-                    work: &mut self.work,
-                    failures: &self.failures,
-                };
-                let held = std::mem::take(&mut source.held);
-                let taken = hands.give(source, &held.messages());
-                source.held = held;
-                match taken {
-                    Ok(taken) => {
-                        source.held.took(taken);
-                        any |= taken > 0;
+            for source in reader.sources.iter_mut().filter(|source| !source.waits && !source.held.is_empty())
+            {
+                for _ in 0..HELD_SLICES {
+                    if self.work.must_commit() {
+                        return Ok(true);
                     }
-                    Err(error) => return Err(self.work.failed.take().unwrap_or_else(|| End::from(error))),
+                    let mut hands = Hands {
+                        tasks: &mut self.tasks,
+                        outputs: &mut self.outputs,
+                        work: &mut self.work,
+                        failures: &self.failures,
+                        choosing,
+                        now,
+                    };
+                    let held = std::mem::take(&mut source.held);
+                    let messages = held.messages();
+                    let (taken, shown) = (hands.give(source, &messages), messages.len());
+                    source.held = held;
+                    let taken =
+                        taken.map_err(|error| self.work.failed.take().unwrap_or_else(|| End::from(error)))?;
+                    source.held.took(taken);
+                    any |= taken > 0;
+                    if taken < shown || source.held.is_empty() {
+                        break;
+                    }
                 }
             }
         }
@@ -361,7 +439,10 @@ impl<T: StreamTask> Engine<T> {
 
     /// Tells tasks whose inputs are all over; returns whether every task's are.
     fn end_streams(&mut self) -> Result<bool, End> {
-        self.inputs.look_for_ends();
+        let any = self.inputs.look_for_ends();
+        if let Some(over) = self.work.over.filter(|_| !any) {
+            return Ok(over);
+        }
         for at in 0..self.tasks.len() {
             if self.tasks[at].ended || !self.inputs.task_ended(at) {
                 continue;
@@ -374,12 +455,14 @@ impl<T: StreamTask> Engine<T> {
                 return Err(unforgiven(&mut self.outputs, &task.name, "end of stream", &error));
             }
         }
-        Ok(self.tasks.iter().all(|task| task.ended))
+        let over = self.tasks.iter().all(|task| task.ended);
+        self.work.over = Some(over);
+        Ok(over)
     }
 
     /// What has happened since the last commit; the thread stops if its inputs are `over`, if it was told to, or if a
     /// task wished for it: then no further message is processed.
-    fn pending(&mut self, over: bool) -> Pending {
+    fn pending(&mut self, over: bool, now: Timestamp) -> Pending {
         let (commit, shutdown) = self.work.coordinator.take();
         self.work.commit_requested |= commit;
         if shutdown {
@@ -400,6 +483,9 @@ impl<T: StreamTask> Engine<T> {
             pending.clean_rows_full |= cache.wants_flush();
             pending.unflushed |= cache.rows_not_on_disk() > 0;
         }
+        if !pending.anything && (stopping || pending.requested || now >= self.schedule.next()) {
+            pending.anything = self.inputs.have_moved();
+        }
         pending
     }
 
@@ -412,6 +498,10 @@ impl<T: StreamTask> Engine<T> {
         if self.work.untold && now >= self.work.next_tell {
             (self.work.untold, self.work.next_tell) = (false, now.plus(TELL_MS));
             self.inputs.tell_committed(Duration::ZERO);
+        }
+        if now >= self.work.next_look {
+            self.work.next_look = now.plus(LOOK_MS);
+            self.inputs.tell_standing(now);
         }
         self.board.add(std::mem::take(&mut self.work.unreported), std::mem::take(&mut self.work.commits));
         for (at, task) in self.tasks.iter().enumerate() {
@@ -447,6 +537,9 @@ struct Hands<'e, T> {
     outputs: &'e mut Outputs,
     work: &'e mut Work,
     failures: &'e Failures,
+    /// Some inputs go before others.
+    choosing: bool,
+    now: Timestamp,
 }
 
 impl<T: StreamTask> Hands<'_, T> {
@@ -457,11 +550,19 @@ impl<T: StreamTask> Hands<'_, T> {
         sources: &mut [Source],
         readers_of: &[Vec<usize>],
     ) -> Result<(), SystemError> {
-        for run in messages.chunk_by(|a, b| a.source == b.source) {
+        let runs = || messages.chunk_by(|a, b| a.source == b.source);
+        // Of what comes together, the highest priority goes first.
+        let highest = self.choosing.then(|| {
+            let of = runs().flat_map(|run| &readers_of[run[0].source]);
+            of.map(|at| sources[*at].priority()).max().unwrap_or(0)
+        });
+        for run in runs() {
             for at in &readers_of[run[0].source] {
                 let source = &mut sources[*at];
-                let run = &run[..source.before_end(run)];
-                let may = source.held.is_empty() && !self.work.must_commit();
+                let run = &run[..source.before_end(run, self.now)];
+                let is_behind = source.waits || highest.is_some_and(|highest| source.priority() < highest);
+                let may =
+                    source.held.is_empty() && !is_behind && !self.work.holding && !self.work.must_commit();
                 let taken = if may { self.give(source, run)? } else { 0 };
                 source.held.add(&run[taken..]);
             }
@@ -500,7 +601,7 @@ impl<T: StreamTask> Hands<'_, T> {
         }
         let taken = batch.taken();
         if let Some(last) = run[..taken].last() {
-            source.last = Some(last.offset);
+            source.took(last.offset);
             task.processed += taken as u64;
             self.work.processed += taken as u64;
             self.work.unreported += taken as u64;

@@ -1,6 +1,7 @@
 //! Tests only: a system in memory with Kafka's rules for transactions, and processes on it that can be made to
 //! crash at any of their calls, before or after it took effect.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -48,6 +49,8 @@ struct Logs {
     epochs: BTreeMap<String, u32>,
     /// By topic: longer values are refused after they were sent.
     refused_above: BTreeMap<String, usize>,
+    /// By topic: how often it was made.
+    made: BTreeMap<String, u32>,
 }
 
 impl Entry {
@@ -91,6 +94,10 @@ impl Logs {
         self.configs.entry(topic.to_owned()).or_default().extend(set.clone());
         Ok(())
     }
+    /// Where a reader of committed messages ends.
+    fn stable(log: &[Entry]) -> u64 {
+        log.iter().position(|e| e.fate == Fate::Open).unwrap_or(log.len()) as u64
+    }
     fn partitions_of(&self, topic: &str) -> i32 {
         self.partitions.keys().filter(|p| p.topic == topic).count() as i32
     }
@@ -116,7 +123,9 @@ impl Broker {
     fn logs(&self) -> MutexGuard<'_, Logs> {
         self.0.lock().expect("the fake does not panic")
     }
+    /// Makes a topic, anew if there is one.
     pub(crate) fn topic(&self, topic: &str, partitions: i32) {
+        *self.logs().made.entry(topic.to_owned()).or_default() += 1;
         for partition in 0..partitions {
             self.logs().partitions.insert(at(topic, partition), Vec::new());
         }
@@ -124,6 +133,9 @@ impl Broker {
     /// From now on the topic refuses longer values, after they were sent.
     pub(crate) fn refuse_above(&self, topic: &str, bytes: usize) {
         self.logs().refused_above.insert(topic.to_owned(), bytes);
+    }
+    pub(crate) fn delete(&self, topic: &str) {
+        self.logs().partitions.retain(|at, _| at.topic != topic);
     }
     pub(crate) fn append(&self, topic: &str, partition: i32, key: &[u8], value: Option<&[u8]>) {
         let entry = Entry::plain(Some(key), value);
@@ -148,6 +160,16 @@ impl Broker {
             headers: e.headers.clone(),
         })
         .collect()
+    }
+    /// Appends to a transaction of `id`, which stays open until it is decided.
+    pub(crate) fn append_open(&self, id: &str, topic: &str, partition: i32, value: &[u8]) {
+        let entry =
+            Entry { id: Some(id.to_owned()), fate: Fate::Open, ..Entry::plain(Some(b"k"), Some(value)) };
+        self.logs().log(&at(topic, partition)).expect("a topic of the test").push(entry);
+    }
+    /// Commits or aborts the open transaction of `id`.
+    pub(crate) fn decide(&self, id: &str, commits: bool) {
+        self.logs().decide(id, if commits { Fate::Committed } else { Fate::Aborted });
     }
     /// What a reader of committed messages sees.
     pub(crate) fn committed(&self, topic: &str, partition: i32) -> Vec<Committed> {
@@ -175,6 +197,11 @@ type OnCrash = Box<dyn Fn() + Send + Sync>;
 
 /// Told what to do next when everything is read.
 type OnIdle = Box<dyn Fn() -> Idle + Send + Sync>;
+
+thread_local! {
+    /// Whether the thread holds messages that it was handed, or would: then it is not idle.
+    pub(crate) static HOLDS: Cell<bool> = const { Cell::new(false) };
+}
 
 /// What happens when everything is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -308,6 +335,8 @@ impl System for FakeSystem {
         Ok(Box::new(FakeConsumer {
             system,
             assigned: Vec::new(),
+            starts: Vec::new(),
+            heard: Vec::new(),
             paused: Vec::new(),
             read: Vec::new(),
             turn: 0,
@@ -329,7 +358,7 @@ impl SystemAdmin for FakeSystem {
         self.ask(|logs| {
             let of = |topic: &String| TopicMetadata {
                 topic: topic.clone(),
-                topic_id: format!("id of {topic}"),
+                topic_id: format!("{topic} no. {}", logs.made.get(topic).unwrap_or(&0)),
                 partitions: (0..logs.partitions_of(topic))
                     .map(|partition| PartitionMetadata { partition, ..PartitionMetadata::default() })
                     .collect(),
@@ -391,9 +420,7 @@ impl SystemAdmin for FakeSystem {
         self.ask(|logs| {
             let of = |at: &TopicPartition| {
                 let log = logs.log(at)?;
-                let high = log.len() as u64;
-                let open = log.iter().position(|e| e.fate == Fate::Open);
-                Ok(Watermarks { low: 0, high, stable: open.map_or(high, |n| n as u64) })
+                Ok(Watermarks { low: 0, high: log.len() as u64, stable: Logs::stable(log) })
             };
             partitions.iter().map(of).collect()
         })
@@ -452,7 +479,11 @@ fn message(source: usize, offset: u64, entry: &Entry) -> Message<'_> {
 
 struct FakeConsumer {
     system: FakeSystem,
+    /// With what is fetched next.
     assigned: Vec<(TopicPartition, u64)>,
+    starts: Vec<u64>,
+    /// By source: whether it was fetched from.
+    heard: Vec<bool>,
     paused: Vec<bool>,
     /// By source: where its end was met.
     read: Vec<Option<u64>>,
@@ -474,6 +505,8 @@ impl SystemConsumer for FakeConsumer {
             };
             partitions.iter().map(start).collect::<Result<_, SystemError>>()
         })?;
+        self.starts = self.assigned.iter().map(|(_, next)| *next).collect();
+        self.heard = vec![false; partitions.len()];
         self.paused = vec![false; partitions.len()];
         self.read = vec![None; partitions.len()];
         Ok(())
@@ -492,8 +525,10 @@ impl SystemConsumer for FakeConsumer {
             }
             let (at, next) = &mut self.assigned[self.turn];
             let log = self.system.call(|logs| logs.log(at).cloned())?;
+            self.heard[self.turn] = true;
             let seen = |e: &Entry| matches!(e.fate, Fate::Plain | Fate::Committed);
-            let messages: Vec<Message<'_>> = (*next..log.len() as u64)
+            let stable = Logs::stable(&log);
+            let messages: Vec<Message<'_>> = (*next..stable)
                 .filter(|n| seen(&log[*n as usize]))
                 .take(3)
                 .map(|n| message(self.turn, n, &log[n as usize]))
@@ -503,9 +538,9 @@ impl SystemConsumer for FakeConsumer {
                 take(&messages)?;
                 return Ok(messages.len());
             }
-            self.read[self.turn] = Some(log.len() as u64);
+            self.read[self.turn] = Some(stable);
         }
-        if self.paused.iter().any(|paused| *paused) {
+        if HOLDS.get() || self.paused.iter().any(|paused| *paused) {
             return Ok(0);
         }
         let life = &self.system.life;
@@ -522,12 +557,14 @@ impl SystemConsumer for FakeConsumer {
         }
         Ok(0)
     }
-    fn position_after(&self, source: usize, last_taken: Option<u64>) -> Offset {
-        Offset(last_taken.map_or(self.assigned[source].1, |last| last + 1).to_string())
+    fn start(&self, source: usize) -> Option<u64> {
+        Some(self.starts[source])
     }
-    fn lag(&self, source: usize, _: Option<u64>) -> Option<u64> {
-        let (at, next) = &self.assigned[source];
-        Some(self.system.broker.logs().log(at).ok()?.len() as u64 - (*next).max(self.read[source]?))
+    fn lag(&self, source: usize, position: u64) -> Option<u64> {
+        // Nothing is known before the first fetch.
+        self.heard[source].then_some(())?;
+        let high = self.system.broker.logs().log(&self.assigned[source].0).ok()?.len() as u64;
+        Some(high.saturating_sub(position))
     }
     fn pause(&mut self, sources: &[usize]) -> Result<(), SystemError> {
         sources.iter().for_each(|at| self.paused[*at] = true);

@@ -1,38 +1,56 @@
 //! What a task thread reads: one consumer per system, its partitions, and which of them must wait.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use task_api::system::{Lost, Offset, StartAt, SystemAdmin, SystemConsumer, SystemError, TopicPartition};
-use task_core::chooser::{self, Input, Progress};
+use task_api::system::{
+    Lost, Message, Offset, StartAt, SystemAdmin, SystemConsumer, SystemError, TopicPartition,
+};
+use task_core::chooser::{Chooser, Input, More, Progress};
 use task_core::record::Checkpoint;
 use tracing::{info, warn};
-use types::{JobSpec, OffsetDefault, OffsetLost, StreamSpec, SystemStreamPartition, TaskModel, TaskName};
+use types::{
+    JobSpec, OffsetDefault, OffsetLost, StreamSpec, SystemStreamPartition, TaskModel, TaskName, Timestamp,
+};
 
 use crate::end::End;
 use crate::held::Held;
 use crate::restore::patiently;
 use crate::systems::{System, Systems};
+use crate::watch::{self, Topics, Watch};
 
 /// One partition as one task reads it.
 pub(crate) struct Source {
     /// Its task's place.
     pub(crate) task: usize,
     pub(crate) partition: SystemStreamPartition,
+    /// Its stream, as checkpoints name it.
+    pub(crate) stream: String,
     /// Its place among the consumer's partitions.
     pub(crate) place: usize,
     /// The id of its topic.
     pub(crate) topic_id: Option<String>,
-    /// The last offset taken.
-    pub(crate) last: Option<u64>,
-    /// The last offset in a checkpoint.
+    /// The offset after the last one taken, or where reading began; none if that is not known yet.
+    next: Option<u64>,
+    /// Whether anything was taken.
+    has_begun: bool,
+    /// The position in the last checkpoint.
     pub(crate) committed: Option<u64>,
     /// What was fetched and not taken.
     pub(crate) held: Held,
     /// Of a bounded stream: where it ends.
     ends_at: Option<u64>,
+    /// A message at the end of a bounded stream or behind it has come.
+    is_past_end: bool,
     /// Nothing more of it will be processed.
     ended: bool,
+    /// Other inputs go first now.
+    pub(crate) waits: bool,
+    /// When messages of it came last.
+    heard: Option<Timestamp>,
+    /// Where it was when it was last looked at, and since when, if it was at an end that is not the log's.
+    stands: Option<(u64, Timestamp)>,
     input: Input,
 }
 
@@ -44,46 +62,109 @@ pub(crate) struct Reader {
     pub(crate) readers_of: Vec<Vec<usize>>,
     /// By partition of the consumer.
     paused: Vec<bool>,
+    /// Whether the consumer wakes the thread when something comes.
+    pub(crate) wakes: bool,
+    /// After an error: when it is polled again.
+    pub(crate) retry_at: Timestamp,
 }
 
+/// So much of a reader's may be held, bytes, before partitions are paused: a pause throws away what was fetched ahead.
+const HOLD: usize = 2 << 20;
+/// An input that stands behind an open transaction for so long is told, and again after so long.
+const STANDS_MS: u64 = 15_000;
+
 impl Source {
-    /// How much of a run of messages is before the end of a bounded stream.
-    pub(crate) fn before_end(&self, messages: &[task_api::system::Message<'_>]) -> usize {
-        self.ends_at.map_or(messages.len(), |end| messages.partition_point(|m| m.offset < end))
+    /// How much of a run of messages, which has just come, is before the end of a bounded stream.
+    pub(crate) fn before_end(&mut self, messages: &[Message<'_>], now: Timestamp) -> usize {
+        self.heard = Some(now);
+        let within = self.ends_at.map_or(messages.len(), |end| messages.partition_point(|m| m.offset < end));
+        self.is_past_end |= within < messages.len();
+        within
     }
 
-    /// Everything below this was handed over.
-    fn position(&self, consumer: &dyn SystemConsumer) -> u64 {
-        // What is held was fetched, and what a paused partition was caught up with is behind it.
-        let taken = self.last.map_or(0, |last| last + 1);
-        if self.held.is_empty() { taken.max(consumer.caught_up_at(self.place).unwrap_or(0)) } else { taken }
+    /// The task has taken everything up to this message.
+    pub(crate) fn took(&mut self, last: u64) {
+        (self.next, self.has_begun) = (self.next.max(Some(last + 1)), true);
+    }
+
+    pub(crate) fn priority(&self) -> i32 {
+        self.input.priority
+    }
+
+    /// Everything below this was taken or can never be seen: reading goes on there. None if nobody knows yet.
+    pub(crate) fn position(&self, consumer: &dyn SystemConsumer) -> Option<u64> {
+        let position = match self.held.first() {
+            // What a source was read to its end with may be behind what is held.
+            Some(first) => Some(first),
+            None if self.is_past_end => self.ends_at,
+            None => self.next.max(consumer.caught_up_at(self.place)),
+        };
+        // What comes behind a bounded stream's end is another run's.
+        let within = |position: u64| self.ends_at.map_or(position, |end| position.min(end));
+        position.map(within).max(self.next)
+    }
+
+    /// Whether everything that was there to be seen was taken when the end was last met.
+    fn is_caught_up(&self, consumer: &dyn SystemConsumer) -> bool {
+        self.held.is_empty() && consumer.caught_up_at(self.place).is_some_and(|at| Some(at) >= self.next)
+    }
+
+    /// Whether its position may become a later one without a message.
+    fn is_settled(&self, consumer: &dyn SystemConsumer) -> bool {
+        !self.has_begun || self.ended || !self.held.is_empty() || self.is_caught_up(consumer)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.ended || self.waits || !self.held.is_empty()
     }
 }
 
 impl Reader {
-    /// Takes note of sources that are over.
-    fn look_for_ends(&mut self) {
+    fn new(consumer: Box<dyn SystemConsumer>, sources: Vec<Source>, readers_of: Vec<Vec<usize>>) -> Reader {
+        let paused = vec![false; readers_of.len()];
+        Reader { consumer, sources, readers_of, paused, wakes: false, retry_at: Timestamp::default() }
+    }
+
+    /// Takes note of sources that are over; returns whether there is a new one.
+    fn look_for_ends(&mut self) -> bool {
+        let mut any = false;
         for source in self.sources.iter_mut().filter(|source| !source.ended && source.held.is_empty()) {
-            let reached = |end| source.position(&*self.consumer) >= end;
+            let reached = |end| source.position(&*self.consumer).is_some_and(|position| position >= end);
             source.ended = source.ends_at.is_some_and(reached) || self.consumer.has_ended(source.place);
+            any |= source.ended;
         }
+        any
     }
 
-    fn progress(&self, source: &Source) -> Progress {
-        Progress {
-            position: source.position(&*self.consumer),
-            lag: if source.held.is_empty() { self.consumer.lag(source.place, source.last) } else { Some(1) },
-            ended: source.ended,
-        }
+    fn progress(&self, source: &Source, now: Timestamp) -> Progress {
+        let position = source.position(&*self.consumer).unwrap_or(0);
+        let more = if !source.held.is_empty() {
+            More::InHand
+        } else if source.is_caught_up(&*self.consumer) {
+            More::Nothing
+        } else {
+            match (self.consumer.lag(source.place, position), source.heard) {
+                (Some(0), _) => More::Nothing,
+                (Some(_), Some(heard)) => More::Expected { quiet_ms: now.since(heard) },
+                (None, _) | (_, None) => More::Unknown,
+            }
+        };
+        Progress { position, more, ended: source.ended }
     }
 
-    /// Pauses the partitions that must wait, because a task has not taken what it got or because of `waits` (by
-    /// source), and resumes the others.
-    fn arrange(&mut self, waits: &[bool]) -> Result<(), SystemError> {
+    /// Whether a poll may bring what its tasks can be given.
+    pub(crate) fn is_open(&self, now: Timestamp) -> bool {
+        now >= self.retry_at && !self.sources.iter().all(Source::is_stopped)
+    }
+
+    /// Pauses the partitions that must wait, once as much is held as may be, and resumes the others.
+    fn arrange(&mut self) -> Result<(), SystemError> {
+        let is_full = self.sources.iter().map(|source| source.held.size()).sum::<usize>() >= HOLD;
         let (mut pause, mut resume) = (Vec::new(), Vec::new());
         for (place, of) in self.readers_of.iter().enumerate() {
-            let must_wait = |at: &usize| waits.get(*at) == Some(&true) || !self.sources[*at].held.is_empty();
-            let wanted = of.iter().any(must_wait) || of.iter().all(|at| self.sources[*at].ended);
+            let must_wait = |at: &usize| self.sources[*at].waits || !self.sources[*at].held.is_empty();
+            let is_over = of.iter().all(|at| self.sources[*at].ended);
+            let wanted = is_over || of.iter().any(must_wait) && (is_full || self.paused[place]);
             if wanted != self.paused[place] {
                 self.paused[place] = wanted;
                 if wanted { pause.push(place) } else { resume.push(place) }
@@ -97,52 +178,152 @@ impl Reader {
         }
         Ok(())
     }
+
+    /// Tells which inputs stand behind an open transaction, now and then.
+    fn tell_standing(&mut self, now: Timestamp) {
+        for source in &mut self.sources {
+            let at = source.position(&*self.consumer).unwrap_or(0);
+            let lag = if source.ended { 0 } else { self.consumer.lag(source.place, at).unwrap_or(0) };
+            let goes_on = source.ends_at.map_or(lag > 0, |end| at < end);
+            if source.ended || !goes_on || !source.is_caught_up(&*self.consumer) {
+                source.stands = None;
+                continue;
+            }
+            match source.stands {
+                Some((stood, since)) if stood == at => {
+                    if now.since(since) >= STANDS_MS {
+                        source.stands = Some((at, now));
+                        let (stream, partition) = (&source.stream, source.partition.partition);
+                        let is_bounded = source.ends_at.is_some();
+                        warn!(
+                            at,
+                            lag,
+                            is_bounded,
+                            "{stream}-{partition} goes on behind a transaction of its producers that is open since {} s \
+                             or longer: nothing of it can be read before that is decided (`kafka-transactions.sh find-hanging` tells whose it is)",
+                            STANDS_MS / 1_000
+                        );
+                    }
+                }
+                _ => source.stands = Some((at, now)),
+            }
+        }
+    }
 }
 
 /// Everything that a thread reads.
 pub(crate) struct Inputs {
     pub(crate) readers: Vec<Reader>,
-    /// Whether priorities or bootstrap streams make some inputs wait for others.
-    choosing: bool,
+    /// By task: its sources, by reader and place there.
+    of_task: Vec<Vec<(usize, usize)>>,
+    /// If priorities or bootstrap streams make some inputs wait for others.
+    chooser: Option<Chooser>,
+    watch: Watch,
 }
 
 impl Inputs {
-    pub(crate) fn new(readers: Vec<Reader>) -> Inputs {
-        let inputs: Vec<Input> = readers.iter().flat_map(|r| r.sources.iter().map(|s| s.input)).collect();
-        Inputs { choosing: chooser::matters(&inputs), readers }
+    fn new(readers: Vec<Reader>, tasks: usize, watch: Watch) -> Inputs {
+        let mut of_task = vec![Vec::new(); tasks];
+        for (reader, of) in readers.iter().enumerate() {
+            of.sources.iter().enumerate().for_each(|(at, source)| of_task[source.task].push((reader, at)));
+        }
+        let inputs = readers.iter().flat_map(|r| r.sources.iter().map(|s| s.input)).collect();
+        let chooser = Some(Chooser::new(inputs)).filter(Chooser::matters);
+        Inputs { readers, of_task, chooser, watch }
     }
 
+    /// What happened to a topic, if one is not the one that reading began with.
+    pub(crate) fn topic_made_again(&self) -> Option<&str> {
+        self.watch.found()
+    }
+
+    /// From now on the thread that calls this is unparked when something comes, by those consumers that can.
+    pub(crate) fn wake_this_thread(&mut self) {
+        let this = std::thread::current();
+        let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || this.unpark());
+        for reader in &mut self.readers {
+            reader.wakes = reader.consumer.wake_with(Arc::clone(&wake));
+        }
+    }
+
+    /// Whether some inputs go before others.
+    pub(crate) fn are_chosen(&self) -> bool {
+        self.chooser.is_some()
+    }
+
+    /// Whether some input waits for another.
+    pub(crate) fn any_waits(&self) -> bool {
+        self.are_chosen() && self.readers.iter().any(|reader| reader.sources.iter().any(|s| s.waits))
+    }
+
+    /// Takes note of sources that are over; returns whether there is a new one.
+    pub(crate) fn look_for_ends(&mut self) -> bool {
+        self.readers.iter_mut().fold(false, |any, reader| reader.look_for_ends() || any)
+    }
+
+    #[cfg(test)]
     pub(crate) fn sources(&self) -> impl Iterator<Item = &Source> {
         self.readers.iter().flat_map(|reader| &reader.sources)
     }
 
-    /// Takes note of sources that are over.
-    pub(crate) fn look_for_ends(&mut self) {
-        self.readers.iter_mut().for_each(Reader::look_for_ends);
+    fn of_task(&self, task: usize) -> impl Iterator<Item = (&Reader, &Source)> {
+        self.of_task[task]
+            .iter()
+            .map(|(reader, at)| (&self.readers[*reader], &self.readers[*reader].sources[*at]))
     }
 
     /// Whether every source of the task is over.
     pub(crate) fn task_ended(&self, task: usize) -> bool {
-        self.sources().filter(|source| source.task == task).all(|source| source.ended)
+        self.of_task(task).all(|(_, source)| source.ended)
     }
 
-    /// Decides which partitions are fetched from until the next call.
-    pub(crate) fn arrange(&mut self) -> Result<(), SystemError> {
-        let waits = if self.choosing {
-            let of = |reader: &Reader| reader.sources.iter().map(|s| reader.progress(s)).collect::<Vec<_>>();
-            let progress: Vec<Progress> = self.readers.iter().flat_map(of).collect();
-            let inputs: Vec<Input> = self.sources().map(|source| source.input).collect();
-            chooser::waits(&inputs, &progress)
-        } else {
-            Vec::new()
+    /// Whether a position is not the one of the last checkpoint: something was processed, a start was decided, or an end
+    /// was met behind what cannot be seen.
+    pub(crate) fn have_moved(&self) -> bool {
+        let moved = |reader: &Reader| {
+            reader.sources.iter().any(|source| {
+                let position = source.position(&*reader.consumer);
+                position.is_some() && position != source.committed
+            })
         };
-        let mut from = 0;
-        for reader in &mut self.readers {
-            let to = (from + reader.sources.len()).min(waits.len());
-            reader.arrange(&waits[from.min(to)..to])?;
-            from = to;
+        self.readers.iter().any(moved)
+    }
+
+    /// The sources of the task whose positions are not those of its last checkpoint, with the new ones, which are those
+    /// of its last checkpoint from now on.
+    pub(crate) fn commit_positions(&mut self, task: usize, mut set: impl FnMut(&Source, Offset)) {
+        for (reader, at) in &self.of_task[task] {
+            let Reader { consumer, sources, .. } = &mut self.readers[*reader];
+            let source = &mut sources[*at];
+            let position = source.position(&**consumer);
+            if let Some(at) = position.filter(|_| position != source.committed) {
+                source.committed = position;
+                set(source, consumer.offset(source.place, at));
+            }
         }
-        Ok(())
+    }
+
+    /// Whether each source was read to an end, or something of it is here, since its last message: then its position is
+    /// behind what cannot be seen.
+    pub(crate) fn are_settled(&self) -> bool {
+        let settled = |reader: &Reader| {
+            let mut of = reader.sources.iter().zip(reader.sources.iter().map(|s| reader.paused[s.place]));
+            of.all(|(source, paused)| paused || source.is_settled(&*reader.consumer))
+        };
+        self.readers.iter().all(settled)
+    }
+
+    /// Decides which inputs wait and which partitions are fetched from until the next call.
+    pub(crate) fn arrange(&mut self, now: Timestamp) -> Result<(), SystemError> {
+        if let Some(chooser) = &mut self.chooser {
+            let of =
+                |reader: &Reader| reader.sources.iter().map(|s| reader.progress(s, now)).collect::<Vec<_>>();
+            let progress: Vec<Progress> = self.readers.iter().flat_map(of).collect();
+            let waits = chooser.waits(now, &progress);
+            let sources = self.readers.iter_mut().flat_map(|reader| &mut reader.sources);
+            sources.zip(waits).for_each(|(source, waits)| source.waits = waits);
+        }
+        self.readers.iter_mut().try_for_each(Reader::arrange)
     }
 
     /// Tells systems what is committed, waiting for at most `patience` until each knows.
@@ -150,24 +331,28 @@ impl Inputs {
         for Reader { consumer, sources, readers_of, .. } in &mut self.readers {
             // Of the tasks that read a broadcast partition the one furthest behind counts.
             let committed = |of: &Vec<usize>| of.iter().map(|at| sources[*at].committed).min().flatten();
-            let positions: Vec<(usize, u64)> = readers_of
-                .iter()
-                .enumerate()
-                .filter_map(|(place, of)| Some((place, committed(of)? + 1)))
-                .collect();
+            let of_places = readers_of.iter().enumerate();
+            let positions: Vec<_> =
+                of_places.filter_map(|(place, of)| Some((place, committed(of)?))).collect();
             if !positions.is_empty() {
                 consumer.tell_positions(&positions, patience);
             }
         }
     }
 
+    /// Tells which inputs stand behind an open transaction, now and then.
+    pub(crate) fn tell_standing(&mut self, now: Timestamp) {
+        self.readers.iter_mut().for_each(|reader| reader.tell_standing(now));
+    }
+
     /// Messages between a task and the ends of its inputs; none if not all are known.
     pub(crate) fn lag(&self, task: usize) -> Option<u64> {
-        let of_reader = |reader: &Reader| -> Option<u64> {
-            let mine = reader.sources.iter().filter(|source| source.task == task);
-            mine.map(|s| if s.ended { Some(0) } else { reader.consumer.lag(s.place, s.last) }).sum()
-        };
-        self.readers.iter().map(of_reader).sum()
+        self.of_task(task)
+            .map(|(reader, source)| {
+                let position = source.position(&*reader.consumer).unwrap_or(0);
+                if source.ended { Some(0) } else { reader.consumer.lag(source.place, position) }
+            })
+            .sum()
     }
 }
 
@@ -178,8 +363,35 @@ struct Opening<'a> {
     spec: StreamSpec,
     at: TopicPartition,
     start: StartAt,
+    /// The start is the position in the checkpoint.
+    is_resumed: bool,
     topic_id: Option<String>,
     ends_at: Option<u64>,
+    bootstrap_until: Option<u64>,
+}
+
+impl Opening<'_> {
+    /// What is read of it, at this place among the consumer's partitions.
+    fn source(&self, place: usize) -> Source {
+        Source {
+            task: self.task,
+            partition: self.partition.clone(),
+            stream: self.partition.stream.to_string(),
+            place,
+            topic_id: self.topic_id.clone(),
+            next: None,
+            has_begun: false,
+            committed: None,
+            held: Held::default(),
+            ends_at: self.ends_at,
+            is_past_end: false,
+            ended: false,
+            waits: false,
+            heard: None,
+            stands: None,
+            input: Input { priority: self.spec.priority, bootstrap_until: self.bootstrap_until },
+        }
+    }
 }
 
 /// One consumer per system (more where tasks read one partition from different places), assigned where the
@@ -198,7 +410,8 @@ pub(crate) fn open(
             let at = TopicPartition { topic: spec.topic.clone(), partition: partition.partition };
             let stream = partition.stream.to_string();
             let known = checkpoints[task].offset(&stream, partition.partition);
-            let start = match (known.filter(|_| !spec.reset_offset), spec.offset_default) {
+            let checkpointed = known.filter(|_| !spec.reset_offset);
+            let start = match (checkpointed, spec.offset_default) {
                 (Some(offset), _) => StartAt::At(Offset(offset.to_owned())),
                 // Whatever is in it arrived while the job was there to read it.
                 (None, OffsetDefault::Newest | OffsetDefault::Offset(_))
@@ -212,17 +425,29 @@ pub(crate) fn open(
                 (None, OffsetDefault::Offset(offset)) => StartAt::At(Offset(offset.to_string())),
             };
             let of_system = by_system.entry(&partition.stream.system).or_default();
-            of_system.push(Opening { task, partition, spec, at, start, topic_id: None, ends_at: None });
+            of_system.push(Opening {
+                task,
+                partition,
+                spec,
+                at,
+                start,
+                is_resumed: checkpointed.is_some(),
+                topic_id: None,
+                ends_at: None,
+                bootstrap_until: None,
+            });
         }
     }
-    let mut readers = Vec::new();
+    let (mut readers, mut topics) = (Vec::new(), Vec::new());
     for (name, mut inputs) in by_system {
         let system =
             systems.get(name).ok_or_else(|| End::Failed(format!("no system `{name}` in job.toml")))?;
         look_at_topics(&*system.admin(), &mut inputs, models, checkpoints)?;
+        let id = |input: &Opening<'_>| Some((input.at.topic.clone(), input.topic_id.clone()?));
+        topics.push(Topics { admin: system.admin(), ids: inputs.iter().filter_map(id).collect() });
         readers.extend(assign(&**system, (client_id, &job.job.to_string()), inputs, models)?);
     }
-    Ok(Inputs::new(readers))
+    Ok(Inputs::new(readers, models.len(), Watch::start(topics, watch::EVERY)))
 }
 
 /// Finds out where bounded and bootstrap streams end, and whether what is to be read next is still there.
@@ -241,7 +466,9 @@ fn look_at_topics(
     let mut bounded: Vec<_> = inputs.iter_mut().filter(ending).collect();
     let at: Vec<TopicPartition> = bounded.iter().map(|input| input.at.clone()).collect();
     for (input, ends) in bounded.iter_mut().zip(patiently(|| admin.watermarks(&at))?) {
-        input.ends_at = Some(ends.stable);
+        // A bounded stream is over when everything that was there is decided; others need not wait for that.
+        input.ends_at = input.spec.bounded.then_some(ends.high);
+        input.bootstrap_until = input.spec.bootstrap.then_some(ends.stable);
     }
     let is_resumed = |input: &&mut Opening<'_>| matches!(input.start, StartAt::At(_));
     let mut resumed: Vec<_> = inputs.iter_mut().filter(is_resumed).collect();
@@ -264,6 +491,7 @@ fn look_at_topics(
             None => continue,
         };
         input.start = after_loss(&models[input.task].name, input, offset, &what)?;
+        input.is_resumed = false;
     }
     for input in inputs {
         input.topic_id = ids.get(&input.at.topic).cloned();
@@ -298,13 +526,13 @@ fn assign(
 ) -> Result<Vec<Reader>, End> {
     struct Assigning {
         partitions: Vec<(TopicPartition, StartAt)>,
-        sources: Vec<Source>,
+        /// With whether each goes on where its checkpoint says.
+        sources: Vec<(Source, bool)>,
         readers_of: Vec<Vec<usize>>,
     }
     let mut all: Vec<Assigning> = Vec::new();
     for input in inputs {
-        let stream = input.partition.stream.to_string();
-        info!(task = %models[input.task].name, input = %stream, partition = input.partition.partition, start = ?input.start, "reads");
+        info!(task = %models[input.task].name, input = %input.partition.stream, partition = input.partition.partition, start = ?input.start, "reads");
         // Tasks that read one partition from one place share what is fetched.
         let fits =
             |a: &Assigning| a.partitions.iter().all(|(at, start)| *at != input.at || *start == input.start);
@@ -319,26 +547,17 @@ fn assign(
             of.partitions.len() - 1
         });
         of.readers_of[place].push(of.sources.len());
-        let bootstrap_until = input.ends_at.filter(|_| input.spec.bootstrap);
-        of.sources.push(Source {
-            task: input.task,
-            partition: input.partition.clone(),
-            place,
-            topic_id: input.topic_id,
-            last: None,
-            committed: None,
-            held: Held::default(),
-            ends_at: input.ends_at.filter(|_| input.spec.bounded),
-            ended: false,
-            input: Input { priority: input.spec.priority, bootstrap_until },
-        });
+        of.sources.push((input.source(place), input.is_resumed));
     }
     all.into_iter()
-        .map(|Assigning { partitions, sources, readers_of }| {
+        .map(|Assigning { partitions, mut sources, readers_of }| {
             let mut consumer = system.consumer(client_id, group)?;
             consumer.assign(&partitions)?;
-            let paused = vec![false; partitions.len()];
-            Ok(Reader { consumer, sources, readers_of, paused })
+            for (source, is_resumed) in &mut sources {
+                source.next = consumer.start(source.place);
+                source.committed = source.next.filter(|_| *is_resumed);
+            }
+            Ok(Reader::new(consumer, sources.into_iter().map(|(source, _)| source).collect(), readers_of))
         })
         .collect()
 }

@@ -50,9 +50,12 @@ mod stores;
 mod systems;
 mod task_thread;
 mod transaction;
+mod watch;
 
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
+mod contract_reading;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]

@@ -138,6 +138,7 @@ fn start<T: StreamTask>(
     for (task, model) in engine.tasks.iter_mut().zip(models) {
         desk.init(task, model)?;
     }
+    systems.values().for_each(|system| system.admin().started());
     Ok(engine)
 }
 

@@ -83,27 +83,14 @@ fn checkpoints<T: StreamTask>(engine: &mut Engine<T>, due: Due) -> Result<(), Sy
     let incarnation = engine.incarnation;
     for (at, task) in engine.tasks.iter_mut().enumerate() {
         let mut moved = due == Due::Refresh || is_dirty(task);
-        for reader in &mut engine.inputs.readers {
-            for source in reader.sources.iter_mut().filter(|source| source.task == at) {
-                let stream = source.partition.stream.to_string();
-                let partition = source.partition.partition;
-                let is_new = task.checkpoint.offset(&stream, partition).is_none();
-                if source.last == source.committed && !is_new {
-                    continue;
-                }
-                moved |= source.last != source.committed;
-                source.committed = source.last;
-                let next = reader.consumer.position_after(source.place, source.last).0;
-                // A partition of which nothing is known yet has no position worth keeping.
-                if next.is_empty() {
-                    continue;
-                }
-                task.checkpoint.set_offset(&stream, partition, next);
-                if let Some(id) = &source.topic_id {
-                    task.checkpoint.topics.insert(stream, id.clone());
-                }
+        let checkpoint = &mut task.checkpoint;
+        engine.inputs.commit_positions(at, |source, position| {
+            moved = true;
+            checkpoint.set_offset(&source.stream, source.partition.partition, position.0);
+            if let Some(id) = &source.topic_id {
+                checkpoint.topics.insert(source.stream.clone(), id.clone());
             }
-        }
+        });
         if !moved {
             continue;
         }

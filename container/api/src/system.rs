@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -126,13 +127,23 @@ pub trait SystemConsumer {
         take: &mut dyn FnMut(&[Message<'_>]) -> Result<(), SystemError>,
     ) -> Result<usize, SystemError>;
 
-    /// The offset to read next for each source, given the last offset taken (none: where it was assigned).
-    fn position_after(&self, source: usize, last_taken: Option<u64>) -> Offset;
+    /// Where reading the source began, as it was found out when it was assigned: nothing below it is handed over. None
+    /// for as long as only the first message will tell.
+    fn start(&self, source: usize) -> Option<u64>;
 
-    /// Messages between `last_taken` and the end of the source as last heard; none if nothing was heard yet.
-    fn lag(&self, source: usize, last_taken: Option<u64>) -> Option<u64>;
+    /// The text of a place that is between messages: a start, one past a message's offset, or where the source was read
+    /// to its end. Assigned with it, the source goes on there.
+    fn offset(&self, source: usize, position: u64) -> Offset {
+        let _ = source;
+        Offset(position.to_string())
+    }
 
-    /// Stops fetching these sources. What of them was fetched and not handed over comes after [`Self::resume`].
+    /// Messages between `position` and the end of the source as last heard; none if nothing was heard yet. What cannot
+    /// be read yet counts, because its transaction is open.
+    fn lag(&self, source: usize, position: u64) -> Option<u64>;
+
+    /// Stops fetching these sources. What of them was fetched and not handed over comes after [`Self::resume`], but is
+    /// fetched again then.
     ///
     /// # Errors
     /// The system failed.
@@ -145,10 +156,19 @@ pub trait SystemConsumer {
     fn resume(&mut self, sources: &[usize]) -> Result<(), SystemError>;
 
     /// The offset up to which the source was last read to its end (what cannot be seen counts as read); none if it
-    /// never was.
+    /// never was. Where a transaction is open, its first message is the end. A source to which something is written all
+    /// the time may never be told to be at its end.
     fn caught_up_at(&self, source: usize) -> Option<u64>;
 
-    /// Tells tools that show lag how far reading has come: by source, the offset after the last one committed. Waits for
+    /// From now on calls `wake`, from any thread, when there may be something to poll again after a poll has handed over
+    /// nothing, so that several consumers can be waited for at once. Returns whether it can: else only
+    /// [`Self::poll`] waits.
+    fn wake_with(&mut self, wake: Arc<dyn Fn() + Send + Sync>) -> bool {
+        let _ = wake;
+        false
+    }
+
+    /// Tells tools that show lag how far reading has come: by source, the position that is committed. Waits for
     /// at most `patience` until the system knows. Nothing rests on it, so an error is not told.
     fn tell_positions(&mut self, positions: &[(usize, u64)], patience: Duration) {
         let _ = (positions, patience);
@@ -499,6 +519,8 @@ pub trait SystemAdmin: Send + Sync {
     /// # Errors
     /// A partition is unknown, a text is no offset, or no broker answered.
     fn lost(&self, starts: &[(TopicPartition, Offset)]) -> Result<Vec<Option<Lost>>, SystemError>;
+    /// The start of a container is over: what only it needed may go.
+    fn started(&self) {}
     /// Runs init_transactions on `transactional_id`: aborts what it had open, waits for what it was committing,
     /// and fences it for ever.
     ///

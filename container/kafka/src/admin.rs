@@ -10,7 +10,7 @@ use task_api::system::{
 };
 
 use crate::native::admin::Which;
-use crate::native::consume::Event;
+use crate::native::consume::Source;
 use crate::native::{Client, Consumer, Producer};
 use crate::settings;
 
@@ -305,22 +305,15 @@ impl SystemAdmin for KafkaAdmin {
             return Ok(());
         }
         let mut reader = self.reader(isolation).map_err(|e| self.named(e))?;
-        let start = i64::try_from(from).unwrap_or(i64::MAX);
-        reader.assign(&[(partition.clone(), start)]).map_err(|e| self.named(e))?;
+        reader.assign(&[(partition.clone(), from)]).map_err(|e| self.named(e))?;
         let mut reached = from;
         let mut moved = Instant::now();
         while reached < until {
-            let (mut seen, mut end) = (reached, reached);
-            reader.poll(
-                Duration::from_millis(100),
-                &mut |messages| {
-                    let within = messages.partition_point(|message| message.offset < until);
-                    seen = messages.last().map_or(seen, |message| message.offset + 1);
-                    if within > 0 { take(&messages[..within]) } else { Ok(()) }
-                },
-                &mut |Event::End { offset, .. }| end = end.max(offset),
-            )?;
-            let now_at = seen.max(end);
+            reader.poll(Duration::from_millis(100), &mut |messages| {
+                let within = messages.partition_point(|message| message.offset < until);
+                if within > 0 { take(&messages[..within]) } else { Ok(()) }
+            })?;
+            let now_at = reader.sources.first().map_or(until, Source::position);
             if now_at > reached {
                 (reached, moved) = (now_at, Instant::now());
             } else if moved.elapsed() > STALLED {
@@ -367,6 +360,12 @@ impl SystemAdmin for KafkaAdmin {
             *appender = None;
         }
         written.map_err(|e| self.named(e))
+    }
+
+    fn started(&self) {
+        let readers = std::mem::take(&mut *self.readers.lock().unwrap_or_else(PoisonError::into_inner));
+        // It takes a moment until a client's threads are over, which nobody need wait for.
+        let _ = std::thread::Builder::new().name("readers-end".into()).spawn(move || drop(readers));
     }
 
     /// Where the id has an open transaction, the broker aborts it and asks the client to come again, which

@@ -1,22 +1,20 @@
 //! [`KafkaConsumer`]: committed messages in borrowed batches.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use task_api::system::{Message, Offset, StartAt, SystemConsumer, SystemError, TopicPartition};
 
 use crate::native::Consumer;
-use crate::native::consume::Event;
 use crate::settings;
 
 /// A reader of assigned partitions; belongs to one thread, may be moved there.
 #[derive(Debug)]
 pub struct KafkaConsumer {
     native: Consumer,
-    /// The partitions and the offsets that reading began at.
-    sources: Vec<(TopicPartition, u64)>,
-    /// By source: where it was last read to its end.
-    caught_up: Vec<Option<u64>>,
+    /// By source: the offset that reading began at.
+    starts: Vec<u64>,
 }
 
 /// How long the ends of a partition may take to be told.
@@ -53,7 +51,7 @@ impl KafkaConsumer {
             ("enable.partition.eof", "true"),
         ];
         let native = Consumer::new(&settings(&ours, config, &fixed))?;
-        Ok(KafkaConsumer { native, sources: Vec::new(), caught_up: Vec::new() })
+        Ok(KafkaConsumer { native, starts: Vec::new() })
     }
 
     fn resolve(&self, partition: &TopicPartition, start: &StartAt) -> Result<u64, SystemError> {
@@ -69,12 +67,6 @@ impl KafkaConsumer {
             },
         })
     }
-
-    /// Where the source is read up to, given the last offset taken.
-    fn position(&self, source: usize, last_taken: Option<u64>) -> u64 {
-        let start = self.sources.get(source).map_or(0, |(_, start)| *start);
-        last_taken.map_or(start, |last| last + 1)
-    }
 }
 
 /// The offset that `text` is.
@@ -86,15 +78,12 @@ pub(crate) fn parse(partition: &TopicPartition, text: &Offset) -> Result<u64, Sy
 
 impl SystemConsumer for KafkaConsumer {
     fn assign(&mut self, partitions: &[(TopicPartition, StartAt)]) -> Result<(), SystemError> {
-        self.sources = partitions
+        let at = partitions
             .iter()
             .map(|(partition, start)| Ok((partition.clone(), self.resolve(partition, start)?)))
-            .collect::<Result<_, SystemError>>()?;
-        self.caught_up = vec![None; self.sources.len()];
-        let at = |offset: u64| i64::try_from(offset).unwrap_or(i64::MAX);
-        let list: Vec<(TopicPartition, i64)> =
-            self.sources.iter().map(|(partition, offset)| (partition.clone(), at(*offset))).collect();
-        self.native.assign(&list)
+            .collect::<Result<Vec<_>, SystemError>>()?;
+        self.starts = at.iter().map(|(_, offset)| *offset).collect();
+        self.native.assign(&at)
     }
 
     fn poll(
@@ -102,22 +91,16 @@ impl SystemConsumer for KafkaConsumer {
         timeout: Duration,
         take: &mut dyn FnMut(&[Message<'_>]) -> Result<(), SystemError>,
     ) -> Result<usize, SystemError> {
-        let caught_up = &mut self.caught_up;
-        self.native.poll(timeout, take, &mut |Event::End { source, offset }| {
-            if let Some(at) = caught_up.get_mut(source) {
-                *at = Some(offset);
-            }
-        })
+        self.native.poll(timeout, take)
     }
 
-    fn position_after(&self, source: usize, last_taken: Option<u64>) -> Offset {
-        Offset(self.position(source, last_taken).to_string())
+    fn start(&self, source: usize) -> Option<u64> {
+        self.starts.get(source).copied()
     }
 
-    fn lag(&self, source: usize, last_taken: Option<u64>) -> Option<u64> {
-        let end = self.native.known_end(&self.sources.get(source)?.0)?;
-        let read = self.position(source, last_taken).max(self.caught_up_at(source).unwrap_or(0));
-        Some(end.saturating_sub(read))
+    fn lag(&self, source: usize, position: u64) -> Option<u64> {
+        let end = self.native.known_end(&self.native.sources.get(source)?.at)?;
+        Some(end.saturating_sub(position))
     }
 
     fn pause(&mut self, sources: &[usize]) -> Result<(), SystemError> {
@@ -133,6 +116,11 @@ impl SystemConsumer for KafkaConsumer {
     }
 
     fn caught_up_at(&self, source: usize) -> Option<u64> {
-        self.caught_up.get(source).copied().flatten()
+        self.native.sources.get(source)?.end
+    }
+
+    fn wake_with(&mut self, wake: Arc<dyn Fn() + Send + Sync>) -> bool {
+        self.native.wake_with(wake);
+        true
     }
 }

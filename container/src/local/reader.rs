@@ -111,19 +111,24 @@ impl SystemConsumer for FileConsumer {
         unreadable
     }
 
-    fn position_after(&self, source: usize, last_taken: Option<u64>) -> Offset {
-        self.sources[source].position_after(last_taken).offset()
+    /// Where reading begins at a time, only the first line of that time tells.
+    fn start(&self, source: usize) -> Option<u64> {
+        let source = &self.sources[source];
+        source.from_unix_ms.is_none().then_some(source.began)
+    }
+
+    fn offset(&self, source: usize, position: u64) -> Offset {
+        self.sources[source].position(position).offset()
     }
 
     /// In bytes: nobody knows how many lines there are.
-    fn lag(&self, source: usize, last_taken: Option<u64>) -> Option<u64> {
+    fn lag(&self, source: usize, position: u64) -> Option<u64> {
         let source = &self.sources[source];
-        let next = last_taken.map_or(source.began, |last| last + 1);
         if source.is_over() {
-            return Some(source.next().saturating_sub(next));
+            return Some(source.next().saturating_sub(position));
         }
         let length = source.input.file().filter(|_| source.input.is_plain())?.metadata().ok()?.len();
-        Some(length.saturating_sub(next))
+        Some(length.saturating_sub(position))
     }
 
     fn pause(&mut self, sources: &[usize]) -> Result<(), SystemError> {

@@ -405,10 +405,8 @@ impl Source {
         format!("{} line {}, column {column}: {what}{unfinished}{way_out}", self.place, before + lines + 1)
     }
 
-    /// The byte at which reading goes on after offset `last` (none: where it began), and, of a file as it is, what is
-    /// before it.
-    pub(crate) fn position_after(&self, last: Option<u64>) -> Position {
-        let next = last.map_or(self.began, |last| last + 1);
+    /// The byte `next`, at which reading goes on, and, of a file as it is, what is before it.
+    pub(crate) fn position(&self, next: u64) -> Position {
         let file = self.input.file().filter(|_| self.input.is_plain() && next > 0);
         let before = file.and_then(|file| bytes_before(file, next, TRACE).ok());
         Position { next, trace: before.map(|bytes| Trace::of(&bytes)) }

@@ -120,7 +120,7 @@ fn a_commit_waits_for_what_is_in_flight_and_a_crash_brings_it_back() {
     kit.crash();
     kit.step();
     kit.step();
-    assert_eq!(kit.task(0).committed("kafka.in", 0), None);
+    assert_eq!(kit.task(0).committed("kafka.in", 0), Some(0));
     kit.commit();
     assert_eq!(kit.task(0).committed("kafka.in", 0), Some(2));
     assert_eq!(kit.outputs("kafka.out"), ["after 50", "after 5"]);

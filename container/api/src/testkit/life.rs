@@ -115,6 +115,10 @@ impl<T: StreamTask> Life<T> {
             code.init(&mut context).map_err(|cause| Failure::of(&place.name, "init", cause))?;
             life.tasks.push(Task { code, timers });
         }
+        // Where reading begins is decided once.
+        for source in &life.sources {
+            w.tasks[source.task].positions.entry(source.at.clone()).or_insert(source.next);
+        }
         Ok(life)
     }
 

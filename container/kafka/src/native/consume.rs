@@ -1,8 +1,14 @@
 //! Consumers: assignment and batches.
+//!
+//! librdkafka keeps a position of its own, from which it goes on after a pause. It is not the right one: an end of
+//! partition that is met in a batch moves it one too far (librdkafka's issue 4844), and the message there would never
+//! come. So the positions are ours: what is handed over moves them, a pause seeks to them, and what librdkafka hands
+//! over a second time is dropped.
 
 use std::cell::UnsafeCell;
 use std::collections::{BTreeSet, HashMap};
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, c_int, c_void};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka_sys::bindings as rd;
@@ -18,11 +24,49 @@ const BATCH: usize = 1_000;
 /// How long the leaders of a topic are waited for.
 const LEARN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Something that came from the queue.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Event {
-    /// All there is of a source was handed over, up to this offset.
-    End { source: usize, offset: u64 },
+/// How long a seek may take; it is decided in this process.
+const SEEK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Called when the queue is no longer empty.
+struct Wake(Arc<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Wake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Wake")
+    }
+}
+
+/// A partition that is read, and how far.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) at: TopicPartition,
+    /// Everything below it was handed over: the offset after the last message, or where reading began.
+    pub(crate) next: u64,
+    /// Where the partition was last read to its end: there is nothing to be seen between the last message and this.
+    pub(crate) end: Option<u64>,
+}
+
+impl Source {
+    /// Where reading goes on.
+    pub(crate) fn position(&self) -> u64 {
+        self.next.max(self.end.unwrap_or(0))
+    }
+
+    /// Takes note of a message that came; returns whether it is to be handed over. It is not if it was before: what was
+    /// on its way when the place to read from was changed may come twice.
+    fn is_next(&mut self, offset: u64) -> bool {
+        if offset < self.next {
+            tracing::debug!(source = ?self.at, offset, next = self.next, "a message came again");
+            return false;
+        }
+        self.next = offset + 1;
+        if self.end.is_some_and(|end| offset < end) {
+            // There was nothing here before.
+            tracing::warn!(source = ?self.at, offset, end = self.end, "the log was written anew before its end");
+            self.end = None;
+        }
+        true
+    }
 }
 
 /// A consumer with an assignment.
@@ -30,7 +74,9 @@ pub(crate) enum Event {
 pub(crate) struct Consumer {
     queue: *mut rd::rd_kafka_queue_t,
     client: Client,
-    sources: Vec<TopicPartition>,
+    pub(crate) sources: Vec<Source>,
+    /// Boxed, because librdkafka holds its address.
+    wake: Option<Box<Wake>>,
     /// The place of each partition in `sources`, by librdkafka's topic handle.
     places: HashMap<(usize, i32), usize>,
     /// The partition of the last message and its place: most come from where the one before came from.
@@ -43,8 +89,12 @@ unsafe impl Send for Consumer {}
 
 impl Drop for Consumer {
     fn drop(&mut self) {
-        // SAFETY: ours since `rd_kafka_queue_get_consumer`; the client is dropped after this.
-        unsafe { rd::rd_kafka_queue_destroy(self.queue) }
+        // SAFETY: ours since `rd_kafka_queue_get_consumer`; the client is dropped after this, and what `wake` points to
+        // after the client.
+        unsafe {
+            rd::rd_kafka_queue_cb_event_enable(self.queue, None, std::ptr::null_mut());
+            rd::rd_kafka_queue_destroy(self.queue);
+        }
     }
 }
 
@@ -60,7 +110,18 @@ impl Consumer {
             return Err(SystemError::Fatal("a consumer needs a group.id".into()));
         }
         let (sources, places, pointers) = (Vec::new(), HashMap::new(), Vec::new());
-        Ok(Consumer { queue, client, sources, places, last: None, pointers })
+        Ok(Consumer { queue, client, sources, wake: None, places, last: None, pointers })
+    }
+
+    /// Has `wake` called, from a thread of librdkafka's, whenever something comes into the empty queue.
+    pub(crate) fn wake_with(&mut self, wake: Arc<dyn Fn() + Send + Sync>) {
+        // SAFETY: the pointer is to what the box holds, which stays where it is until the queue no longer knows it.
+        unsafe {
+            rd::rd_kafka_queue_cb_event_enable(self.queue, None, std::ptr::null_mut());
+            let wake = self.wake.insert(Box::new(Wake(wake)));
+            let opaque = std::ptr::from_ref::<Wake>(&**wake).cast_mut().cast::<c_void>();
+            rd::rd_kafka_queue_cb_event_enable(self.queue, Some(on_queued), opaque);
+        }
     }
 
     /// A list of `partitions` with their offsets, for one call; librdkafka copies what it keeps.
@@ -92,9 +153,11 @@ impl Consumer {
         if code == Code::RD_KAFKA_RESP_ERR_NO_ERROR { Ok(()) } else { Err(self.client.error(code, "")) }
     }
 
-    /// Stops fetching these sources, or, if `resume`, fetches them again from the first message not handed over.
+    /// Stops fetching these sources, or, if `resume`, fetches them again from their positions.
     pub(crate) fn pause(&self, sources: &[usize], resume: bool) -> Result<(), SystemError> {
-        let mut partitions = sources.iter().filter_map(|at| self.sources.get(*at)).map(|of| (of, 0));
+        // Before: a paused partition whose leader changes is looked at where librdkafka believes it to be.
+        self.seek(sources)?;
+        let mut partitions = sources.iter().filter_map(|at| self.sources.get(*at)).map(|of| (&of.at, 0));
         let code = Self::with_list(&mut partitions, |list| {
             // SAFETY: the handle and the list are alive.
             unsafe {
@@ -108,11 +171,37 @@ impl Consumer {
         self.checked(code)
     }
 
+    /// Makes librdkafka go on with these sources at their positions, and waits until it will. What is in its queue of
+    /// them is dropped, and fetched again.
+    fn seek(&self, sources: &[usize]) -> Result<(), SystemError> {
+        let at = |source: &Source| i64::try_from(source.position()).unwrap_or(i64::MAX);
+        let of = || sources.iter().filter_map(|place| self.sources.get(*place));
+        let timeout_ms = c_int::try_from(SEEK_TIMEOUT.as_millis()).unwrap_or(c_int::MAX);
+        let mut list = of().map(|source| (&source.at, at(source)));
+        let (error, codes) = Self::with_list(&mut list, |list| {
+            // SAFETY: the handle and the list are alive; the list has as many entries as it says.
+            unsafe {
+                let error = rd::rd_kafka_seek_partitions(self.client.rk, list, timeout_ms);
+                let entries = std::slice::from_raw_parts((*list).elems, (*list).cnt.unsigned_abs() as usize);
+                (error, entries.iter().map(|entry| entry.err).collect::<Vec<Code>>())
+            }
+        })?;
+        self.client.check(error)?;
+        for (source, code) in of().zip(codes) {
+            if code != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+                let (TopicPartition { topic, partition }, to) = (&source.at, source.position());
+                let why = format!("cannot go to {to} in {topic}-{partition}: {}", code_text(code));
+                return Err(self.client.error(code, &why));
+            }
+        }
+        Ok(())
+    }
+
     /// Sends offsets of sources to the group's coordinator and waits for its answer, whatever it is, for at most
     /// `patience`.
     pub(crate) fn commit_offsets(&self, offsets: &[(usize, u64)], patience: Duration) {
         let mut of = offsets.iter().filter_map(|(at, offset)| {
-            Some((self.sources.get(*at)?, i64::try_from(*offset).unwrap_or(i64::MAX)))
+            Some((&self.sources.get(*at)?.at, i64::try_from(*offset).unwrap_or(i64::MAX)))
         });
         let timeout_ms = c_int::try_from(patience.as_millis()).unwrap_or(c_int::MAX);
         let sent = Self::with_list(&mut of, |list| {
@@ -162,26 +251,26 @@ impl Consumer {
         Ok(u64::try_from(offset).ok())
     }
 
-    /// Reads these partitions from these offsets (as librdkafka numbers them) and no others.
-    pub(crate) fn assign(&mut self, partitions: &[(TopicPartition, i64)]) -> Result<(), SystemError> {
+    /// Reads these partitions from these offsets and no others.
+    pub(crate) fn assign(&mut self, partitions: &[(TopicPartition, u64)]) -> Result<(), SystemError> {
         self.places.clear();
         self.last = None;
-        self.sources = partitions.iter().map(|(partition, _)| partition.clone()).collect();
-        let mut list = partitions.iter().map(|(partition, offset)| (partition, *offset));
+        let source = |(at, next): &(TopicPartition, u64)| Source { at: at.clone(), next: *next, end: None };
+        self.sources = partitions.iter().map(source).collect();
+        let offset = |offset: u64| i64::try_from(offset).unwrap_or(i64::MAX);
+        let mut list = partitions.iter().map(|(partition, next)| (partition, offset(*next)));
         // SAFETY: the handle and the list are alive; librdkafka copies it.
         let code = Self::with_list(&mut list, |list| unsafe { rd::rd_kafka_assign(self.client.rk, list) })?;
         self.checked(code)?;
-        let topics: BTreeSet<&str> = self.sources.iter().map(|source| source.topic.as_str()).collect();
+        let topics: BTreeSet<&str> = self.sources.iter().map(|source| source.at.topic.as_str()).collect();
         topics.into_iter().try_for_each(|topic| self.client.learn(topic, LEARN_TIMEOUT).map(drop))
     }
 
-    /// Waits up to `timeout` for a first message, then takes what is there. `take` gets the messages, `event`
-    /// everything else that is not an error.
+    /// Waits up to `timeout` for a first message, then takes what is there. `take` gets the messages.
     pub(crate) fn poll(
         &mut self,
         timeout: Duration,
         take: &mut dyn FnMut(&[Message<'_>]) -> Result<(), SystemError>,
-        event: &mut dyn FnMut(Event),
     ) -> Result<usize, SystemError> {
         let timeout_ms = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
         self.pointers.clear();
@@ -204,7 +293,7 @@ impl Consumer {
         }
         let n = usize::try_from(n).map_err(|_| SystemError::Fatal("the consumer's queue failed".into()))?;
         self.pointers.truncate(n);
-        let taken = self.hand_over(take, event);
+        let taken = self.hand_over(take);
         for message in self.pointers.drain(..) {
             // SAFETY: ours, and nothing borrows from it any more.
             unsafe { rd::rd_kafka_message_destroy(message) }
@@ -215,22 +304,23 @@ impl Consumer {
     fn hand_over(
         &mut self,
         take: &mut dyn FnMut(&[Message<'_>]) -> Result<(), SystemError>,
-        event: &mut dyn FnMut(Event),
     ) -> Result<usize, SystemError> {
         let mut messages = Vec::with_capacity(self.pointers.len());
         for at in 0..self.pointers.len() {
             // SAFETY: alive until `poll` destroys it, which is after `messages` is gone.
             let raw = unsafe { &*self.pointers[at] };
+            // What is of no source is of an assignment that is over.
             match raw.err {
                 Code::RD_KAFKA_RESP_ERR_NO_ERROR => {
-                    if let Some(source) = self.place_of(raw) {
-                        messages.push(borrowed(raw, source));
+                    if let Some(place) = self.place_of(raw)
+                        && self.sources[place].is_next(unsigned(raw.offset))
+                    {
+                        messages.push(borrowed(raw, place));
                     }
                 }
                 Code::RD_KAFKA_RESP_ERR__PARTITION_EOF => {
-                    // Of an assignment that is over it would name a topic that is no source any more.
-                    if let Some(source) = self.place_of(raw) {
-                        event(Event::End { source, offset: u64::try_from(raw.offset).unwrap_or(0) });
+                    if let Some(place) = self.place_of(raw) {
+                        self.sources[place].end = Some(unsigned(raw.offset));
                     }
                 }
                 code => self.problem(code, raw)?,
@@ -243,7 +333,7 @@ impl Consumer {
     }
 
     /// An error among the messages: some librdkafka deals with itself.
-    fn problem(&self, code: Code, raw: &rd::rd_kafka_message_t) -> Result<(), SystemError> {
+    fn problem(&mut self, code: Code, raw: &rd::rd_kafka_message_t) -> Result<(), SystemError> {
         // SAFETY: the text is the message's payload, alive as long as the message.
         let why = rust_text(unsafe { rd::rd_kafka_message_errstr(raw) });
         match self.client.error(code, &why) {
@@ -262,7 +352,11 @@ impl Consumer {
                 Ok(())
             }
             SystemError::Fatal(_) | SystemError::Fenced(_) | SystemError::Refused(_) => {
-                Err(SystemError::Fatal(format!("{}: {why}", code_text(code))))
+                let place = if raw.rkt.is_null() { None } else { self.place_of(raw) };
+                let of = place.and_then(|place| self.sources.get(place)).map_or_else(String::new, |source| {
+                    format!("{}-{} at {}: ", source.at.topic, source.at.partition, source.position())
+                });
+                Err(SystemError::Fatal(format!("{of}{}: {why}", code_text(code))))
             }
         }
     }
@@ -278,7 +372,7 @@ impl Consumer {
             None => {
                 // SAFETY: a message of a partition has a topic handle.
                 let topic = rust_text(unsafe { rd::rd_kafka_topic_name(raw.rkt) });
-                let is = |of: &TopicPartition| of.partition == raw.partition && of.topic == topic;
+                let is = |of: &Source| of.at.partition == raw.partition && of.at.topic == topic;
                 let place = self.sources.iter().position(is)?;
                 self.places.insert(key, place);
                 place
@@ -364,6 +458,17 @@ impl HeaderSource for WithHeaders {
     }
 }
 
+unsafe extern "C" fn on_queued(_rk: *mut rd::rd_kafka_t, wake: *mut c_void) {
+    // SAFETY: the opaque pointer is to the consumer's `Wake`, which outlives the queue's knowledge of it.
+    let wake = unsafe { &*wake.cast_const().cast::<Wake>() };
+    (wake.0)();
+}
+
+/// The offset of a message; below zero are words of librdkafka's that none has.
+fn unsigned(offset: i64) -> u64 {
+    u64::try_from(offset).unwrap_or(0)
+}
+
 pub(super) fn borrowed(raw: &rd::rd_kafka_message_t, source: usize) -> Message<'_> {
     let mut kind = rd::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
     // SAFETY: payload and key are alive as long as the message, and as long as they say; `WithHeaders` is the same in
@@ -371,7 +476,7 @@ pub(super) fn borrowed(raw: &rd::rd_kafka_message_t, source: usize) -> Message<'
     unsafe {
         Message {
             source,
-            offset: u64::try_from(raw.offset).unwrap_or(0),
+            offset: unsigned(raw.offset),
             key: bytes(raw.key.cast::<u8>(), raw.key_len),
             value: bytes(raw.payload.cast::<u8>(), raw.len),
             // Below zero: it has none.

@@ -208,8 +208,7 @@ impl Topics {
                 .map_err(failed)?;
         let start = (TopicPartition { topic, partition: at.partition }, StartAt::Timestamp(unix_ms));
         consumer.assign(&[start]).map_err(failed)?;
-        let offset = consumer.position_after(0, None);
-        offset.0.parse().map_err(|_| Failure::other(format!("`{offset}` is no offset of {}", at.stream)))
+        consumer.start(0).ok_or_else(|| Failure::other(format!("nobody knows where {} begins", at.stream)))
     }
 
     /// Fences every owner that the job's tasks have and writes the new start points in one transaction. Returns the
