@@ -24,7 +24,7 @@ fn checkpoint(broker: &Broker, job: &JobSpec, partition: i32) -> Option<Checkpoi
         Some(Record::Checkpoint(_, checkpoint)) => Some(checkpoint),
         Some(Record::Owner(_) | Record::OwnerGone(_)) | None => None,
     })
-    .last()
+    .next_back()
 }
 
 fn position(broker: &Broker, job: &JobSpec, stream: &str, partition: i32) -> Option<String> {
@@ -228,7 +228,7 @@ impl StreamTask for Reluctant {
         coordinator: &mut TaskCoordinator,
     ) -> TaskResult {
         self.offers += 1;
-        if self.offers % 3 != 0 {
+        if !self.offers.is_multiple_of(3) {
             return Ok(());
         }
         let taken: Vec<String> = batch.take_slice(1).iter().map(|message| text(message.value)).collect();

@@ -258,7 +258,8 @@ impl Inputs {
 
     /// Takes note of sources that are over; returns whether there is a new one.
     pub(crate) fn look_for_ends(&mut self) -> bool {
-        self.readers.iter_mut().fold(false, |any, reader| reader.look_for_ends() || any)
+        // Each one is looked at.
+        self.readers.iter_mut().filter_map(|reader| reader.look_for_ends().then_some(())).count() > 0
     }
 
     #[cfg(test)]

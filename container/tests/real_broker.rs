@@ -16,6 +16,8 @@ mod job;
 mod master;
 #[path = "real_broker/proxy.rs"]
 mod proxy;
+#[path = "real_broker/reading.rs"]
+mod reading;
 #[path = "real_broker/tally.rs"]
 mod tally;
 #[path = "real_broker/topics.rs"]
