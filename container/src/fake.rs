@@ -351,7 +351,10 @@ impl SystemAdmin for FakeSystem {
         self.ask(|logs| {
             let of = |topic: &String| TopicMetadata {
                 topic: topic.clone(),
-                topic_id: format!("{topic} no. {}", logs.made.get(topic).unwrap_or(&0)),
+                topic_id: match logs.made.get(topic) {
+                    Some(made) if *made > 1 => format!("id no. {made} of {topic}"),
+                    Some(_) | None => format!("id of {topic}"),
+                },
                 partitions: (0..logs.partitions_of(topic))
                     .map(|partition| PartitionMetadata { partition, ..PartitionMetadata::default() })
                     .collect(),
