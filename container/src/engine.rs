@@ -316,7 +316,8 @@ impl<T: StreamTask> Engine<T> {
     fn take_unreadable(&mut self, reader: usize) -> Result<usize, End> {
         let mut count = 0;
         let any_held = self.inputs.readers[reader].sources.iter().any(|source| !source.held.is_empty());
-        while !any_held && !self.work.holding
+        while !any_held
+            && !self.work.holding
             && let Some(unreadable) = self.inputs.readers[reader].consumer.take_unreadable()
         {
             self.unreadable(reader, unreadable)?;

@@ -129,7 +129,7 @@ fn drain(consumer: &mut dyn SystemConsumer) -> Result<(Taken, Offset), SystemErr
         }
     }
     let next = taken.last().map(|(offset, _)| *offset + 1).or(consumer.start(0)).unwrap_or(0);
-    Ok((taken, consumer.offset(next)))
+    Ok((taken, consumer.offset(0, next)))
 }
 
 fn values(taken: Taken) -> Vec<String> {
