@@ -6,13 +6,10 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use task_api::serde::DecodeError;
-use task_api::system::{Message, SystemAdmin, SystemError, TopicHandle, TopicPartition, Unreadable};
-use task_api::{
-    FailedMessage, MessageBatch, OwnedHeaders, OwnedMessage, StreamTask, TaskClock, TaskCoordinator, Timers,
-};
+use task_api::system::{Message, SystemAdmin, SystemError, TopicHandle, TopicPartition};
+use task_api::{FailedMessage, MessageBatch, StreamTask, TaskClock, TaskCoordinator, Timers};
 use task_core::commit::{Due, Pending, Schedule};
 use task_core::record::{Checkpoint, Restored};
 use tracing::{info, warn};
@@ -23,7 +20,7 @@ use crate::clock::Clock;
 use crate::collector::Outputs;
 use crate::end::End;
 use crate::failures::{Failed, Failures};
-use crate::inputs::{Inputs, Reader, Source};
+use crate::inputs::{Inputs, Source};
 use crate::meters::{TaskMeters, ThreadMeters};
 use crate::points;
 use crate::stores::Store;
@@ -31,14 +28,8 @@ use crate::stores::disk::TaskDisk;
 
 /// The longest wait for messages: a stop is seen within it.
 const LONGEST_POLL_MS: u64 = 100;
-/// The longest wait for one of several things of which not all wake the thread.
-const SLICE_MS: u64 = 2;
 /// The longest wait while some inputs wait for what may come of others.
 const CHOOSING_MS: u64 = 5;
-/// How long a consumer that failed is let alone.
-const RETRY_MS: u64 = 100;
-/// How long a stop waits to hear where its inputs end.
-const SETTLE: Duration = Duration::from_millis(300);
 /// How many slices of held messages a task is given before others have their turn.
 const HELD_SLICES: usize = 4;
 /// How often the board is written.
@@ -113,7 +104,7 @@ pub(crate) struct Work {
     coordinator: TaskCoordinator,
     pub(crate) commit_requested: bool,
     /// Why a task's method made the thread end; told to systems as an error of theirs.
-    failed: Option<End>,
+    pub(crate) failed: Option<End>,
     /// Messages processed since the last commit.
     pub(crate) processed: u64,
     /// Messages processed and transactions committed since the last report.
@@ -124,12 +115,12 @@ pub(crate) struct Work {
     /// Something was committed since systems were told.
     pub(crate) untold: bool,
     next_tell: Timestamp,
-    next_warning: Timestamp,
+    pub(crate) next_warning: Timestamp,
     next_look: Timestamp,
     /// Every input of every task is over; none if nobody has looked yet.
     over: Option<bool>,
     /// What comes is held, because the thread is to stop.
-    holding: bool,
+    pub(crate) holding: bool,
 }
 
 impl Work {
@@ -138,7 +129,7 @@ impl Work {
     }
 
     /// Whether a commit must come before the next message.
-    fn must_commit(&self) -> bool {
+    pub(crate) fn must_commit(&self) -> bool {
         self.full.get() || self.coordinator.is_set()
     }
 }
@@ -233,118 +224,6 @@ impl<T: StreamTask> Engine<T> {
             wait = wait.min(CHOOSING_MS);
         }
         Duration::from_millis(wait)
-    }
-
-    /// Takes what is there of every system; waits only if there is nothing, for all of them at once.
-    fn poll(&mut self, now: Timestamp, patience: Duration) -> Result<(), End> {
-        #[cfg(test)]
-        crate::fake::HOLDS.set(self.work.holding || self.inputs.sources().any(|s| !s.held.is_empty()));
-        let open: Vec<usize> =
-            (0..self.inputs.readers.len()).filter(|at| self.inputs.readers[*at].is_open(now)).collect();
-        let in_flight = self.tasks.iter().any(|task| task.code.in_flight() > 0);
-        if let ([alone], false) = (&*open, in_flight) {
-            return self.poll_one(*alone, now, patience).map(|_| ());
-        }
-        let mut any = false;
-        for at in &open {
-            any |= self.poll_one(*at, now, Duration::ZERO)? > 0;
-            if self.work.must_commit() {
-                return Ok(());
-            }
-        }
-        if any || patience.is_zero() {
-            return Ok(());
-        }
-        let silent: Vec<usize> = open.into_iter().filter(|at| !self.inputs.readers[*at].wakes).collect();
-        if silent.is_empty() {
-            // Consumers and calls that are done unpark the thread. Whatever came since it was polled did so, too.
-            std::thread::park_timeout(patience);
-        }
-        for at in silent {
-            self.poll_one(at, now, patience.min(Duration::from_millis(SLICE_MS)))?;
-        }
-        Ok(())
-    }
-
-    /// Does with something that is no message what `[errors] decode` says; it counts as read by every task that reads
-    /// its partition.
-    fn unreadable(&mut self, reader: usize, unreadable: Unreadable) -> Result<(), End> {
-        let Unreadable { source, offset, bytes, why } = unreadable;
-        let Reader { sources, readers_of, .. } = &mut self.inputs.readers[reader];
-        let mut first = None;
-        for at in &readers_of[source] {
-            let source = &mut sources[*at];
-            source.took(offset);
-            self.work.processed += 1;
-            first.get_or_insert((source.task, source.partition.clone()));
-        }
-        let Some((task, source)) = first else { return Ok(()) };
-        let message = OwnedMessage {
-            source,
-            offset,
-            key: None,
-            value: Some(bytes),
-            timestamp_ms: None,
-            headers: OwnedHeaders::default(),
-        };
-        let failed = FailedMessage { message, cause: DecodeError(why).into() };
-        self.failures.judge(&self.tasks[task].name, &Failed::Named, failed.into(), &mut self.outputs)
-    }
-
-    /// Polls one reader; returns how many messages came.
-    fn poll_one(&mut self, at: usize, now: Timestamp, timeout: Duration) -> Result<usize, End> {
-        let choosing = self.inputs.are_chosen();
-        let Reader { consumer, sources, readers_of, .. } = &mut self.inputs.readers[at];
-        let mut hands = Hands {
-            tasks: &mut self.tasks,
-            outputs: &mut self.outputs,
-            work: &mut self.work,
-            failures: &self.failures,
-            choosing,
-            now,
-        };
-        match consumer.poll(timeout, &mut |messages| hands.take(messages, sources, readers_of)) {
-            Ok(count) => Ok(count + self.take_unreadable(at)?),
-            Err(error) => match self.work.failed.take() {
-                Some(end) => Err(end),
-                None => self.cannot_read(at, now, error).map(|()| 0),
-            },
-        }
-    }
-
-    /// What is no message has its turn when everything before it was taken.
-    fn take_unreadable(&mut self, reader: usize) -> Result<usize, End> {
-        let mut count = 0;
-        let any_held = self.inputs.readers[reader].sources.iter().any(|source| !source.held.is_empty());
-        while !any_held
-            && !self.work.holding
-            && let Some(unreadable) = self.inputs.readers[reader].consumer.take_unreadable()
-        {
-            self.unreadable(reader, unreadable)?;
-            count += 1;
-        }
-        Ok(count)
-    }
-
-    fn cannot_read(&mut self, at: usize, now: Timestamp, error: SystemError) -> Result<(), End> {
-        let SystemError::Retriable(error) = error else { return Err(End::from(error).during("reading")) };
-        if now >= self.work.next_warning {
-            warn!(%error, "cannot read now: trying again");
-            self.work.next_warning = now.plus(10_000);
-        }
-        self.inputs.readers[at].retry_at = now.plus(RETRY_MS);
-        Ok(())
-    }
-
-    /// Finds out where inputs end behind what was taken, for the last positions to be behind what cannot be seen there:
-    /// should it be all there is, and be deleted, nothing of it is missed.
-    fn settle(&mut self, now: Timestamp) -> Result<(), End> {
-        let since = Instant::now();
-        self.work.holding = true;
-        while since.elapsed() < SETTLE && !self.inputs.are_settled() {
-            self.poll(now, Duration::from_millis(SLICE_MS))?;
-        }
-        Ok(())
     }
 
     /// Gives tasks what was fetched for them before; returns whether one took anything.
@@ -533,19 +412,19 @@ fn unforgiven(outputs: &mut Outputs, task: &TaskName, what: &str, error: &task_a
 }
 
 /// What is needed to give messages to tasks.
-struct Hands<'e, T> {
-    tasks: &'e mut [Task<T>],
-    outputs: &'e mut Outputs,
-    work: &'e mut Work,
-    failures: &'e Failures,
+pub(crate) struct Hands<'e, T> {
+    pub(crate) tasks: &'e mut [Task<T>],
+    pub(crate) outputs: &'e mut Outputs,
+    pub(crate) work: &'e mut Work,
+    pub(crate) failures: &'e Failures,
     /// Some inputs go before others.
-    choosing: bool,
-    now: Timestamp,
+    pub(crate) choosing: bool,
+    pub(crate) now: Timestamp,
 }
 
 impl<T: StreamTask> Hands<'_, T> {
     /// Gives every run of one partition to its tasks; what they do not take, or may not yet, is held.
-    fn take(
+    pub(crate) fn take(
         &mut self,
         messages: &[Message<'_>],
         sources: &mut [Source],

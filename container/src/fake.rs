@@ -5,7 +5,6 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use task_api::OwnedHeaders;
 use task_api::system::{
@@ -471,7 +470,4 @@ impl SystemAdmin for FakeSystem {
 fn message(source: usize, offset: u64, entry: &Entry) -> Message<'_> {
     let (key, value) = (entry.key.as_deref(), entry.value.as_deref());
     Message { source, offset, key, value, timestamp_ms: entry.timestamp_ms, headers: entry.headers.get() }
-}
-
-    }
 }

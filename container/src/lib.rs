@@ -45,6 +45,7 @@ mod local;
 mod master;
 mod meters;
 mod points;
+mod polling;
 mod restore;
 mod stores;
 mod systems;
