@@ -197,6 +197,27 @@ fn check_as_json_prints_the_job_with_its_defaults() {
 }
 
 #[test]
+fn check_tells_which_outputs_of_an_exactly_once_job_are_not() {
+    let folder = Folder::new("127.0.0.1:9092");
+    let other = |bootstrap: &str| {
+        let text = job("127.0.0.1:9092").replace("window =", "delivery = \"exactly-once\"\nwindow =");
+        folder.write(
+            "job.toml",
+            &format!("{text}\n[systems.b]\ntype = \"kafka\"\nbootstrap = \"{bootstrap}\"\n"),
+        );
+        let output = submit(&folder, &["job.toml", "--check", "-o", "json"]);
+        assert_eq!(output.status.code(), Some(0));
+        serde_json::from_slice::<types::JobSpec>(&output.stdout).expect("a job");
+        String::from_utf8(output.stderr).expect("text")
+    };
+    let told = "note: `task.delivery`: exactly-once holds for outputs to system `kafka`, the first input's; outputs to \
+                `b` are at-least-once";
+    assert_eq!(other("127.0.0.2:9092"), format!("{told}\n"));
+    let same = "; `b` has the brokers of `kafka`: outputs to `kafka.…` are exactly-once\n";
+    assert_eq!(other("127.0.0.1:9092"), format!("{told}{same}"));
+}
+
+#[test]
 fn a_bad_job_file_is_refused_with_line_and_key() {
     let folder = Folder::new("127.0.0.1:9092");
     let text = job("127.0.0.1:9092").replace("inputs = ", "inptus = ").replace("10s", "10 parsecs");

@@ -139,3 +139,45 @@ impl System for Kafka {
         Ok(Box::new(KafkaProducer::transactional(&self.spec.bootstrap, id, &config)?))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(more: &str) -> JobSpec {
+        let text = format!(
+            "job.name = \"j\"\npackage.path = \"x\"\ntask.inputs = [\"kafka.in\"]\n\
+             systems.kafka = {{ type = \"kafka\", bootstrap = \"h:1\" }}\n{more}"
+        );
+        job_file::parse(&text, "job.toml").unwrap_or_else(|problems| panic!("{problems}")).spec
+    }
+
+    fn room(job: &JobSpec, set: &[(&str, &str)]) -> (u64, Option<String>) {
+        let mut producer = set.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        make_room_for_rows(&mut producer, job);
+        (message_bytes(&producer), producer.get("queue.buffering.max.kbytes").cloned())
+    }
+
+    #[test]
+    fn a_commit_can_send_every_row_that_a_store_takes() {
+        assert_eq!(room(&job(""), &[]), (1_000_000, None), "no stores, no rows");
+        let store = |more: &str| job(&format!("stores.s = {{ {more} }}"));
+        for (stored, largest) in [("", 1_000_000), ("max-value = \"5MB\"", 5_000_000)] {
+            let (bytes, _) = room(&store(stored), &[]);
+            // Key and value, the stamp of a ttl, and what a message and a batch add.
+            assert!(bytes >= largest + 8 + 36 + 61, "{stored}: {bytes}");
+        }
+        let (bytes, _) = room(&store(""), &[("message.max.bytes", "9000000")]);
+        assert_eq!(bytes, 9_000_000, "what the job says may be more");
+        let (bytes, _) = room(&store("max-value = \"1GiB\""), &[]);
+        assert_eq!(bytes, MOST_MESSAGE_BYTES, "librdkafka takes no more");
+        let (_, queue) = room(&store("max-value = \"5MB\""), &[("queue.buffering.max.kbytes", "1024")]);
+        assert_eq!(queue.as_deref(), Some("4947"), "a queue has room for one");
+        assert_eq!(room(&store("changelog = false, max-value = \"5MB\""), &[]).0, 1_000_000);
+    }
+
+    #[test]
+    fn outputs_in_the_transaction_are_as_large_as_the_job_says_whatever_rows_need() {
+        assert_eq!(largest_output(&job("stores.s.max-value = \"5MB\"")), 999_964);
+    }
+}

@@ -13,6 +13,8 @@ use task_api::{Header, Headers};
 
 #[path = "broker/reading.rs"]
 mod reading;
+#[path = "broker/refusals.rs"]
+mod refusals;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -418,117 +420,6 @@ fn headers_and_timestamps_come_back_as_they_were_sent_and_can_be_sent_on() {
     assert_eq!(came[1], (text("k"), text("v"), now, of(&odd)));
     assert_eq!(came[2], (None, None, Some(1), Vec::new()));
     assert_eq!((&came[3].0, &came[3].1, &came[3].3), (&text(""), &text(""), &Vec::new()));
-}
-
-/// Everything that the system has refused so far: value and cause.
-fn refused(producer: &mut KafkaProducer) -> Vec<(Vec<u8>, String)> {
-    std::iter::from_fn(|| producer.refused()).map(|r| (r.value.unwrap_or_default(), r.why)).collect()
-}
-
-/// A topic that takes less at once than librdkafka's batches may have.
-fn narrow(admin: &KafkaAdmin, name: &str, set: (&str, &str)) -> TopicPartition {
-    let at = topic(admin, name);
-    let topic = at.topic + "-narrow";
-    let config = BTreeMap::from([(set.0.to_owned(), set.1.to_owned())]);
-    admin
-        .create(&[NewTopic { topic: topic.clone(), partitions: 1, replication: 1, config }])
-        .expect("created");
-    TopicPartition { topic, partition: 0 }
-}
-
-#[test]
-fn a_message_that_a_broker_refuses_comes_back_alone_and_the_others_arrive() {
-    let admin = admin();
-    let at = narrow(&admin, "too-large", ("max.message.bytes", "100000"));
-    for told in [false, true] {
-        let mut producer =
-            KafkaProducer::idempotent(&bootstrap(), "narrow", &BTreeMap::new()).expect("settings are right");
-        let to = producer.topic(&at.topic).expect("topic");
-        if told {
-            producer.takes_at_most(to, 100_000);
-        }
-        let before = high(&admin, &at);
-        // What cannot be compressed: the broker looks at what it gets.
-        let noise = |bytes: usize, seed: u64| -> Vec<u8> {
-            let mut state = seed;
-            let mut next = || {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (state >> 56) as u8
-            };
-            (0..bytes).map(|_| next()).collect()
-        };
-        let large = noise(200_000, 7);
-        for n in 0..200 {
-            let value = if n == 50 { large.clone() } else { noise(5_000, n) };
-            let record = ProducerRecord::new(to, Some(b"k"), Some(&value)).to(0);
-            producer.send(&ProducerRecord { tag: 3, ..record }).expect("queued");
-        }
-        producer.flush(SOON).expect("what is refused is no failure");
-        let tags = producer.refused().map(|r| (r.tag, r.value == Some(large.clone()), r.why));
-        assert!(matches!(&tags, Some((3, true, why)) if why.contains("too large")), "{told}: {tags:?}");
-        assert_eq!(producer.refused(), None);
-        assert_eq!(high(&admin, &at) - before, 199, "{told}");
-    }
-}
-
-#[test]
-fn messages_that_shared_a_batch_with_an_invalid_one_are_sent_again() {
-    let admin = admin();
-    let at = narrow(&admin, "times", ("message.timestamp.before.max.ms", "3600000"));
-    let config = BTreeMap::from([("linger.ms".to_owned(), "300".to_owned())]);
-    let mut producer = KafkaProducer::idempotent(&bootstrap(), "times", &config).expect("settings are right");
-    let to = producer.topic(&at.topic).expect("topic");
-    for n in 0..10 {
-        let value = n.to_string();
-        let record = ProducerRecord::new(to, None, Some(value.as_bytes())).to(0);
-        let timestamp_ms = (n == 4).then_some(1_000);
-        producer.send(&ProducerRecord { timestamp_ms, ..record }).expect("queued");
-    }
-    producer.flush(SOON).expect("what is refused is no failure");
-    let refused = refused(&mut producer);
-    assert_eq!(refused.iter().map(|(value, _)| value.as_slice()).collect::<Vec<_>>(), [b"4"], "{refused:?}");
-    let mut there = read(&admin, &at, high(&admin, &at), Isolation::ReadCommitted);
-    there.sort();
-    assert_eq!(there, ["0", "1", "2", "3", "5", "6", "7", "8", "9"]);
-}
-
-#[test]
-fn a_topic_that_is_not_there_or_is_deleted_refuses_each_message_by_name() {
-    let admin = admin();
-    let config = BTreeMap::from([("topic.metadata.propagation.max.ms".to_owned(), "200".to_owned())]);
-    let mut producer = KafkaProducer::idempotent(&bootstrap(), "gone", &config).expect("settings are right");
-    let there = topic(&admin, "still-there");
-    let to = producer.topic("kafka-nobody-made-this").expect("it may come");
-    let first = producer.send(&ProducerRecord::new(to, None, Some(b"1")));
-    assert!(matches!(first, Ok(()) | Err(SystemError::Refused(_))), "{first:?}");
-    send(&mut producer, &there, "2");
-    producer.flush(SOON).expect("what is refused is no failure");
-    let later = refused(&mut producer);
-    assert!(first.is_err() != (later.len() == 1), "{first:?} {later:?}");
-    assert_eq!(read(&admin, &there, high(&admin, &there), Isolation::ReadCommitted), ["2"]);
-}
-
-#[test]
-fn a_transaction_takes_no_message_that_its_topic_would_refuse() {
-    let admin = admin();
-    let at = narrow(&admin, "in-transaction", ("max.message.bytes", "100000"));
-    let mut producer = transactional(&at.topic);
-    let to = producer.topic(&at.topic).expect("topic");
-    producer.takes_at_most(to, 100_000);
-    producer.begin().expect("begin");
-    let large = producer.send(&ProducerRecord::new(to, None, Some(&[7; 200_000])).to(0));
-    assert!(
-        matches!(&large, Err(SystemError::Refused(why)) if why.contains("max.message.bytes")),
-        "{large:?}"
-    );
-    // Together they are too much for one batch.
-    for n in 0..60_u8 {
-        let value: Vec<u8> =
-            (0..5_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8 ^ n).collect();
-        producer.send(&ProducerRecord::new(to, None, Some(&value)).to(0)).expect("queued");
-    }
-    producer.commit(SOON).expect("committed");
-    assert_eq!(high(&admin, &at), 61, "and the marker");
 }
 
 #[test]

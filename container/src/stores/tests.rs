@@ -448,6 +448,10 @@ fn a_row_that_is_too_large_fails_or_is_dropped_and_counted() {
     rig.store.put(b"12345", b"12345").expect("fits");
     let error = rig.store.put(b"12345", b"123456").expect_err("too large");
     assert!(matches!(error, StoreError::TooLarge { bytes: 11, limit: 10, .. }), "{error}");
+    rig.store.delete(b"a key of a time when max-value was larger").expect("can be sent");
+    let no_key = vec![0; 2_000_000];
+    let error = rig.store.delete(&no_key).expect_err("no commit could send it");
+    assert!(matches!(error, StoreError::TooLarge { bytes: 2_000_000, .. }), "{error}");
     drop(rig);
     let mut rig = Rig::on_disk(&StoreSpec { on_large_value: OnLargeValue::Drop, ..small }, state.path());
     rig.store.put(b"key", b"value").expect("fits");
