@@ -3,6 +3,7 @@
 //! Plain data with serde; no behaviour beyond parsing, ordering and printing. This crate knows no clock, no
 //! randomness, no network and no other crate of ours.
 
+mod container;
 mod exit;
 mod id;
 mod job;
@@ -17,6 +18,7 @@ mod tasks;
 mod topic_settings;
 mod topics;
 
+pub use container::*;
 pub use exit::*;
 pub use id::*;
 pub use job::*;
