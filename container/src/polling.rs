@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use task_api::serde::DecodeError;
-use task_api::system::{SystemError, Unreadable};
-use task_api::{FailedMessage, OwnedHeaders, OwnedMessage, StreamTask};
+use task_api::system::{Message, SystemError, Unreadable};
+use task_api::{FailedMessage, Headers, OwnedHeaders, OwnedMessage, StreamTask};
 use tracing::warn;
 use types::Timestamp;
 
@@ -54,12 +54,17 @@ impl<T: StreamTask> Engine<T> {
 
     /// Does with something that is no message what `[errors] decode` says; it counts as read by every task that reads
     /// its partition.
-    fn unreadable(&mut self, reader: usize, unreadable: Unreadable) -> Result<(), End> {
+    fn unreadable(&mut self, reader: usize, unreadable: Unreadable, now: Timestamp) -> Result<(), End> {
         let Unreadable { source, offset, bytes, why } = unreadable;
         let Reader { sources, readers_of, .. } = &mut self.inputs.readers[reader];
         let mut first = None;
+        let headers = Headers::NONE;
+        let message = Message { source, offset, key: None, value: None, timestamp_ms: None, headers };
         for at in &readers_of[source] {
             let source = &mut sources[*at];
+            if source.before_end(&[message], now) == 0 {
+                continue;
+            }
             source.took(offset);
             self.work.processed += 1;
             first.get_or_insert((source.task, source.partition.clone()));
@@ -90,7 +95,7 @@ impl<T: StreamTask> Engine<T> {
             now,
         };
         match consumer.poll(timeout, &mut |messages| hands.take(messages, sources, readers_of)) {
-            Ok(count) => Ok(count + self.take_unreadable(at)?),
+            Ok(count) => Ok(count + self.take_unreadable(at, now)?),
             Err(error) => match self.work.failed.take() {
                 Some(end) => Err(end),
                 None => self.cannot_read(at, now, error).map(|()| 0),
@@ -99,14 +104,14 @@ impl<T: StreamTask> Engine<T> {
     }
 
     /// What is no message has its turn when everything before it was taken.
-    fn take_unreadable(&mut self, reader: usize) -> Result<usize, End> {
+    fn take_unreadable(&mut self, reader: usize, now: Timestamp) -> Result<usize, End> {
         let mut count = 0;
         let any_held = self.inputs.readers[reader].sources.iter().any(|source| !source.held.is_empty());
         while !any_held
             && !self.work.holding
             && let Some(unreadable) = self.inputs.readers[reader].consumer.take_unreadable()
         {
-            self.unreadable(reader, unreadable)?;
+            self.unreadable(reader, unreadable, now)?;
             count += 1;
         }
         Ok(count)

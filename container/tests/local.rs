@@ -208,10 +208,15 @@ fn kill_until_done(job: &Job, seed: u64) {
 #[test]
 fn a_job_that_is_killed_at_any_moment_is_exact_in_outputs_and_state() {
     for (seed, threads) in [(1, 1), (2, 1), (3, 2)] {
-        let job = Job::new("exactly-once", &format!("[containers]\nthreads = {threads}\n"));
+        let errors = "[errors]\ndecode = \"dead-letter\"\ndead-letter = \"files.bad\"\n";
+        let job = Job::new("exactly-once", &format!("[containers]\nthreads = {threads}\n{errors}"));
         let per_file = 40_000 / threads;
         if threads == 1 {
-            job.feed("in.jsonl", 0..per_file);
+            for part in 0..8 {
+                job.feed("in.jsonl", part * per_file / 8..(part + 1) * per_file / 8);
+                let file = fs::OpenOptions::new().append(true).open(job.path("in.jsonl"));
+                writeln!(file.expect("there"), "no message {part}").expect("written");
+            }
         } else {
             fs::create_dir(job.path("in.jsonl")).expect("a folder");
             (0..threads).for_each(|n| job.feed(&format!("in.jsonl/{n}.jsonl"), 0..per_file));
@@ -224,6 +229,8 @@ fn a_job_that_is_killed_at_any_moment_is_exact_in_outputs_and_state() {
             expected.sort();
         }
         assert!(found == expected, "seed {seed}: {} outputs, {} expected", found.len(), expected.len());
+        let letters = fs::read_to_string(job.path("bad.jsonl")).unwrap_or_default();
+        assert_eq!(letters.lines().count(), if threads == 1 { 8 } else { 0 }, "{letters}");
     }
 }
 

@@ -142,14 +142,20 @@ impl Home {
         log.append(frame)
     }
 
-    /// Writes down that the run has ended in order: all that is in its outputs is committed.
+    /// Writes down that the run is over, if all that is in its outputs is committed: so it is if it ended `in_order`, and
+    /// mostly if it failed.
     ///
     /// # Errors
     /// The disk failed.
-    pub(crate) fn end(&self) -> Result<(), SystemError> {
-        let mut frame = Frame::default();
-        frame.push(&Item::Run { open: false });
-        self.inner().log.append(frame)
+    pub(crate) fn end(&self, in_order: bool) -> Result<(), SystemError> {
+        let mut inner = self.inner();
+        let Inner { log, outputs } = &mut *inner;
+        if in_order || outputs.iter().all(|output| output.is_committed(log)) {
+            let mut frame = Frame::default();
+            frame.push(&Item::Run { open: false });
+            log.append(frame)?;
+        }
+        Ok(())
     }
 
     /// Forgets what is in the folder, and takes back what the job has written to its outputs.

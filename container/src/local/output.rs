@@ -69,6 +69,9 @@ impl OutputFile {
         if let Some(known) = known.filter(|known| known.len > len && id.is_some()) {
             warn!("{} is shorter than the job has left it ({len} of {} bytes)", path.display(), known.len);
         }
+        if known.is_none() && len > 0 && id.is_some() {
+            info!("{} has {len} bytes that are none of this job's: it goes on after them", path.display());
+        }
         let start = known.map_or(len, |known| known.start.min(len));
         let path = path.clone();
         let mut output = OutputFile { place, key, file: Some(file), id, exact, start, len };
@@ -110,6 +113,13 @@ impl OutputFile {
         self.len += lines.len() as u64;
         lines.clear();
         Ok(())
+    }
+
+    /// Whether nothing is in it that the log does not know.
+    pub(crate) fn is_committed(&self, log: &Log) -> bool {
+        let length = self.file.as_ref().filter(|_| self.exact && self.id.is_some()).map(File::metadata);
+        let known = log.outputs.get(&self.key).map(|known| known.len);
+        length.is_none_or(|length| length.is_ok_and(|is| Some(is.len()) == known))
     }
 
     /// Adds its length to a frame, if it has one.

@@ -100,7 +100,8 @@ impl Source {
 
     /// Whether there may be more to hand over.
     pub(crate) fn is_live(&self) -> bool {
-        !self.paused && !self.is_over()
+        // What is no message has its turn before what follows it.
+        !self.paused && !self.is_over() && self.unreadable.is_none()
     }
 
     pub(crate) fn is_over(&self) -> bool {
