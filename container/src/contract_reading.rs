@@ -310,4 +310,22 @@ fn every_message_of_several_inputs_of_an_asynchronous_task_is_called_once() {
     let twice: Vec<usize> = (0..500).flat_map(|n| [n, n]).collect();
     assert_eq!(told, twice);
     assert_eq!(position(&broker, &job, "kafka.in", 0).as_deref(), Some("501"));
+    assert_eq!(broker.pauses(), 0, "what is held is little: no reason to throw away what is fetched ahead");
+}
+
+#[test]
+fn what_waits_is_held_up_to_a_bound_and_fetched_again_behind_it() {
+    let job = job("task = { inputs = [\"kafka.in\", \"kafka.boot\"] }\n\
+                   streams.\"kafka.boot\" = { bootstrap = true }");
+    let broker = broker(&job, &["in", "boot"], 1);
+    let large: Vec<String> = (0..30).map(|n| format!("{n}{}", "x".repeat(200_000))).collect();
+    let many: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+    let of = |values: &[String]| values.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
+    large.iter().for_each(|value| fill(&broker, "in", 0, &[value.as_str()]));
+    many.iter().for_each(|value| fill(&broker, "boot", 0, &[value.as_str()]));
+    let told = live(&broker, &job, 1, &["in", "boot"]);
+    let values: Vec<String> =
+        told.iter().filter_map(|line| line.rsplit(':').next()).map(str::to_owned).collect();
+    assert!(of(&values) == of(&[many, large].concat()), "{} came", values.len());
+    assert!(broker.pauses() > 0, "not everything is held");
 }

@@ -52,6 +52,8 @@ struct Logs {
     refused_above: BTreeMap<String, usize>,
     /// By topic: how often it was made.
     made: BTreeMap<String, u32>,
+    /// How often a consumer's partition was paused.
+    pauses: usize,
 }
 
 impl Entry {
@@ -134,6 +136,9 @@ impl Broker {
     /// From now on the topic refuses longer values, after they were sent.
     pub(crate) fn refuse_above(&self, topic: &str, bytes: usize) {
         self.logs().refused_above.insert(topic.to_owned(), bytes);
+    }
+    pub(crate) fn pauses(&self) -> usize {
+        self.logs().pauses
     }
     pub(crate) fn delete(&self, topic: &str) {
         self.logs().partitions.retain(|at, _| at.topic != topic);

@@ -17,6 +17,8 @@ pub struct Job {
     pub binary: PathBuf,
     /// The input topics, each read as stream `kafka.<topic>`.
     pub inputs: Vec<String>,
+    /// More input topics, each read as stream `other.<topic>`, where `other` is a second system on the same brokers.
+    pub other_inputs: Vec<String>,
     /// The output topic, written as stream `kafka.<topic>`.
     pub output: String,
     /// The brokers.
@@ -70,6 +72,7 @@ impl Job {
             binary: program("examples/counter"),
             inputs: vec![format!("{name}-in")],
             config: BTreeMap::from([("output".to_owned(), format!("kafka.{output}"))]),
+            other_inputs: Vec::new(),
             output,
             name,
             bootstrap: brokers.bootstrap.clone(),
@@ -105,8 +108,8 @@ impl Job {
     /// The file's text.
     #[must_use]
     pub fn toml(&self) -> String {
-        let quoted =
-            |items: &[String]| items.iter().map(|i| format!("\"kafka.{i}\"")).collect::<Vec<_>>().join(", ");
+        let inputs = self.inputs.iter().map(|topic| format!("\"kafka.{topic}\""));
+        let inputs = inputs.chain(self.other_inputs.iter().map(|topic| format!("\"other.{topic}\"")));
         let table = |map: &BTreeMap<String, String>| {
             map.iter().map(|(key, value)| format!("{key} = {value:?}")).collect::<Vec<_>>().join(", ")
         };
@@ -122,7 +125,7 @@ impl Job {
             self.containers,
             self.memory,
             self.cpu,
-            quoted(&self.inputs),
+            inputs.collect::<Vec<_>>().join(", "),
             self.delivery,
             self.commit,
             table(&self.config),
@@ -131,6 +134,9 @@ impl Job {
             let _ = writeln!(text, "window = {window:?}");
         }
         let _ = write!(text, "\n[systems.kafka]\ntype = \"kafka\"\nbootstrap = {:?}\n", self.bootstrap);
+        if !self.other_inputs.is_empty() {
+            let _ = write!(text, "\n[systems.other]\ntype = \"kafka\"\nbootstrap = {:?}\n", self.bootstrap);
+        }
         for store in &self.stores {
             let _ = write!(text, "\n[stores.{store}]\nchangelog = {}\n", self.changelogs);
             if let Some(rows) = self.cache_rows {

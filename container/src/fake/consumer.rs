@@ -113,6 +113,7 @@ impl SystemConsumer for FakeConsumer {
     }
     fn pause(&mut self, sources: &[usize]) -> Result<(), SystemError> {
         sources.iter().for_each(|at| self.paused[*at] = true);
+        self.system.broker.logs().pauses += sources.len();
         Ok(())
     }
     fn resume(&mut self, sources: &[usize]) -> Result<(), SystemError> {

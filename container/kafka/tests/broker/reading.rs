@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use kafka::{KafkaAdmin, KafkaConsumer};
 use task_api::system::{
-    Message, PlainMessage, StartAt, SystemAdmin, SystemConsumer, SystemProducer, TopicPartition,
+    Message, Offset, PlainMessage, StartAt, SystemAdmin, SystemConsumer, SystemProducer, TopicPartition,
     TransactionalProducer,
 };
 
@@ -159,6 +159,22 @@ fn pauses_at_any_moment_lose_and_double_nothing() {
             seen.iter().filter(|(from, _)| *from == source).map(|(_, text)| text.clone()).collect();
         assert_eq!(of, (0..sent).map(|n| n.to_string()).collect::<Vec<_>>(), "source {source}");
     }
+}
+
+#[test]
+fn a_place_that_is_not_there_is_an_error_that_names_it() {
+    let admin = admin();
+    let at = topic(&admin, "out-of-range");
+    append(&admin, &at, &["a"]);
+    let mut reader = consumer(&[(&at, StartAt::At(Offset("5".into())))]);
+    let since = Instant::now();
+    let told = loop {
+        match reader.poll(Duration::from_millis(100), &mut |_| panic!("it has none")) {
+            Ok(_) => assert!(since.elapsed() < SOON, "it is read from elsewhere"),
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert!(told.contains(&format!("{}-0 at 5: ", at.topic)) && told.contains("out of range"), "{told}");
 }
 
 #[test]

@@ -69,7 +69,7 @@ impl Sizes {
 
 /// Sends `count` messages whose keys are spread evenly and in no order. Half of a value is the same in all messages,
 /// the other half is not; they are not compressed.
-fn fill(brokers: &Brokers, topic: &str, input: Input, count: u64) -> Result<()> {
+pub fn fill(brokers: &Brokers, topic: &str, input: Input, count: u64) -> Result<()> {
     let settings = BTreeMap::from([
         ("linger.ms".to_owned(), "20".to_owned()),
         ("compression.type".to_owned(), "none".to_owned()),

@@ -8,6 +8,7 @@
 mod cases;
 mod cpu;
 mod figures;
+mod idle;
 mod latency;
 mod ours;
 mod peers;
@@ -28,7 +29,7 @@ use crate::cpu::Sizes;
 use crate::figures::Figures;
 
 const USAGE: &str = "usage: bench [--only PART] [--case NAME] [--full] [--quick] [--messages MILLIONS] [--list]
-  --only     start | recovery | transaction | cpu | restore | latency; default: all
+  --only     start | recovery | transaction | cpu | idle | restore | latency; default: all
   --case     of cpu, restore and latency only the case of this name, else those whose names contain it
   --full     all cases of cpu: hours
   --list     the names of all cases
@@ -37,7 +38,7 @@ const USAGE: &str = "usage: bench [--only PART] [--case NAME] [--full] [--quick]
              than it does when warm";
 
 /// The parts, in the order in which they are measured.
-const PARTS: [&str; 6] = ["start", "recovery", "transaction", "cpu", "restore", "latency"];
+const PARTS: [&str; 7] = ["start", "recovery", "transaction", "cpu", "idle", "restore", "latency"];
 /// `--quick` divides what is read by this.
 const QUICK: u64 = 20;
 
@@ -136,6 +137,7 @@ fn main() -> Result<()> {
                 let sizes = Sizes { jvm_warm_up: options.millions * 1_000_000, divisor };
                 cpu::measure(brokers, &mut figures, &options.selection.cases(), sizes)?;
             }
+            "idle" => idle::measure(brokers, &mut figures, divisor)?,
             "restore" => restore::measure(brokers, &mut figures, &options.selection, divisor)?,
             _ => latency::measure(brokers, &mut figures, &options.selection, options.quick)?,
         }
