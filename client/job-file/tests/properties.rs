@@ -236,11 +236,16 @@ prop_compose! {
                 backoff_max_ms: backoff_min_ms + more,
                 on_exhausted: if retries > 9 { OnExhausted::Degrade } else { OnExhausted::Fail },
             },
-            metadata: MetadataSpec {
-                checkpoint_config: if priority > 0 { topic_config(count) } else { BTreeMap::new() },
-                coordinator_config: topic_config(retries + 1),
-            },
+            metadata: metadata(count, retries),
         }
+    }
+}
+
+/// Settings of one topic or of both.
+fn metadata(count: u32, retries: u32) -> MetadataSpec {
+    MetadataSpec {
+        checkpoint_config: if count % 2 == 0 { topic_config(count) } else { BTreeMap::new() },
+        coordinator_config: topic_config(retries + 1),
     }
 }
 
