@@ -244,7 +244,7 @@ prop_compose! {
 /// Settings of one topic or of both.
 fn metadata(count: u32, retries: u32) -> MetadataSpec {
     MetadataSpec {
-        checkpoint_config: if count % 2 == 0 { topic_config(count) } else { BTreeMap::new() },
+        checkpoint_config: if count > 50 { topic_config(count) } else { BTreeMap::new() },
         coordinator_config: topic_config(retries + 1),
     }
 }
