@@ -12,7 +12,7 @@ use task_api::system::{
 };
 use types::{
     ContainersSpec, Delivery, ErrorsSpec, Grouper, JobId, JobSpec, OnExhausted, OnLeaseLoss, PackageSpec,
-    PlacementSpec, Resource, RestartSpec, Spread, StoreSpec, SystemKind, SystemSpec, TaskSpec,
+    PlacementSpec, Resource, RestartSpec, Spread, StateLost, StoreSpec, SystemKind, SystemSpec, TaskSpec,
 };
 
 use crate::systems::Systems;
@@ -59,6 +59,7 @@ pub fn spec() -> JobSpec {
             grouper: Grouper::Partition,
             timers: false,
             concurrency: 16,
+            state_lost: StateLost::Fail,
             config: BTreeMap::new(),
         },
         systems: BTreeMap::from([("kafka".to_owned(), kafka)]),

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use task_api::system::{SystemAdmin, SystemError, TopicPartition};
 use task_core::ownership::{self, Claim, Claimant, Claimed, OwnerRecord, Partitions, Phase, Purpose};
+use task_core::record::Checkpoint;
 use tracing::{debug, info, warn};
-use types::{JobSpec, JobTopics, TaskModel};
+use types::{JobSpec, JobTopics, TaskModel, TaskName};
 
 use crate::board::Board;
 use crate::collector::Outputs;
@@ -28,7 +29,18 @@ pub(crate) fn partitions(job: &JobSpec, task: &TaskModel) -> Partitions {
     }
 }
 
-/// Becomes the only writer for `tasks`. Returns by task the watermarks to restore to, the checkpoints' first.
+/// What a task's restore begins with.
+#[derive(Debug, Default)]
+pub(crate) struct Start {
+    /// The watermarks to restore to, the checkpoints' first.
+    pub(crate) highs: Vec<u64>,
+    /// The task's last committed checkpoint below `read_to`.
+    pub(crate) checkpoint: Option<Checkpoint>,
+    /// How far its checkpoint partition was read.
+    pub(crate) read_to: u64,
+}
+
+/// Becomes the only writer for `tasks`. Returns what each restore begins with.
 pub(crate) fn claim(
     me: OwnerRecord,
     job: &JobSpec,
@@ -36,15 +48,17 @@ pub(crate) fn claim(
     admin: &dyn SystemAdmin,
     outputs: &mut Outputs,
     board: &Board,
-) -> Result<Vec<Vec<u64>>, End> {
+) -> Result<Vec<Start>, End> {
     let start = Instant::now();
     let partitions = tasks.iter().map(|task| partitions(job, task)).collect();
     let id = me.id.clone();
-    let mut starting = Starting { outputs, board, since: Instant::now() };
+    let mut found: Vec<Start> = tasks.iter().map(|_| Start::default()).collect();
+    let mut starting = Starting { outputs, board, tasks, found: &mut found, since: Instant::now() };
     match ownership::drive(Claim::new(me, Purpose::Run, partitions), admin, &mut starting)? {
         Claimed::Owned(watermarks) => {
             info!(id, tasks = tasks.len(), took_ms = start.elapsed().as_millis() as u64, "owns its tasks");
-            Ok(watermarks)
+            found.iter_mut().zip(watermarks).for_each(|(of, highs)| of.highs = highs);
+            Ok(found)
         }
         Claimed::Fenced { by } => Err(End::Fenced(format!("a newer owner is there: {}", by.id))),
     }
@@ -53,12 +67,21 @@ pub(crate) fn claim(
 struct Starting<'a> {
     outputs: &'a mut Outputs,
     board: &'a Board,
+    tasks: &'a [TaskModel],
+    /// By task.
+    found: &'a mut [Start],
     since: Instant,
 }
 
 impl Claimant for Starting<'_> {
     fn init(&mut self) -> Result<(), SystemError> {
         self.outputs.init()
+    }
+
+    fn found(&mut self, at: usize, checkpoints: Vec<(TaskName, Checkpoint)>, until: u64) {
+        let mut of_task = checkpoints.into_iter().filter(|(task, _)| *task == self.tasks[at].name);
+        self.found[at].checkpoint = of_task.next_back().map(|(_, checkpoint)| checkpoint);
+        self.found[at].read_to = until;
     }
 
     fn entering(&mut self, phase: Phase) {

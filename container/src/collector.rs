@@ -9,6 +9,7 @@ use task_api::system::{
     ProducerRecord, RefusedRecord, SystemError, SystemProducer, TopicHandle, TransactionalProducer,
 };
 use task_api::{MessageCollector, OutgoingMessage, TaskError, TaskResult, murmur2_partition};
+use task_core::commit::{Contents, Proof};
 use tracing::{debug, warn};
 use types::{Delivery, JobSpec, OnError, SystemStream};
 
@@ -32,6 +33,7 @@ pub(crate) struct Outputs {
     client_id: String,
     transactional: Box<dyn TransactionalProducer>,
     in_transaction: bool,
+    contents: Contents,
     /// Made when first needed: system and producer.
     plain: Vec<(String, Box<dyn SystemProducer>)>,
     /// A plain producer has messages since its last flush.
@@ -64,6 +66,7 @@ impl Outputs {
             client_id,
             transactional,
             in_transaction: false,
+            contents: Contents::default(),
             plain: Vec::new(),
             plain_unflushed: false,
             routes: Vec::new(),
@@ -111,7 +114,13 @@ impl Outputs {
         self.transactional.flush(PATIENCE)
     }
 
-    pub(crate) fn commit(&mut self) -> Result<(), SystemError> {
+    /// Whether the open transaction holds nothing yet.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.contents.is_empty()
+    }
+
+    /// Commits the transaction; returns what that proves.
+    pub(crate) fn commit(&mut self) -> Result<Option<Proof>, SystemError> {
         self.transactional.commit(PATIENCE).map_err(|error| match error {
             SystemError::Refused(why) => SystemError::Fatal(format!(
                 "{why}: a refusal inside a transaction ends it, whatever [errors] send says; make the topic take such \
@@ -121,7 +130,7 @@ impl Outputs {
         })?;
         self.in_transaction = false;
         self.sent = 0;
-        Ok(())
+        Ok(self.contents.committed())
     }
 
     /// Lets readers of the outputs go on; a successor would do it as well.
@@ -129,6 +138,7 @@ impl Outputs {
         if self.in_transaction {
             self.transactional.abort(Duration::from_secs(5))?;
             self.in_transaction = false;
+            self.contents.dropped();
         }
         Ok(())
     }
@@ -170,7 +180,9 @@ impl Outputs {
         key: &[u8],
         value: Option<&[u8]>,
     ) -> Result<(), SystemError> {
-        self.transactional.send(&ProducerRecord::new(topic, Some(key), value).to(partition))
+        self.transactional.send(&ProducerRecord::new(topic, Some(key), value).to(partition))?;
+        self.contents.sent();
+        Ok(())
     }
 
     /// Finds out where a stream goes, once per stream.
@@ -256,7 +268,9 @@ impl Outputs {
                     )));
                 }
                 self.begin()?;
-                self.transactional.send(&record)
+                self.transactional.send(&record)?;
+                self.contents.sent();
+                Ok(())
             }
         }
     }

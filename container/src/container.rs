@@ -15,7 +15,7 @@ use crate::end::End;
 use crate::environment::Environment;
 use crate::stores::disk::DiskMemory;
 use crate::task_thread::{self, Shared};
-use crate::{StreamTask, local, master, systems};
+use crate::{StreamTask, files, local, master, systems};
 
 /// How long the other threads may commit and close when one has failed.
 const LAST_COMMITS: Duration = Duration::from_secs(10);
@@ -23,6 +23,7 @@ const EXIT_FAILED: i32 = 1;
 
 /// Runs the container; returns the exit code.
 pub(crate) fn run<T: StreamTask, F: Fn() -> T + Send + Sync>(factory: &F) -> i32 {
+    files::raise_limit();
     let ended = if local::is_wanted() { local::run(factory) } else { in_cluster(factory) };
     match ended {
         Ok(()) => {
@@ -81,7 +82,10 @@ fn with_environment<T: StreamTask, F: Fn() -> T + Send + Sync>(
         state: environment.state.clone(),
         systems,
         budget,
-        memory: stateful.then(|| DiskMemory::new(budget.blocks, budget.memtables)),
+        memory: stateful.then(|| {
+            let files = files::raise_limit();
+            DiskMemory::new(budget.blocks, budget.memtables).sharing_files(model.tasks.len(), files)
+        }),
         board: Arc::clone(&board),
         flush_ms: task_thread::FLUSH_MS,
         clock: Clock::start(),

@@ -13,7 +13,7 @@ use task_api::{FailedMessage, MessageBatch, StreamTask, TaskClock, TaskCoordinat
 use task_core::commit::{Due, Pending, Schedule};
 use task_core::record::{Checkpoint, Restored};
 use tracing::{info, warn};
-use types::{Incarnation, TaskName, Timestamp};
+use types::{Incarnation, JobId, TaskName, Timestamp};
 
 use crate::board::Board;
 use crate::clock::Clock;
@@ -76,6 +76,7 @@ pub(crate) struct Task<T> {
 
 /// One task thread.
 pub(crate) struct Engine<T> {
+    pub(crate) job: JobId,
     pub(crate) incarnation: Incarnation,
     pub(crate) thread: usize,
     pub(crate) board: Arc<Board>,

@@ -19,6 +19,7 @@ use crate::board::Board;
 use crate::systems::System;
 
 mod consumer;
+mod harm;
 mod producer;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +55,8 @@ struct Logs {
     made: BTreeMap<String, u32>,
     /// How often a consumer's partition was paused.
     pauses: usize,
+    /// Where partitions begin that were cut at their begin.
+    lows: BTreeMap<TopicPartition, u64>,
 }
 
 impl Entry {
@@ -243,6 +246,8 @@ struct Life {
     /// What plain producers send is there when they are flushed, and gone with a producer that was not.
     is_slow: AtomicBool,
     asked: AtomicI64,
+    /// Messages that ranges may still give; below zero: any number.
+    range: AtomicI64,
 }
 
 impl FakeSystem {
@@ -278,6 +283,7 @@ impl FakeSystem {
             flaky: AtomicBool::new(false),
             is_slow: AtomicBool::new(false),
             asked: AtomicI64::new(0),
+            range: AtomicI64::new(-1),
         };
         FakeSystem { broker: broker.clone(), life: Arc::new(life) }
     }
@@ -287,6 +293,10 @@ impl FakeSystem {
     /// From now on messages outside transactions leave their producer only when it is flushed.
     pub(crate) fn be_slow(&self) {
         self.life.is_slow.store(true, Ordering::SeqCst);
+    }
+    /// Reading a range fails for good after so many messages.
+    pub(crate) fn break_ranges_after(&self, messages: i64) {
+        self.life.range.store(messages, Ordering::SeqCst);
     }
     /// From now on every third question or order is answered with "later".
     pub(crate) fn be_flaky(&self) {
@@ -419,8 +429,9 @@ impl SystemAdmin for FakeSystem {
     fn watermarks(&self, partitions: &[TopicPartition]) -> Result<Vec<Watermarks>, SystemError> {
         self.ask(|logs| {
             let of = |at: &TopicPartition| {
+                let low = logs.lows.get(at).copied().unwrap_or(0);
                 let log = logs.log(at)?;
-                Ok(Watermarks { low: 0, high: log.len() as u64, stable: Logs::stable(log) })
+                Ok(Watermarks { low, high: log.len() as u64, stable: Logs::stable(log) })
             };
             partitions.iter().map(of).collect()
         })
@@ -433,12 +444,19 @@ impl SystemAdmin for FakeSystem {
         isolation: Isolation,
         take: &mut dyn FnMut(&[Message<'_>]) -> Result<(), SystemError>,
     ) -> Result<(), SystemError> {
-        let log = self.ask(|logs| logs.log(partition).cloned())?;
+        let (log, low) =
+            self.ask(|logs| Ok((logs.log(partition)?.clone(), logs.lows.get(partition).copied())))?;
+        let from = from.max(low.unwrap_or(0));
         for (n, entry) in log.iter().enumerate().take(until as usize).skip(from as usize) {
             let seen = match isolation {
                 Isolation::ReadUncommitted => entry.fate != Fate::Control,
                 Isolation::ReadCommitted => matches!(entry.fate, Fate::Plain | Fate::Committed),
             };
+            if seen && self.life.range.load(Ordering::SeqCst) >= 0 {
+                if self.life.range.fetch_sub(1, Ordering::SeqCst) == 0 {
+                    return Err(SystemError::Fatal("the range is broken".into()));
+                }
+            }
             if seen {
                 take(&[message(0, n as u64, entry)])?;
             }

@@ -39,6 +39,7 @@ mod engine;
 mod environment;
 mod exposition;
 mod failures;
+mod files;
 mod held;
 mod inputs;
 mod local;
@@ -64,7 +65,11 @@ mod messages;
 #[cfg(test)]
 mod outputs;
 #[cfg(test)]
+mod replaced_tests;
+#[cfg(test)]
 mod scenarios;
+#[cfg(test)]
+mod state_tests;
 #[cfg(test)]
 mod tests;
 

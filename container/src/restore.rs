@@ -1,4 +1,10 @@
 //! Brings a task's stores and input positions to where its last committed transaction left them.
+//!
+//! What the task's state rests on is looked at first ([`task_core::lost`]); until that is decided nothing is changed.
+
+mod look;
+pub(crate) mod mend;
+mod progress;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -10,22 +16,28 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use task_api::system::{Isolation, Message, SystemAdmin, SystemError, TopicMetadata, TopicPartition};
-use task_core::record::{self, Checkpoint, Record, Restored};
+use task_core::lost::{From, LocalMemory};
+use task_core::record::{self, Checkpoint, LogMemory, Record, Restored};
 use task_core::restore::{Changelog, OffsetsRow, Plan, Why, plan};
-use tracing::{debug, info, warn};
-use types::{Incarnation, JobSpec, JobTopics, RestoreStatus, StoreKind, StoreSpec, TaskModel, TaskName};
+use tracing::{debug, warn};
+use types::{Incarnation, JobId, JobSpec, JobTopics, StoreKind, StoreSpec, TaskModel, TaskName};
 
 use crate::board::Board;
+use crate::claim::Start;
 use crate::clock::{Clock, unix_ms};
 use crate::end::End;
 use crate::stores::disk::{DiskMemory, TaskDisk};
 use crate::stores::fill::Fill;
 use crate::stores::memory::MemoryRows;
+use look::Look;
+use progress::Progress;
 
 /// Tasks of a thread that restore at the same time.
 pub(crate) const SIDE_BY_SIDE: usize = 4;
-/// How often progress is told.
-const TELL_MS: u64 = 100;
+/// How long a question is asked again.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a changelog may stand still, as while a broker starts again.
+const READ_PATIENCE: Duration = Duration::from_secs(300);
 
 /// What a restore needs to know.
 pub(crate) struct Restore<'a> {
@@ -54,6 +66,8 @@ pub(crate) struct RestoredTask {
     pub(crate) changelogs: BTreeMap<String, Log>,
     /// By store in memory.
     pub(crate) memory: BTreeMap<String, MemoryRows>,
+    /// By store: changelogs that must be written anew before the task runs ([`mend`]).
+    pub(crate) mends: BTreeMap<String, From>,
 }
 
 /// A store's changelog.
@@ -66,9 +80,12 @@ pub(crate) struct Log {
 }
 
 /// What is known of a changelog topic.
+#[derive(Clone)]
 struct Topic {
     id: String,
     keeps_tombstones_ms: u64,
+    /// Whether brokers delete what is old.
+    ages: bool,
 }
 
 /// The offsets row of a store without changelog: it is good as long as no other folder was used since.
@@ -78,8 +95,8 @@ struct Holder {
 }
 
 impl Restore<'_> {
-    /// Restores every task; `highs` are their watermarks, the checkpoints' first.
-    pub(crate) fn all(&self, tasks: &[TaskModel], highs: &[Vec<u64>]) -> Result<Vec<RestoredTask>, End> {
+    /// Restores every task from its start.
+    pub(crate) fn all(&self, tasks: &[TaskModel], starts: &[Start]) -> Result<Vec<RestoredTask>, End> {
         let topics: Vec<String> = self.job.stores.values().filter_map(|s| s.changelog.clone()).collect();
         let topics = self.describe(&topics)?;
         let next = AtomicUsize::new(0);
@@ -88,10 +105,11 @@ impl Restore<'_> {
         std::thread::scope(|scope| {
             for _ in 0..workers {
                 scope.spawn(|| {
-                    while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let at = tasks.iter().position(|t| t.name == task.name).unwrap_or_default();
+                    loop {
+                        let at = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(task) = tasks.get(at) else { return };
                         let restored = self
-                            .task(task, &highs[at], &topics, workers)
+                            .task(task, &starts[at], &topics, workers)
                             .map_err(|end| end.during(&format!("restore of {}", task.name)));
                         let failed = restored.is_err();
                         done.lock().expect("no restore panics while it adds its result").push((at, restored));
@@ -121,7 +139,9 @@ impl Restore<'_> {
                 // A broker may not have heard yet of a topic that was just made.
                 let unknown = || SystemError::Retriable(format!("no configuration of topic {topic} yet"));
                 let keeps_tombstones_ms = keeps_ms(topic).ok_or_else(unknown)?;
-                Ok((topic.clone(), Topic { id: topic_id.clone(), keeps_tombstones_ms }))
+                let policy = configs.get(topic).and_then(|of| of.get("cleanup.policy"));
+                let ages = policy.is_some_and(|policy| policy.value.contains("delete"));
+                Ok((topic.clone(), Topic { id: topic_id.clone(), keeps_tombstones_ms, ages }))
             };
             found.iter().map(of).collect()
         })?)
@@ -130,65 +150,66 @@ impl Restore<'_> {
     fn task(
         &self,
         task: &TaskModel,
-        highs: &[u64],
+        of: &Start,
         topics: &BTreeMap<String, Topic>,
         workers: usize,
     ) -> Result<RestoredTask, End> {
         let start = Instant::now();
-        let checkpoint = self.checkpoint(task, highs[0])?;
+        let found = self.checkpoint(task, of)?;
         let took_ms = || start.elapsed().as_millis() as u64;
-        debug!(task = %task.name, high = highs[0], took_ms = took_ms(), "checkpoint read");
-        let mut restored = Restored { checkpoint: highs[0], changelogs: BTreeMap::new() };
-        let mut changelogs = BTreeMap::new();
+        debug!(task = %task.name, high = of.highs[0], took_ms = took_ms(), "checkpoint read");
+        let restored = Restored { checkpoint: of.highs[0], changelogs: BTreeMap::new() };
         if self.job.stores.is_empty() {
-            let memory = BTreeMap::new();
-            return Ok(RestoredTask { disk: None, checkpoint, restored, changelogs, memory });
+            return Ok(RestoredTask {
+                disk: None,
+                checkpoint: found.unwrap_or_default(),
+                restored,
+                changelogs: BTreeMap::new(),
+                memory: BTreeMap::new(),
+                mends: BTreeMap::new(),
+            });
         }
         let stores: Vec<_> = self.job.stores.iter().map(|(name, spec)| (name.as_str(), spec)).collect();
         let suffix = self.incarnation.to_string();
         let disk = TaskDisk::open(&self.state, &task.state_entry(), &suffix, &stores, self.memory)?;
         debug!(task = %task.name, took_ms = took_ms(), "database open");
-        let mut logged = highs[1..].iter();
-        let mut plans = Vec::new();
-        for (name, store) in &self.job.stores {
-            let Some(topic) = &store.changelog else {
-                if store.kind == StoreKind::RocksDb {
-                    self.keep_or_clear(&disk, name, &checkpoint)?;
-                }
-                continue;
-            };
-            let high = *logged.next().expect("the start order gave a watermark for each changelog");
-            let Some(known) = topics.get(topic) else {
-                return Err(End::Failed(format!("changelog topic {topic} of store {name} does not exist")));
-            };
-            let log = Log {
-                at: TopicPartition { topic: topic.clone(), partition: task.changelog_partition },
-                topic_id: known.id.clone(),
-                keeps_tombstones_ms: known.keeps_tombstones_ms,
-            };
-            restored.changelogs.insert(name.clone(), high);
-            plans.push(self.plan_store(&disk, name, store, &log, high)?);
-            changelogs.insert(name.clone(), log);
-        }
-        let chunk_bytes = usize::try_from(self.chunk_bytes / workers as u64).unwrap_or(usize::MAX);
-        let mut progress = Progress::new(self.board, &task.name, &plans, start);
-        let mut memory = BTreeMap::new();
-        for plan in &plans {
-            if let Some(rows) = self.fill(&disk, plan, &changelogs[plan.store], chunk_bytes, &mut progress)? {
-                memory.insert(plan.store.to_owned(), rows);
+        let logs = self.logs(task, &of.highs[1..], topics)?;
+        let look = Look::at(self, task, &disk, found, &logs)?;
+        let (mut mends, mut checkpoint) = look.decide(self, false)?;
+        for (name, store) in self.job.stores.iter().filter(|(_, store)| store.changelog.is_none()) {
+            if store.kind == StoreKind::RocksDb {
+                self.keep_or_clear(&disk, name, &checkpoint)?;
             }
         }
-        progress.finish(&plans);
-        Ok(RestoredTask { disk: Some(Arc::new(disk)), checkpoint, restored, changelogs, memory })
+        let mut memory = self.fill_stores(task, &disk, &look, &mends, workers, start)?;
+        if mends.is_empty() && look.is_first() && self.has_rows(&disk, &logs, &memory)? {
+            // Rows without a checkpoint.
+            (mends, checkpoint) = look.decide(self, true)?;
+        }
+        for (name, _) in mends.iter().filter(|(_, from)| **from == From::Nothing) {
+            disk.clear(name)?;
+            memory.remove(name);
+        }
+        let mut restored = restored;
+        for log in &logs {
+            restored.changelogs.insert(log.store.to_owned(), log.now.high);
+            checkpoint.changelogs.insert(log.store.to_owned(), log.memory());
+        }
+        checkpoint.changelogs.retain(|store, _| logs.iter().any(|log| log.store == store));
+        if mends.is_empty() {
+            self.remember(task, &disk, &checkpoint, look.is_first())?;
+        }
+        let changelogs = logs.into_iter().map(|log| (log.store.to_owned(), log.log)).collect();
+        Ok(RestoredTask { disk: Some(Arc::new(disk)), checkpoint, restored, changelogs, memory, mends })
     }
 
-    /// The task's last committed checkpoint below `high`.
-    fn checkpoint(&self, task: &TaskModel, high: u64) -> Result<Checkpoint, End> {
+    /// The task's last committed checkpoint below its watermark; the first part was read by the start order.
+    fn checkpoint(&self, task: &TaskModel, of: &Start) -> Result<Option<Checkpoint>, End> {
         let at = TopicPartition {
             topic: JobTopics::of(&self.job.job).checkpoint,
             partition: task.changelog_partition,
         };
-        let mut last = None;
+        let mut last = of.checkpoint.clone();
         let mut take = |messages: &[Message<'_>]| {
             for message in messages {
                 if let Some(Record::Checkpoint(of, checkpoint)) = record::decode(message.key, message.value)
@@ -199,8 +220,41 @@ impl Restore<'_> {
             }
             Ok(())
         };
-        patiently(|| self.admin.read_range(&at, 0, high, Isolation::ReadCommitted, &mut take))?;
-        Ok(last.unwrap_or_default())
+        patiently(|| {
+            self.admin.read_range(&at, of.read_to, of.highs[0], Isolation::ReadCommitted, &mut take)
+        })?;
+        Ok(last)
+    }
+
+    /// The task's changelogs as they are, by store.
+    fn logs<'n>(
+        &'n self,
+        task: &TaskModel,
+        highs: &[u64],
+        topics: &BTreeMap<String, Topic>,
+    ) -> Result<Vec<LogNow<'n>>, End> {
+        let mut logs = Vec::new();
+        let mut highs = highs.iter();
+        for (store, spec) in &self.job.stores {
+            let Some(topic) = &spec.changelog else { continue };
+            let high = *highs.next().expect("the start order gave a watermark for each changelog");
+            let Some(known) = topics.get(topic) else {
+                return Err(End::Failed(format!("changelog topic {topic} of store {store} does not exist")));
+            };
+            let at = TopicPartition { topic: topic.clone(), partition: task.changelog_partition };
+            let Topic { id, keeps_tombstones_ms, ages } = known.clone();
+            let now = Changelog { topic_id: id.clone(), low: 0, high, keeps_tombstones_ms };
+            let log = Log { at, topic_id: id, keeps_tombstones_ms };
+            logs.push(LogNow { store, spec, log, now, ages: ages || spec.ttl_ms.is_some() });
+        }
+        let partitions: Vec<TopicPartition> = logs.iter().map(|log| log.log.at.clone()).collect();
+        if !partitions.is_empty() {
+            let ends = patiently(|| self.admin.watermarks(&partitions))?;
+            for (log, ends) in logs.iter_mut().zip(ends) {
+                log.now.low = ends.low;
+            }
+        }
+        Ok(logs)
     }
 
     fn keep_or_clear(&self, disk: &TaskDisk, name: &str, checkpoint: &Checkpoint) -> Result<(), End> {
@@ -215,47 +269,57 @@ impl Restore<'_> {
         Ok(disk.flush(true)?)
     }
 
-    fn plan_store<'n>(
+    /// Fills all stores with changelogs but those that are mended. Returns the rows of those in memory.
+    fn fill_stores(
         &self,
+        task: &TaskModel,
         disk: &TaskDisk,
-        name: &'n str,
-        store: &'n StoreSpec,
-        log: &Log,
-        high: u64,
-    ) -> Result<StorePlan<'n>, End> {
-        let ends = patiently(|| self.admin.watermarks(std::slice::from_ref(&log.at)))?;
-        let low = ends.first().map_or(0, |w| w.low).min(high);
-        if store.kind == StoreKind::Memory {
-            return Ok(StorePlan {
-                store: name,
-                spec: store,
-                plan: Plan::Full(Why::InMemory),
-                from: low,
-                high,
-            });
+        look: &Look<'_>,
+        mends: &BTreeMap<String, From>,
+        workers: usize,
+        start: Instant,
+    ) -> Result<BTreeMap<String, MemoryRows>, End> {
+        let filled = || look.logs.iter().filter(|log| !mends.contains_key(log.store));
+        let plans: Vec<StorePlan<'_>> =
+            filled().map(|log| self.plan(disk, log)).collect::<Result<_, End>>()?;
+        // What a copy is needed for is not yet done.
+        let needs_copy = mends.values().any(|from| *from == From::Copy);
+        if plans.iter().any(StorePlan::writes) && !needs_copy && disk.memory()?.is_some() {
+            let mut batch = disk.batch();
+            batch.memory(None)?;
+            batch.write()?;
+            // Files that a fill adds are durable at once.
+            disk.flush(true)?;
         }
-        let local = disk.offsets_row(name)?.and_then(|row| OffsetsRow::decode(&row));
-        let changelog = Changelog {
-            topic_id: log.topic_id.clone(),
-            low,
-            high,
-            keeps_tombstones_ms: log.keeps_tombstones_ms,
-        };
-        let plan = match plan(local.as_ref(), &changelog, unix_ms()) {
+        let chunk_bytes = usize::try_from(self.chunk_bytes / workers as u64).unwrap_or(usize::MAX);
+        let mut progress = Progress::new(self.board, &task.name, &plans, start);
+        let mut memory = BTreeMap::new();
+        for plan in &plans {
+            if let Some(rows) = self.fill(disk, plan, chunk_bytes, &mut progress)? {
+                memory.insert(plan.store().to_owned(), rows);
+            }
+        }
+        progress.finish(&plans);
+        Ok(memory)
+    }
+
+    fn plan<'n>(&self, disk: &TaskDisk, log: &'n LogNow<'n>) -> Result<StorePlan<'n>, End> {
+        let whole = log.now.low.min(log.now.high);
+        if log.spec.kind == StoreKind::Memory {
+            let plan = Plan::Full(Why::InMemory);
+            return Ok(StorePlan { log, plan, from: whole, since: unix_ms() });
+        }
+        let local = disk.offsets_row(log.store)?.and_then(|row| OffsetsRow::decode(&row));
+        let plan = match plan(local.as_ref(), &log.now, unix_ms()) {
             Plan::Full(Why::NoLocalState) if disk.was_set_aside() => Plan::Full(Why::Corrupt),
             plan => plan,
         };
-        let from = match plan {
-            Plan::FromLocal { from } => from,
-            Plan::Full(why) => {
-                if why != Why::NoLocalState {
-                    warn!(store = name, %why, "local state is of no use: restoring all of the changelog");
-                }
-                disk.clear(name)?;
-                low
-            }
+        let (from, since) = match (&plan, &local) {
+            // The rows that are here were read by then, and need the tombstones that were there then.
+            (Plan::FromLocal { from }, Some(local)) => (*from, local.flushed_unix_ms),
+            (Plan::FromLocal { .. } | Plan::Full(_), _) => (whole, unix_ms()),
         };
-        Ok(StorePlan { store: name, spec: store, plan, from, high })
+        Ok(StorePlan { log, plan, from, since })
     }
 
     /// Reads a store's changelog into it. Returns the rows of a store in memory.
@@ -263,15 +327,19 @@ impl Restore<'_> {
         &self,
         disk: &TaskDisk,
         of: &StorePlan<'_>,
-        log: &Log,
         chunk_bytes: usize,
         progress: &mut Progress<'_>,
     ) -> Result<Option<MemoryRows>, End> {
+        let (name, high) = (of.store(), of.log.now.high);
+        of.clear(disk)?;
         let read_at = unix_ms();
-        let ttl = of.spec.ttl_ms.map(|ttl_ms| (ttl_ms, self.clock.unix_ms()));
-        let mut memory = (of.spec.kind == StoreKind::Memory).then(MemoryRows::default);
+        let ttl = of.log.spec.ttl_ms.map(|ttl_ms| (ttl_ms, self.clock.unix_ms()));
+        let mut memory = (of.log.spec.kind == StoreKind::Memory).then(MemoryRows::default);
         let is_empty = matches!(of.plan, Plan::Full(_));
-        let mut fill = Fill::new(disk, of.store, is_empty, ttl, chunk_bytes);
+        let mut fill = Fill::new(disk, name, is_empty, ttl, chunk_bytes);
+        let mark =
+            OffsetsRow { topic_id: of.log.now.topic_id.clone(), offset: of.from, flushed_unix_ms: of.since };
+        fill.mark_with(mark.clone());
         let mut failed = None;
         let next = Cell::new(of.from);
         let mut take = |messages: &[Message<'_>]| {
@@ -282,6 +350,7 @@ impl Restore<'_> {
                 match &mut memory {
                     Some(rows) => rows.take(row, ttl),
                     None => {
+                        fill.at(message.offset);
                         if let Err(error) = fill.take(row) {
                             failed = Some(error);
                             return Err(SystemError::Fatal("restore".into()));
@@ -289,129 +358,164 @@ impl Restore<'_> {
                     }
                 }
             }
-            if self.board.is_stopping() {
-                return Err(SystemError::Fatal("told to stop".into()));
-            }
+            self.go_on()?;
             if let Some(last) = messages.last() {
                 next.set(last.offset + 1);
                 progress.at(next.get() - of.from);
             }
             Ok(())
         };
-        let read = patiently(|| {
+        let read = while_it_gets_on(READ_PATIENCE, &|| next.get(), || {
             // After an error it goes on where it was.
-            if next.get() >= of.high {
+            if next.get() >= high {
                 return Ok(());
             }
-            self.admin.read_range(&log.at, next.get(), of.high, Isolation::ReadCommitted, &mut take)
+            self.go_on()?;
+            self.admin.read_range(&of.log.log.at, next.get(), high, Isolation::ReadCommitted, &mut take)
         });
         if let Some(error) = failed {
             return Err(error.into());
         }
         read?;
+        if of.is_too_old(unix_ms()) {
+            drop(fill);
+            warn!(store = name, "reading took longer than the changelog keeps tombstones: reading all of it");
+            let plan = Plan::Full(Why::TooOld);
+            let whole = StorePlan { log: of.log, plan, from: of.log.now.low.min(high), since: unix_ms() };
+            return self.fill(disk, &whole, chunk_bytes, progress);
+        }
         let rows = match &memory {
             Some(rows) => rows.taken(),
-            None => {
-                let offset = of.high;
-                let row = OffsetsRow { topic_id: log.topic_id.clone(), offset, flushed_unix_ms: read_at };
-                fill.finish(&row.encode())?
-            }
+            None => fill.finish(&OffsetsRow { offset: high, flushed_unix_ms: read_at, ..mark }.encode())?,
         };
-        progress.store_done(of.high - of.from, rows);
+        progress.store_done(high - of.from, rows);
         Ok(memory)
+    }
+
+    /// A restore that is told to stop keeps what it has.
+    fn go_on(&self) -> Result<(), SystemError> {
+        if self.board.is_stopping() { Err(SystemError::Fatal("told to stop".into())) } else { Ok(()) }
+    }
+
+    fn has_rows(
+        &self,
+        disk: &TaskDisk,
+        logs: &[LogNow<'_>],
+        memory: &BTreeMap<String, MemoryRows>,
+    ) -> Result<bool, End> {
+        for log in logs {
+            let is_empty = match log.spec.kind {
+                StoreKind::RocksDb => disk.is_empty(log.store)?,
+                StoreKind::Memory => memory.get(log.store).is_none_or(|rows| rows.len() == 0),
+            };
+            if !is_empty {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Notes on disk which commit its rows are of.
+    fn remember(
+        &self,
+        task: &TaskModel,
+        disk: &TaskDisk,
+        checkpoint: &Checkpoint,
+        is_first: bool,
+    ) -> Result<(), End> {
+        let memory = memory_of(&self.job.job, &task.name, checkpoint);
+        if is_first || disk.memory()?.as_deref() == Some(&memory) {
+            return Ok(());
+        }
+        let mut batch = disk.batch();
+        batch.memory(Some(&memory))?;
+        batch.write()?;
+        Ok(disk.flush(true)?)
+    }
+}
+
+/// What vouches for a task's rows on disk.
+pub(crate) fn memory_of(job: &JobId, task: &TaskName, checkpoint: &Checkpoint) -> Vec<u8> {
+    let (job, task) = (job.to_string(), task.clone());
+    LocalMemory { job, task, checkpoint: checkpoint.clone() }.encode()
+}
+
+/// A store's changelog as it is found.
+struct LogNow<'n> {
+    store: &'n str,
+    spec: &'n StoreSpec,
+    log: Log,
+    now: Changelog,
+    /// Brokers may delete rows for their age.
+    ages: bool,
+}
+
+impl LogNow<'_> {
+    fn memory(&self) -> LogMemory {
+        LogMemory {
+            topic: self.log.at.topic.clone(),
+            id: self.now.topic_id.clone(),
+            start: self.now.low,
+            end: self.now.high,
+        }
     }
 }
 
 struct StorePlan<'n> {
-    store: &'n str,
-    spec: &'n StoreSpec,
+    log: &'n LogNow<'n>,
     plan: Plan,
     from: u64,
-    high: u64,
+    /// When the first of its rows was read, unix ms: no tombstone that was there then may be missed.
+    since: u64,
 }
 
-/// One task's restore, told to the board.
-struct Progress<'a> {
-    board: &'a Board,
-    task: &'a TaskName,
-    start: Instant,
-    before: u64,
-    status: RestoreStatus,
-    next_tell_ms: u64,
-}
-
-impl<'a> Progress<'a> {
-    fn new(board: &'a Board, task: &'a TaskName, plans: &[StorePlan<'_>], start: Instant) -> Progress<'a> {
-        let why = |p: &StorePlan<'_>| match p.plan {
-            Plan::FromLocal { .. } => None,
-            Plan::Full(why) => Some(format!("{}: {why}", p.store)),
-        };
-        let status = RestoreStatus {
-            total: plans.iter().map(|p| p.high - p.from).sum(),
-            from_local: !plans.is_empty() && plans.iter().all(|p| matches!(p.plan, Plan::FromLocal { .. })),
-            reason: plans.iter().filter_map(why).collect::<Vec<_>>().join("; "),
-            ..RestoreStatus::default()
-        };
-        let progress = Progress { board, task, start, before: 0, status, next_tell_ms: 0 };
-        progress.tell();
-        progress
-    }
-    fn tell(&self) {
-        self.board.task(self.task, |task| task.restore = Some(self.status.clone()));
-    }
-    /// So many offsets of the store at hand are read.
-    fn at(&mut self, offsets: u64) {
-        let took_ms = self.start.elapsed().as_millis() as u64;
-        if took_ms < self.next_tell_ms {
-            return;
+impl StorePlan<'_> {
+    /// Takes rows away that are of no use.
+    fn clear(&self, disk: &TaskDisk) -> Result<(), End> {
+        let Plan::Full(why) = self.plan else { return Ok(()) };
+        if self.log.spec.kind == StoreKind::Memory {
+            return Ok(());
         }
-        self.next_tell_ms = took_ms + TELL_MS;
-        self.status.done = self.before + offsets;
-        self.status.took_ms = took_ms;
-        self.status.eta_ms = eta_ms(self.status.done, self.status.total, took_ms);
-        self.tell();
+        if why != Why::NoLocalState {
+            warn!(store = self.store(), %why, "local state is of no use: restoring all of the changelog");
+        }
+        Ok(disk.clear(self.store())?)
     }
-    fn store_done(&mut self, offsets: u64, rows: u64) {
-        self.before += offsets;
-        self.status.rows += rows;
-        self.next_tell_ms = 0;
-        self.at(0);
+    fn store(&self) -> &str {
+        self.log.store
     }
-    fn finish(mut self, plans: &[StorePlan<'_>]) {
-        self.status.done = self.status.total;
-        self.status.took_ms = self.start.elapsed().as_millis() as u64;
-        self.status.eta_ms = None;
-        self.tell();
-        let RestoreStatus { rows, total, from_local, took_ms, .. } = self.status;
-        let why: Vec<String> = plans
-            .iter()
-            .map(|p| match &p.plan {
-                Plan::FromLocal { from } => {
-                    format!("{}: local state, changelog from {from} to {}", p.store, p.high)
-                }
-                Plan::Full(why) => format!("{}: all of the changelog to {} ({why})", p.store, p.high),
-            })
-            .collect();
-        info!(task = %self.task, rows, offsets = total, from_local, took_ms, "restored: {}", why.join("; "));
+    fn high(&self) -> u64 {
+        self.log.now.high
     }
-}
-
-/// How long the rest takes at the pace so far.
-fn eta_ms(done: u64, total: u64, took_ms: u64) -> Option<u64> {
-    let left = u128::from(total.saturating_sub(done));
-    if left == 0 {
-        return None;
+    fn writes(&self) -> bool {
+        self.log.spec.kind == StoreKind::RocksDb
+            && (self.from < self.high() || matches!(self.plan, Plan::Full(_)))
     }
-    let eta = (u128::from(took_ms) * left).checked_div(u128::from(done))?;
-    Some(u64::try_from(eta).unwrap_or(u64::MAX))
+    fn is_too_old(&self, now_unix_ms: u64) -> bool {
+        let age = now_unix_ms.saturating_sub(self.since);
+        matches!(self.plan, Plan::FromLocal { .. }) && age >= self.log.now.keeps_tombstones_ms
+    }
 }
 
 /// Tries again for a while what may go well later.
-pub(crate) fn patiently<R>(mut ask: impl FnMut() -> Result<R, SystemError>) -> Result<R, SystemError> {
-    let start = Instant::now();
+pub(crate) fn patiently<R>(ask: impl FnMut() -> Result<R, SystemError>) -> Result<R, SystemError> {
+    while_it_gets_on(PATIENCE, &|| 0, ask)
+}
+
+/// Tries again what may go well later, until it has stood still for `patience`.
+fn while_it_gets_on<R>(
+    patience: Duration,
+    progress: &dyn Fn() -> u64,
+    mut ask: impl FnMut() -> Result<R, SystemError>,
+) -> Result<R, SystemError> {
+    let mut since = (Instant::now(), progress());
     loop {
-        match ask() {
-            Err(SystemError::Retriable(_)) if start.elapsed() < Duration::from_secs(60) => {
+        let answer = ask();
+        if progress() != since.1 {
+            since = (Instant::now(), progress());
+        }
+        match answer {
+            Err(SystemError::Retriable(_)) if since.0.elapsed() < patience => {
                 std::thread::sleep(Duration::from_millis(100));
             }
             answer => return answer,

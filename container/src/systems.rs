@@ -83,7 +83,9 @@ fn make_room_for_rows(producer: &mut BTreeMap<String, String>, job: &JobSpec) {
 /// # Errors
 /// A setting is wrong.
 pub(crate) fn open(job: &JobSpec, budget: &Budget, rack: &str) -> Result<Systems, SystemError> {
-    let threads = job.containers.threads;
+    let kafka = job.systems.values().filter(|spec| spec.kind == SystemKind::Kafka).count().max(1);
+    // Each thread has a consumer and producers of its own on each of them.
+    let threads = job.containers.threads.saturating_mul(u32::try_from(kafka).unwrap_or(u32::MAX));
     // Exactly-once outputs keep one open from commit to commit; brokers allow at most 15 minutes.
     let transaction_ms = job.task.commit_ms.saturating_mul(3).clamp(60_000, 900_000);
     let mut systems = Systems::new();

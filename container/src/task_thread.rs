@@ -25,7 +25,7 @@ use crate::end::End;
 use crate::engine::{ChangelogOut, Engine, Task, TaskStore, Work};
 use crate::failures::Failures;
 use crate::meters::{TaskMeters, ThreadMeters};
-use crate::restore::{Restore, RestoredTask};
+use crate::restore::{Restore, RestoredTask, mend};
 use crate::stores::disk::DiskMemory;
 use crate::stores::{Below, Limits, Store};
 use crate::systems::{System, Systems, home};
@@ -91,12 +91,12 @@ fn start<T: StreamTask>(
     let transactional = system.transactional(&me.id)?;
     let mut outputs =
         Outputs::new(Arc::clone(job), systems.clone(), client_id.clone(), transactional, &shared.metrics);
-    let highs = claim::claim(me, job, models, &*admin, &mut outputs, board)
+    let starts = claim::claim(me, job, models, &*admin, &mut outputs, board)
         .map_err(|end| end.during("start order"))?;
 
     board.phase(thread, ContainerPhase::Restoring);
     points::at("restore");
-    let restored = restore(shared, &*admin, models, &highs)?;
+    let restored = restore(shared, &*admin, models, &starts, &mut outputs)?;
 
     let desk = Desk {
         job,
@@ -119,6 +119,7 @@ fn start<T: StreamTask>(
         Schedule::new(job.task.commit_ms, shared.flush_ms, keeps_ms.unwrap_or(u64::MAX), clock.now());
     let metrics_of: Vec<_> = tasks.iter().map(|t| (t.name.clone(), desk.metrics_of(&t.name))).collect();
     let mut engine = Engine {
+        job: job.job.clone(),
         incarnation: shared.incarnation,
         thread,
         board: Arc::clone(board),
@@ -142,12 +143,13 @@ fn start<T: StreamTask>(
     Ok(engine)
 }
 
-/// Brings the stores and positions of `models` to the watermarks `highs`.
+/// Brings the stores and positions of `models` to their watermarks, and writes changelogs anew that must be.
 fn restore(
     shared: &Shared,
     admin: &dyn SystemAdmin,
     models: &[TaskModel],
-    highs: &[Vec<u64>],
+    starts: &[claim::Start],
+    outputs: &mut Outputs,
 ) -> Result<Vec<RestoredTask>, End> {
     let no_memory = DiskMemory::new(1 << 20, 1 << 20);
     let restore = Restore {
@@ -160,7 +162,12 @@ fn restore(
         board: &shared.board,
         clock: &shared.clock,
     };
-    restore.all(models, highs)
+    let mut restored = restore.all(models, starts)?;
+    for (model, task) in models.iter().zip(&mut restored) {
+        mend::mend(outputs, admin, (&shared.job, shared.incarnation), model, task)
+            .map_err(|end| end.during(&format!("changelogs of {}", model.name)))?;
+    }
+    Ok(restored)
 }
 
 /// The system of checkpoints; changelogs must be there too, for one transaction to hold both.

@@ -33,7 +33,7 @@ pub(crate) fn folder() -> tempfile::TempDir {
 }
 
 #[derive(Default)]
-struct Count {
+pub(crate) struct Count {
     counts: Option<KeyValueStore<String, i64>>,
     commit_on: Option<String>,
 }
@@ -107,12 +107,13 @@ pub(crate) fn model() -> ContainerModel {
 }
 
 /// Input with repeated keys and deletions.
-fn broker(messages: usize) -> Broker {
+pub(crate) fn broker(messages: usize) -> Broker {
     let broker = Broker::default();
     for topic in ["in", "out", "changelog"] {
         broker.topic(topic, PARTITIONS);
     }
     broker.topic(&JobTopics::of(&job(Delivery::ExactlyOnce, true).job).checkpoint, PARTITIONS);
+    broker.configure("changelog", "cleanup.policy", "compact");
     for n in 0..messages {
         let key = format!("k{}", (n * n + n / 3) % 7);
         let value: &[u8] = if n % 5 == 4 { b"" } else { b"x" };
@@ -126,14 +127,20 @@ fn incarnation(seq: u64) -> Incarnation {
 }
 
 /// One container's life.
-struct Life {
-    ended: Result<(), End>,
-    crashed: bool,
+pub(crate) struct Life {
+    pub(crate) ended: Result<(), End>,
+    pub(crate) crashed: bool,
     calls: i64,
-    board: Arc<Board>,
+    pub(crate) board: Arc<Board>,
 }
 
-fn live(broker: &Broker, job: &JobSpec, seq: u64, state: &Path, crash: Option<(u64, PathBuf)>) -> Life {
+pub(crate) fn live(
+    broker: &Broker,
+    job: &JobSpec,
+    seq: u64,
+    state: &Path,
+    crash: Option<(u64, PathBuf)>,
+) -> Life {
     let board = Arc::new(Board::default());
     let from = state.to_owned();
     let crash_at = crash.as_ref().map(|(at, _)| *at);
@@ -227,7 +234,7 @@ fn folded_changelog(broker: &Broker, partition: i32) -> Counts {
     counts
 }
 
-fn on_disk(state: &Path, partition: i32) -> Counts {
+pub(crate) fn on_disk(state: &Path, partition: i32) -> Counts {
     let memory = DiskMemory::new(1 << 20, 1 << 20);
     let spec = StoreSpec::with_changelog(None, "kafka");
     let entry = format!("Partition-{partition}");
@@ -241,7 +248,7 @@ fn on_disk(state: &Path, partition: i32) -> Counts {
     counts
 }
 
-fn assert_exact(broker: &Broker, job: &JobSpec, state: &Path, what: &str) {
+pub(crate) fn assert_exact(broker: &Broker, job: &JobSpec, state: &Path, what: &str) {
     for partition in 0..PARTITIONS {
         let (counts, sent) = expected(broker, partition);
         if job.stores["counts"].changelog.is_some() {

@@ -3,17 +3,19 @@
 use std::time::{Duration, Instant};
 
 use task_api::StreamTask;
-use task_api::system::{SystemError, TopicPartition};
-use task_core::commit::{CommitStep, Due, Flush, Pending, steps};
-use task_core::record;
+use task_api::system::{SystemError, TopicHandle, TopicPartition};
+use task_core::commit::{CommitStep, Due, Ends, Flush, Pending, Positions, Schedule, steps};
+use task_core::record::{self, Checkpoint};
 use task_core::restore::OffsetsRow;
 use tracing::{debug, warn};
-use types::Timestamp;
+use types::{Incarnation, TaskName, Timestamp};
 
 use crate::clock::unix_ms;
+use crate::collector::Outputs;
 use crate::end::End;
 use crate::engine::{Engine, Task};
 use crate::points;
+use crate::restore::memory_of;
 
 /// How long a commit waits to hear where the changelogs end.
 const ENDS_PATIENCE: Duration = Duration::from_secs(1);
@@ -33,28 +35,35 @@ pub(crate) fn commit<T: StreamTask>(
     }
     let flush = engine.schedule.flush_stores(now, due, pending);
     let start = Instant::now();
-    let mut ends = None;
+    let (mut ends, mut proof) = (None, None);
     for step in steps(flush) {
         points::before(step);
         match step {
             CommitStep::FlushOutputs => engine.outputs.flush_plain()?,
             CommitStep::Begin => engine.outputs.begin()?,
             CommitStep::DrainCaches => drain(engine)?,
-            CommitStep::Checkpoints => checkpoints(engine, due)?,
             CommitStep::ChangelogEnds => ends = changelog_ends(engine)?,
+            CommitStep::Checkpoints => {
+                checkpoints(engine)?;
+                if Schedule::must_prove(due, flush, pending) && engine.outputs.is_empty() {
+                    prove(engine)?;
+                }
+            }
             CommitStep::Commit => {
-                engine.outputs.commit()?;
+                proof = engine.outputs.commit()?;
                 committed(engine);
             }
             CommitStep::FlushStores => {
-                flush_stores(engine, ends.as_ref(), flush == Flush::Durable, due == Due::Stopping)?
+                // Without a proof there is no position: a newer owner's rows may be below the ends.
+                let positions = ends.take().zip(proof.as_ref()).map(|(ends, proof)| ends.proven(proof));
+                flush_stores(engine, positions.as_ref(), flush == Flush::Durable, due == Due::Stopping)?;
             }
         }
         points::after(step);
     }
     flush_unlogged(engine)?;
     // A flush that could not be is tried again when the next is due.
-    engine.schedule.committed(engine.clock.now(), flush);
+    engine.schedule.committed(engine.clock.now(), flush, proof.as_ref());
     let took_us = start.elapsed().as_micros() as u64;
     engine.meters.commits.inc();
     engine.meters.commit_us.observe(took_us);
@@ -79,10 +88,9 @@ fn drain<T: StreamTask>(engine: &mut Engine<T>) -> Result<(), SystemError> {
 }
 
 /// Sends the checkpoint of each task that has moved.
-fn checkpoints<T: StreamTask>(engine: &mut Engine<T>, due: Due) -> Result<(), SystemError> {
-    let incarnation = engine.incarnation;
+fn checkpoints<T: StreamTask>(engine: &mut Engine<T>) -> Result<(), SystemError> {
     for (at, task) in engine.tasks.iter_mut().enumerate() {
-        let mut moved = due == Due::Refresh || is_dirty(task);
+        let mut moved = is_dirty(task);
         let checkpoint = &mut task.checkpoint;
         engine.inputs.commit_positions(at, |source, position| {
             moved = true;
@@ -91,24 +99,50 @@ fn checkpoints<T: StreamTask>(engine: &mut Engine<T>, due: Due) -> Result<(), Sy
                 checkpoint.topics.insert(source.stream.clone(), id.clone());
             }
         });
-        if !moved {
-            continue;
+        if moved {
+            task.checkpoint.restored = task.restored.take();
+            let to = Address { topic: engine.checkpoints, task: &task.name, partition: task.partition };
+            send_checkpoint(&mut engine.outputs, &to, engine.incarnation, &mut task.checkpoint)?;
         }
-        task.checkpoint.incarnation = incarnation;
-        task.checkpoint.restored = task.restored.take();
-        let (key, value) = (record::checkpoint_key(&task.name), record::checkpoint_value(&task.checkpoint));
-        engine.outputs.send_state(engine.checkpoints, task.partition, &key, Some(&value))?;
     }
     Ok(())
+}
+
+/// Has the transaction hold something, so that it proves that the thread still owns its tasks. They all have the one
+/// transactional id, so one of their checkpoints is enough, as it is: it is of the same commit.
+fn prove<T: StreamTask>(engine: &mut Engine<T>) -> Result<(), SystemError> {
+    let has_committed = |task: &&Task<T>| task.checkpoint.number() != Checkpoint::default().number();
+    let Some(task) = engine.tasks.iter().find(has_committed).or(engine.tasks.first()) else { return Ok(()) };
+    let (key, value) = (record::checkpoint_key(&task.name), record::checkpoint_value(&task.checkpoint));
+    engine.outputs.send_state(engine.checkpoints, task.partition, &key, Some(&value))
+}
+
+/// Where a task's checkpoint goes.
+pub(crate) struct Address<'a> {
+    pub(crate) topic: TopicHandle,
+    pub(crate) task: &'a TaskName,
+    pub(crate) partition: i32,
+}
+
+/// Sends a checkpoint of a commit of its own into the open transaction.
+pub(crate) fn send_checkpoint(
+    outputs: &mut Outputs,
+    to: &Address<'_>,
+    incarnation: Incarnation,
+    checkpoint: &mut Checkpoint,
+) -> Result<(), SystemError> {
+    checkpoint.incarnation = incarnation;
+    checkpoint.commit += 1;
+    let (key, value) = (record::checkpoint_key(to.task), record::checkpoint_value(checkpoint));
+    outputs.send_state(to.topic, to.partition, &key, Some(&value))
 }
 
 fn is_dirty<T>(task: &Task<T>) -> bool {
     task.stores.iter().any(|store| store.store.borrow_mut().cache().dirty_rows() > 0)
 }
 
-/// The high watermarks of all changelog partitions of the thread, in the order of tasks and stores, and when they
-/// were read, unix ms. None if nobody answers now: then rows go to disk without a position.
-fn changelog_ends<T: StreamTask>(engine: &mut Engine<T>) -> Result<Option<(Vec<u64>, u64)>, SystemError> {
+/// The high watermarks of all changelog partitions of the thread, in the order of tasks and stores. None if nobody answers now: then rows go to disk without a position.
+fn changelog_ends<T: StreamTask>(engine: &mut Engine<T>) -> Result<Option<Ends>, SystemError> {
     let logs: Vec<TopicPartition> = engine
         .tasks
         .iter()
@@ -116,17 +150,34 @@ fn changelog_ends<T: StreamTask>(engine: &mut Engine<T>) -> Result<Option<(Vec<u
         .filter_map(|store| store.changelog.as_ref().map(|log| log.at.clone()))
         .collect();
     if logs.is_empty() {
-        return Ok(Some((Vec::new(), unix_ms())));
+        return Ok(Some(Ends::new(Vec::new(), unix_ms())));
     }
     engine.outputs.flush_transaction()?;
     let read_at = unix_ms();
     match engine.admin.high_watermarks(&logs, ENDS_PATIENCE) {
-        Ok(ends) if ends.len() == logs.len() => Ok(Some((ends, read_at))),
+        Ok(ends) if ends.len() == logs.len() => {
+            let ends = Ends::new(ends, read_at);
+            told_in_checkpoints(engine, &ends);
+            Ok(Some(ends))
+        }
         Ok(_) | Err(SystemError::Retriable(_)) => {
             warn!("cannot read the ends of the changelogs: a restart will read more of them");
             Ok(None)
         }
         Err(error) => Err(error),
+    }
+}
+
+/// The next checkpoints tell how far the changelogs have come at least: a start that finds less knows that rows are lost.
+fn told_in_checkpoints<T>(engine: &mut Engine<T>, ends: &Ends) {
+    let mut ends = ends.at_least().iter();
+    for task in &mut engine.tasks {
+        for store in task.stores.iter().filter(|store| store.changelog.is_some()) {
+            let (store, end) = (store.store.borrow(), ends.next().copied().unwrap_or(0));
+            if let Some(memory) = task.checkpoint.changelogs.get_mut(store.name()) {
+                memory.end = memory.end.max(end);
+            }
+        }
     }
 }
 
@@ -142,31 +193,39 @@ fn committed<T: StreamTask>(engine: &mut Engine<T>) {
     engine.work.untold = true;
 }
 
-/// Writes clean rows of stores with changelogs, and offsets rows if the ends are known.
+/// Writes clean rows of stores with changelogs, and offsets rows if their positions are known.
 fn flush_stores<T: StreamTask>(
     engine: &mut Engine<T>,
-    ends: Option<&(Vec<u64>, u64)>,
+    positions: Option<&Positions>,
     durable: bool,
     wait: bool,
 ) -> Result<(), End> {
-    let mut ends_of = ends.map(|(ends, read_at)| (ends.iter(), *read_at));
+    let mut ends_of = positions.map(|of| (of.offsets().iter(), of.read_at_unix_ms()));
     for task in &engine.tasks {
         let Some(disk) = &task.disk else { continue };
-        let mut rows = Vec::new();
-        for store in &task.stores {
-            let Some(log) = &store.changelog else { continue };
+        let logged = || task.stores.iter().filter_map(|store| Some((store, store.changelog.as_ref()?)));
+        if logged().any(|(store, _)| store.store.borrow_mut().cache().rows_not_on_disk() > 0) {
+            // Until all rows are there nothing vouches for any.
+            let mut batch = disk.batch();
+            batch.memory(None)?;
+            batch.write()?;
+        }
+        let mut batch = disk.batch();
+        for (store, log) in logged() {
             let mut of = store.store.borrow_mut();
             of.write_below()?;
             let Some((ends, read_at)) = &mut ends_of else { continue };
             let offset = *ends.next().expect("one end was read for each changelog");
             let row = OffsetsRow { topic_id: log.topic_id.clone(), offset, flushed_unix_ms: *read_at };
-            rows.push((of.name().to_owned(), row.encode()));
+            batch.offsets_row(of.name(), &row.encode())?;
         }
         points::at("rows-written");
         // After the rows: rows without their offsets row are only read once more.
-        if !rows.is_empty() {
-            let mut batch = disk.batch();
-            rows.iter().try_for_each(|(name, row)| batch.offsets_row(name, row))?;
+        if logged().next().is_some() {
+            // A task without a commit of its own has nothing that could be lost.
+            if task.checkpoint.number() != Checkpoint::default().number() {
+                batch.memory(Some(&memory_of(&engine.job, &task.name, &task.checkpoint)))?;
+            }
             batch.write()?;
             points::at("offsets-written");
         }

@@ -33,6 +33,7 @@ use kafka::KafkaProducer;
 use master::Master;
 use rustix::process::Signal;
 use task_api::system::{ProducerRecord, SystemProducer};
+use task_core::record::{self, Checkpoint};
 use types::Delivery;
 
 /// How long anything may take.
@@ -122,6 +123,63 @@ impl Job {
 }
 
 // ---------------------------------------------------------------- tests
+
+#[test]
+fn a_container_that_slept_while_it_was_replaced_leaves_no_position_of_rows_it_has_not() {
+    let (job, master) = (counter("slept", Delivery::ExactlyOnce), Master::start());
+    job.feed(0, 1_000);
+    let old = Container::start(&job, &master, 1, "old", &[]);
+    job.wait_for_outputs(1_000);
+    // What it had to do is committed, and most likely not yet on its disk.
+    old.signal(Signal::STOP);
+    job.feed(1_000, 1_000);
+    let new = Container::start(&job, &master, 2, "new", &[]);
+    job.wait_for_outputs(2_000);
+    new.signal(Signal::TERM);
+    assert_eq!(new.exit_code(), 0);
+    // It wakes up to be stopped, and has nothing to commit.
+    old.signal(Signal::TERM);
+    old.signal(Signal::CONT);
+    old.exit_code();
+    job.feed(2_000, 1_000);
+    let back = Container::start(&job, &master, 3, "old", &[]);
+    job.wait_for_outputs(3_000);
+    back.signal(Signal::TERM);
+    assert_eq!(back.exit_code(), 0);
+    job.assert_exact();
+}
+
+#[test]
+fn a_restore_that_is_killed_goes_on_where_it_was() {
+    let (job, master) = (counter("restore", Delivery::ExactlyOnce), Master::start());
+    // Some 12 MB in chunks of little more than one.
+    let rows = 12_000;
+    let mut producer =
+        KafkaProducer::idempotent(&job.brokers.bootstrap, "feed", &BTreeMap::new()).expect("a producer");
+    let topic = producer.topic(&job.topic("changelog")).expect("a topic");
+    for n in 0..rows {
+        let key = format!("k{}", n * 7_919 % rows);
+        let record = ProducerRecord::new(topic, Some(key.as_bytes()), Some(&[7; 1_000])).to(0);
+        producer.send(&record).expect("sends");
+    }
+    let topic = producer.topic(&job.checkpoints()).expect("a topic");
+    for partition in 0..PARTITIONS {
+        let key = record::checkpoint_key(&format!("Partition {partition}").as_str().into());
+        let value = record::checkpoint_value(&Checkpoint::default());
+        producer.send(&ProducerRecord::new(topic, Some(&key), Some(&value)).to(partition)).expect("sends");
+    }
+    producer.flush(PATIENCE).expect("flushes");
+    let memory = ("SAMZA_MEMORY_BYTES", (44u64 << 20).to_string());
+    let crash = ("SAMZA_TEST_CRASH_AT", "restore-chunk:5");
+    let mut first = Container::start(&job, &master, 1, "state", &[(memory.0, &memory.1), crash]);
+    assert!(first.ended().code().is_none(), "it was killed:\n{}", first.log());
+    let second = Container::start(&job, &master, 2, "state", &[(memory.0, &memory.1)]);
+    let status = master.wait(&second, "running", is_running);
+    let restore = status.tasks[0].restore.clone().expect("it has a store");
+    assert!(restore.from_local && restore.rows < rows * 2 / 3, "{restore:?}");
+    second.signal(Signal::TERM);
+    assert_eq!(second.exit_code(), 0);
+}
 
 #[test]
 fn exactly_once_is_exact_when_the_process_is_killed_again_and_again() {

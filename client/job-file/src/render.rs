@@ -5,8 +5,8 @@ use std::fmt::Write;
 
 use types::{
     Artefact, Compression, Delivery, ErrorsSpec, Grouper, JobSpec, OffsetLost, OnError, OnExhausted,
-    OnInputGrowth, OnLargeValue, OnLeaseLoss, PackageSpec, Resource, RestartSpec, Spread, StoreKind,
-    StoreSpec, StreamSpec, SystemKind, TIMERS_STORE,
+    OnInputGrowth, OnLargeValue, OnLeaseLoss, PackageSpec, Resource, RestartSpec, Spread, StateLost,
+    StoreKind, StoreSpec, StreamSpec, SystemKind, TIMERS_STORE,
 };
 
 use crate::start_point::print_start_point;
@@ -88,6 +88,7 @@ fn task(out: &mut Toml, spec: &JobSpec) {
     );
     out.plain("timers", spec.task.timers);
     out.plain("concurrency", spec.task.concurrency);
+    out.text("state-lost", state_lost(spec.task.state_lost));
     out.table("config", &spec.task.config);
     out.table("checkpoint-config", &spec.metadata.checkpoint_config);
 }
@@ -182,7 +183,16 @@ fn store(out: &mut Toml, store: &StoreSpec) {
         },
     );
     out.text("block-size", &print_memory(store.block_bytes));
+    out.text("state-lost", state_lost(store.state_lost));
     out.table("changelog-config", &store.changelog_config);
+}
+
+fn state_lost(policy: StateLost) -> &'static str {
+    match policy {
+        StateLost::Fail => "fail",
+        StateLost::Local => "local",
+        StateLost::Empty => "empty",
+    }
 }
 
 fn placement(out: &mut Toml, spec: &JobSpec) {

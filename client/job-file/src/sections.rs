@@ -16,7 +16,8 @@ use crate::streams::{streams, systems};
 use crate::table::{File, Section};
 use crate::topic_config::metadata_config;
 use crate::value::{
-    boolean, cpu, duration, id, integer, memory, name, one_of, settings, some_duration, stream_name,
+    boolean, cpu, duration, id, integer, memory, name, one_of, settings, some_duration, state_lost,
+    stream_name,
 };
 
 /// The whole file.
@@ -135,6 +136,7 @@ fn task(mut section: Section<'_, '_>) -> (TaskSpec, Settings) {
             .unwrap_or(Grouper::Partition),
         timers: section.optional("timers", boolean).unwrap_or(false),
         concurrency: section.optional("concurrency", |value| integer(value, 1, 10_000)).map_or(16, small),
+        state_lost: section.optional("state-lost", state_lost).unwrap_or_default(),
         config: section.optional("config", settings).unwrap_or_default(),
     };
     let checkpoint_config = section.optional("checkpoint-config", metadata_config).unwrap_or_default();

@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 
 use toml::de::DeValue;
-use types::{Compression, JobSpec, OnLargeValue, StoreKind, StoreSpec, TIMERS_STORE, changelog_topic};
+use types::{
+    Compression, JobSpec, OnLargeValue, StateLost, StoreKind, StoreSpec, TIMERS_STORE, changelog_topic,
+};
 
 use crate::table::Section;
 use crate::topic_config;
 use crate::value::{
-    boolean, integer, one_of, serde_name, size, some_duration, text, topic, valid_name, wrong_type,
+    boolean, integer, one_of, serde_name, size, some_duration, state_lost, text, topic, valid_name,
+    wrong_type,
 };
 
 pub(crate) fn stores(root: &Section<'_, '_>, spec: &JobSpec) -> BTreeMap<String, StoreSpec> {
@@ -28,14 +31,16 @@ pub(crate) fn stores(root: &Section<'_, '_>, spec: &JobSpec) -> BTreeMap<String,
                  another",
             );
         }
-        let spec = one(&section, changelog_topic(&spec.job, &store), &system);
+        let spec = one(&section, changelog_topic(&spec.job, &store), &system, spec.task.state_lost);
         topic_config::changelog(section.file, &store, &spec);
         section.finish();
         stores.insert(store, spec);
     }
     if spec.task.timers {
         let changelog = changelog_topic(&spec.job, TIMERS_STORE);
-        stores.insert(TIMERS_STORE.to_owned(), StoreSpec::with_changelog(Some(changelog), &system));
+        let timers = StoreSpec::with_changelog(Some(changelog), &system);
+        let timers = StoreSpec { state_lost: spec.task.state_lost, ..timers };
+        stores.insert(TIMERS_STORE.to_owned(), timers);
     }
     stores
 }
@@ -51,7 +56,7 @@ fn default_system(spec: &JobSpec) -> String {
         .to_owned()
 }
 
-fn one(section: &Section<'_, '_>, changelog: String, system: &str) -> StoreSpec {
+fn one(section: &Section<'_, '_>, changelog: String, system: &str, lost: StateLost) -> StoreSpec {
     let own = section.optional("changelog", |value| match value {
         DeValue::Boolean(_) => boolean(value).map(|wanted| wanted.then(|| changelog.clone())),
         DeValue::String(_) => topic(value).map(Some),
@@ -83,6 +88,7 @@ fn one(section: &Section<'_, '_>, changelog: String, system: &str) -> StoreSpec 
         block_bytes: section
             .optional("block-size", |value| size(value, 1 << 10, 16 << 20))
             .unwrap_or(default.block_bytes),
+        state_lost: section.optional("state-lost", state_lost).unwrap_or(lost),
         changelog_config: section
             .optional("changelog-config", topic_config::topic_config)
             .unwrap_or_default(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use toml::de::DeValue;
-use types::SystemStream;
+use types::{StateLost, SystemStream};
 
 use crate::keys::nearest;
 use crate::units::{DURATION_FORM, MEMORY_FORM, duration_ms, memory_bytes, print_memory};
@@ -39,6 +39,11 @@ pub(crate) fn hinted(what: &str, hint: Option<String>, valid: &str) -> String {
 
 pub(crate) fn text(value: &DeValue<'_>) -> Result<String, Refusal> {
     value.as_str().map(str::to_owned).ok_or_else(|| wrong_type(value, "a string"))
+}
+
+/// `state-lost`.
+pub(crate) fn state_lost(value: &DeValue<'_>) -> Result<StateLost, Refusal> {
+    one_of(value, &[("fail", StateLost::Fail), ("local", StateLost::Local), ("empty", StateLost::Empty)])
 }
 
 pub(crate) fn boolean(value: &DeValue<'_>) -> Result<bool, Refusal> {

@@ -66,6 +66,7 @@ delivery = "at-least-once"
 grouper = "partition"
 timers = false
 concurrency = 16
+state-lost = "fail"
 
 [systems."kafka"]
 type = "kafka"
@@ -110,7 +111,8 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest() {
     says(
         &with("inputs = ", "inptus = "),
         "job.toml:8: unknown key `task.inptus`; did you mean `inputs`? \
-         valid keys: inputs, former-inputs, on-input-growth, window, commit, delivery, grouper, timers, concurrency, config, \
+         valid keys: inputs, former-inputs, on-input-growth, window, commit, delivery, grouper, timers, concurrency, \
+         state-lost, config, \
          checkpoint-config",
     );
 }
@@ -129,7 +131,8 @@ fn a_key_in_the_wrong_section_is_shown_its_place() {
     says(
         &with("inputs = ", "retries = 3\ninputs = "),
         "job.toml:8: unknown key `task.retries`; did you mean `restart.retries`? \
-         valid keys: inputs, former-inputs, on-input-growth, window, commit, delivery, grouper, timers, concurrency, config, \
+         valid keys: inputs, former-inputs, on-input-growth, window, commit, delivery, grouper, timers, concurrency, \
+         state-lost, config, \
          checkpoint-config",
     );
 }

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use types::{
     Artefact, Compression, ContainersSpec, Delivery, Digest, ErrorsSpec, Grouper, JobId, JobSpec,
     MetadataSpec, OffsetDefault, OffsetLost, OnError, OnExhausted, OnInputGrowth, OnLargeValue, OnLeaseLoss,
-    PackageSpec, PlacementSpec, Resource, RestartSpec, Spread, StoreKind, StoreSpec, StreamSpec, SystemKind,
-    SystemSpec, TIMERS_STORE, TaskSpec,
+    PackageSpec, PlacementSpec, Resource, RestartSpec, Spread, StateLost, StoreKind, StoreSpec, StreamSpec,
+    SystemKind, SystemSpec, TIMERS_STORE, TaskSpec,
 };
 
 fn name() -> impl Strategy<Value = String> {
@@ -104,6 +104,7 @@ fn store() -> impl Strategy<Value = StoreSpec> {
                 on_large_value: if drop { OnLargeValue::Drop } else { OnLargeValue::Fail },
                 compression,
                 block_bytes,
+                state_lost: if drop { StateLost::Empty } else { StateLost::Local },
                 ..StoreSpec::with_changelog(changelog.then(String::new), "kafka")
             }
         })
@@ -129,6 +130,7 @@ fn task() -> impl Strategy<Value = TaskSpec> {
                 grouper: if single { Grouper::Single } else { Grouper::Partition },
                 timers,
                 concurrency,
+                state_lost: if single { StateLost::Local } else { StateLost::Fail },
                 config,
             }
         })
@@ -209,6 +211,7 @@ prop_compose! {
         if task.timers {
             let job = JobId { name: job.0.clone(), id: job.1.clone() };
             let timers = StoreSpec::with_changelog(Some(format!("{job}-timers-changelog")), "kafka");
+            let timers = StoreSpec { state_lost: task.state_lost, ..timers };
             stores.insert(TIMERS_STORE.to_owned(), timers);
         }
         JobSpec {

@@ -15,6 +15,85 @@ pub enum Due {
     Stopping,
     /// Local state would get too old to be used: a commit proves that the thread still owns its tasks.
     Refresh,
+    /// Nothing has proven for a while that the thread still owns its tasks.
+    Proof,
+}
+
+/// After the commit interval and so long again without a commit that proved anything, one is made for that alone: a
+/// thread that is idle, or whose windows only send, notices that it was replaced.
+const PROVE_MS: u64 = 60_000;
+
+/// What a commit has shown: nobody had taken over the thread's tasks before it. Only [`Contents::committed`] makes one.
+#[derive(Debug)]
+pub struct Proof(());
+
+/// What the open transaction holds. One that holds nothing is completed by the client alone, without a word to its
+/// coordinator, so it succeeds also for a thread that was replaced long ago: it proves nothing.
+#[derive(Debug, Default)]
+pub struct Contents {
+    messages: u64,
+}
+
+impl Contents {
+    /// A message was taken into the transaction.
+    pub fn sent(&mut self) {
+        self.messages += 1;
+    }
+    /// Whether it holds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.messages == 0
+    }
+    /// The transaction is over, and was committed. Returns what that proves.
+    pub fn committed(&mut self) -> Option<Proof> {
+        (std::mem::take(&mut self.messages) > 0).then_some(Proof(()))
+    }
+    /// The transaction is over, and was not committed.
+    pub fn dropped(&mut self) {
+        self.messages = 0;
+    }
+}
+
+/// Where changelogs end, read inside a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ends {
+    ends: Vec<u64>,
+    read_at_unix_ms: u64,
+}
+
+impl Ends {
+    /// The high watermarks as read at that time.
+    #[must_use]
+    pub fn new(ends: Vec<u64>, read_at_unix_ms: u64) -> Ends {
+        Ends { ends, read_at_unix_ms }
+    }
+    /// The changelogs have come at least as far as this; by whose rows is not said.
+    #[must_use]
+    pub fn at_least(&self) -> &[u64] {
+        &self.ends
+    }
+    /// The transaction was committed, and that proved something: all rows below are the thread's own or older.
+    #[must_use]
+    pub fn proven(self, _: &Proof) -> Positions {
+        Positions(self)
+    }
+}
+
+/// How far of the changelogs the rows of a thread are after a commit that proved that nobody else wrote there.
+#[derive(Debug)]
+pub struct Positions(Ends);
+
+impl Positions {
+    /// By changelog, in the order that they were asked for.
+    #[must_use]
+    pub fn offsets(&self) -> &[u64] {
+        &self.0.ends
+    }
+    /// When that was true, unix ms.
+    #[must_use]
+    pub fn read_at_unix_ms(&self) -> u64 {
+        self.0.read_at_unix_ms
+    }
 }
 
 /// The steps of a commit. Their order is what makes state exact: see [`steps`].
@@ -26,11 +105,11 @@ pub enum CommitStep {
     Begin,
     /// Send dirty rows to the changelogs, sorted by key.
     DrainCaches,
-    /// Send the checkpoints.
-    Checkpoints,
-    /// Wait for the acknowledgements, then read the changelogs' high watermarks: everything of this transaction is
-    /// below them, and nobody else's can be unless this commit fails.
+    /// Wait for the rows' acknowledgements, then read the changelogs' high watermarks: every row of this transaction
+    /// is below them, and nobody else's can be unless this commit fails.
     ChangelogEnds,
+    /// Send the checkpoints, which tell how far the changelogs have come.
+    Checkpoints,
     /// Commit the transaction. Only now are the rows clean.
     Commit,
     /// Write the clean rows to disk, with the offsets row if the ends are known.
@@ -46,11 +125,12 @@ pub enum CommitStep {
 pub fn steps(flush: Flush) -> Vec<CommitStep> {
     use CommitStep::{Begin, ChangelogEnds, Checkpoints, Commit, DrainCaches, FlushOutputs, FlushStores};
     let mut steps = Vec::with_capacity(7);
-    steps.extend([FlushOutputs, Begin, DrainCaches, Checkpoints]);
+    steps.extend([FlushOutputs, Begin, DrainCaches]);
     // Rows that need not be durable yet need no position: until then they are read again after a crash.
     if flush == Flush::Durable {
         steps.push(ChangelogEnds);
     }
+    steps.push(Checkpoints);
     steps.push(Commit);
     if flush != Flush::No {
         steps.push(FlushStores);
@@ -75,8 +155,10 @@ pub struct Schedule {
     interval_ms: u64,
     flush_ms: u64,
     refresh_ms: u64,
+    prove_ms: u64,
     last_commit: Timestamp,
     last_durable: Timestamp,
+    last_proof: Timestamp,
 }
 
 /// What has happened since the last commit.
@@ -101,8 +183,15 @@ impl Schedule {
     /// is `keeps_tombstones_ms / 4` old, where that is not sooner.
     #[must_use]
     pub fn new(interval_ms: u64, flush_ms: u64, keeps_tombstones_ms: u64, now: Timestamp) -> Schedule {
-        let refresh_ms = (keeps_tombstones_ms / 4).max(flush_ms).max(1);
-        Schedule { interval_ms, flush_ms, refresh_ms, last_commit: now, last_durable: now }
+        Schedule {
+            interval_ms,
+            flush_ms,
+            refresh_ms: (keeps_tombstones_ms / 4).max(flush_ms).max(1),
+            prove_ms: interval_ms.saturating_add(PROVE_MS),
+            last_commit: now,
+            last_durable: now,
+            last_proof: now,
+        }
     }
 
     /// Whether to commit now.
@@ -111,9 +200,10 @@ impl Schedule {
         if now.since(self.last_durable) >= self.refresh_ms {
             return Some(Due::Refresh);
         }
+        let proof = (now.since(self.last_proof) >= self.prove_ms).then_some(Due::Proof);
         // Rows that are clean but not on disk make a last commit worth its while: the restart then reads nothing.
         if !(pending.anything || pending.stopping && pending.unflushed) {
-            return None;
+            return proof.filter(|_| !pending.stopping);
         }
         if pending.stopping {
             Some(Due::Stopping)
@@ -124,7 +214,19 @@ impl Schedule {
         } else if now.since(self.last_commit) >= self.interval_ms {
             Some(Due::Interval)
         } else {
-            None
+            proof
+        }
+    }
+
+    /// Whether the transaction of this commit must hold something: a position of rows that go to disk rests on it, or it
+    /// is made for that alone.
+    #[must_use]
+    pub fn must_prove(due: Due, flush: Flush, pending: Pending) -> bool {
+        match due {
+            Due::Refresh | Due::Proof => true,
+            Due::Interval | Due::CacheFull | Due::Requested | Due::Stopping => {
+                flush == Flush::Durable && pending.unflushed
+            }
         }
     }
 
@@ -133,7 +235,7 @@ impl Schedule {
     pub fn flush_stores(&self, now: Timestamp, due: Due, pending: Pending) -> Flush {
         match due {
             Due::Stopping | Due::Refresh => Flush::Durable,
-            Due::Interval | Due::CacheFull | Due::Requested => {
+            Due::Interval | Due::CacheFull | Due::Requested | Due::Proof => {
                 if pending.unflushed && now.since(self.last_durable) >= self.flush_ms {
                     Flush::Durable
                 } else if pending.clean_rows_full {
@@ -147,8 +249,11 @@ impl Schedule {
     }
 
     /// A commit is done.
-    pub fn committed(&mut self, now: Timestamp, flush: Flush) {
+    pub fn committed(&mut self, now: Timestamp, flush: Flush, proof: Option<&Proof>) {
         self.last_commit = now;
+        if proof.is_some() {
+            self.last_proof = now;
+        }
         if flush == Flush::Durable {
             self.last_durable = now;
         }
@@ -198,19 +303,54 @@ mod tests {
     }
 
     #[test]
+    fn a_transaction_that_holds_nothing_proves_nothing() {
+        let mut contents = Contents::default();
+        assert!(contents.is_empty() && contents.committed().is_none());
+        contents.sent();
+        assert!(!contents.is_empty() && contents.committed().is_some());
+        assert!(contents.committed().is_none(), "the next one begins empty");
+        contents.sent();
+        contents.dropped();
+        assert!(contents.committed().is_none());
+    }
+
+    #[test]
+    fn a_thread_that_has_proven_nothing_for_a_while_does_so_for_its_own_sake() {
+        let mut schedule = schedule();
+        let wait = 1_000 + PROVE_MS;
+        let sends = Pending { anything: true, ..Pending::default() };
+        for pending in [Pending::default(), sends] {
+            assert_ne!(schedule.due(Timestamp(wait - 1), pending), Some(Due::Proof));
+        }
+        assert_eq!(schedule.due(Timestamp(wait), Pending::default()), Some(Due::Proof));
+        let stopping = Pending { stopping: true, ..Pending::default() };
+        assert_eq!(schedule.due(Timestamp(wait), stopping), None, "it ends anyway");
+        // Its windows send, and each commit of that is empty.
+        schedule.committed(Timestamp(wait), Flush::No, None);
+        assert_eq!(schedule.due(Timestamp(wait + 1), sends), Some(Due::Proof));
+        schedule.committed(Timestamp(wait + 1), Flush::No, Some(&Proof(())));
+        assert_eq!(schedule.due(Timestamp(wait + 2), sends), None);
+        let must = |due, flush| Schedule::must_prove(due, flush, SOMETHING);
+        assert!(must(Due::Proof, Flush::No) && must(Due::Refresh, Flush::No));
+        assert!(must(Due::Stopping, Flush::Durable), "a position follows");
+        assert!(!must(Due::Interval, Flush::Written));
+        assert!(!Schedule::must_prove(Due::Stopping, Flush::Durable, sends), "no row goes to disk");
+    }
+
+    #[test]
     fn stores_are_flushed_now_and_then_and_at_the_end() {
         let mut schedule = schedule();
         let flush = |schedule: &Schedule, now, due| schedule.flush_stores(Timestamp(now), due, SOMETHING);
         assert_eq!(flush(&schedule, 1_000, Due::Interval), Flush::No);
-        schedule.committed(Timestamp(1_000), Flush::No);
+        schedule.committed(Timestamp(1_000), Flush::No, None);
         assert_eq!(schedule.next(), Timestamp(2_000));
         assert_eq!(flush(&schedule, 10_000, Due::Interval), Flush::Durable);
         assert_eq!(flush(&schedule, 1_500, Due::Stopping), Flush::Durable);
-        schedule.committed(Timestamp(10_000), Flush::Durable);
+        schedule.committed(Timestamp(10_000), Flush::Durable, None);
         assert_eq!(flush(&schedule, 19_999, Due::CacheFull), Flush::No);
         let full = Pending { clean_rows_full: true, ..SOMETHING };
         assert_eq!(schedule.flush_stores(Timestamp(10_001), Due::CacheFull, full), Flush::Written);
-        schedule.committed(Timestamp(10_001), Flush::Written);
+        schedule.committed(Timestamp(10_001), Flush::Written, None);
         assert_eq!(schedule.flush_stores(Timestamp(20_000), Due::CacheFull, full), Flush::Durable);
     }
 
@@ -229,8 +369,8 @@ mod tests {
             assert!(at(CommitStep::Checkpoints) < at(CommitStep::Commit));
             assert_eq!(at(CommitStep::ChangelogEnds).is_some(), how == Flush::Durable);
             if how == Flush::Durable {
-                assert!(at(CommitStep::Checkpoints) < at(CommitStep::ChangelogEnds));
-                assert!(at(CommitStep::ChangelogEnds) < at(CommitStep::Commit));
+                assert!(at(CommitStep::DrainCaches) < at(CommitStep::ChangelogEnds));
+                assert!(at(CommitStep::ChangelogEnds) < at(CommitStep::Checkpoints));
             }
             let last = if how == Flush::No { CommitStep::Commit } else { CommitStep::FlushStores };
             assert_eq!(steps.last(), Some(&last));

@@ -30,10 +30,10 @@ use task_api::system::{
     Isolation, Message, PlainMessage, SystemAdmin, SystemError, TopicPartition, Watermarks,
 };
 
-use types::{Incarnation, JobId};
+use types::{Incarnation, JobId, TaskName};
 
 use crate::names;
-use crate::record::{self, Record};
+use crate::record::{self, Checkpoint, Record};
 
 pub use crate::record::OwnerRecord;
 
@@ -366,6 +366,11 @@ pub trait Claimant {
     /// # Errors
     /// The system failed.
     fn init(&mut self) -> Result<(), SystemError>;
+    /// The committed checkpoints below offset `until` that partition `at` of the claim has, each task's last one last:
+    /// found on the way, so that a restore reads on from there.
+    fn found(&mut self, at: usize, checkpoints: Vec<(TaskName, Checkpoint)>, until: u64) {
+        let _ = (at, checkpoints, until);
+    }
     /// A phase begins.
     fn entering(&mut self, phase: Phase) {
         let _ = phase;
@@ -428,19 +433,26 @@ pub fn drive(
         }
         let steps = claim.steps().to_vec();
         let answers = match claim.phase() {
-            Phase::Init => vec![claimant.init().map(|()| Answer::Done)],
+            Phase::Init => vec![claimant.init().map(|()| (Answer::Done, None))],
             Phase::Read | Phase::ReadBack | Phase::Fence => side_by_side(&claim, &steps, admin, claimant),
             Phase::Append | Phase::Tombstone => {
                 let appended = append(&claim, &steps, admin);
-                steps.iter().map(|_| appended.clone().map(|()| Answer::Done)).collect()
+                steps.iter().map(|_| appended.clone().map(|()| (Answer::Done, None))).collect()
             }
-            Phase::Watermarks | Phase::WaitStable => vec![watermarks(&claim, admin)],
+            Phase::Watermarks | Phase::WaitStable => {
+                vec![watermarks(&claim, admin).map(|answer| (answer, None))]
+            }
             Phase::Done | Phase::Exit => Vec::new(),
         };
         let mut later = None;
         for (step, answer) in steps.iter().zip(answers) {
             match answer {
-                Ok(answer) => claim.answer(step, answer),
+                Ok((answer, found)) => {
+                    if let (Step::ReadOwners { at, .. }, Some(Found { checkpoints, until })) = (step, found) {
+                        claimant.found(*at, checkpoints, until);
+                    }
+                    claim.answer(step, answer);
+                }
                 Err(error @ SystemError::Retriable(_)) => later = Some(error),
                 Err(error) => return Err(error),
             }
@@ -453,12 +465,20 @@ pub fn drive(
     }
 }
 
+/// Checkpoints that were found on the way.
+struct Found {
+    checkpoints: Vec<(TaskName, Checkpoint)>,
+    until: u64,
+}
+
+type Answered = Result<(Answer, Option<Found>), SystemError>;
+
 fn side_by_side(
     claim: &Claim,
     steps: &[Step],
     admin: &dyn SystemAdmin,
     claimant: &mut dyn Claimant,
-) -> Vec<Result<Answer, SystemError>> {
+) -> Vec<Answered> {
     let answers: Vec<OnceLock<_>> = steps.iter().map(|_| OnceLock::new()).collect();
     claimant.all(steps.len(), &|at| {
         // A step that is run twice has answered already.
@@ -468,28 +488,54 @@ fn side_by_side(
     answers.into_iter().map(|answer| answer.into_inner().unwrap_or_else(left_out)).collect()
 }
 
-fn read_or_fence(claim: &Claim, step: &Step, admin: &dyn SystemAdmin) -> Result<Answer, SystemError> {
+fn read_or_fence(claim: &Claim, step: &Step, admin: &dyn SystemAdmin) -> Answered {
     match step {
-        Step::ReadOwners { at, from } => {
-            let partition = &claim.partitions[*at].owners;
-            let found = admin.watermarks(std::slice::from_ref(partition))?;
-            let until = found.first().map_or(0, |w| w.high);
-            let mut records = Vec::new();
-            let mut take = |messages: &[Message<'_>]| {
-                records.extend(messages.iter().filter_map(|m| record::decode(m.key, m.value)));
-                Ok(())
-            };
-            admin.read_range(partition, *from, until, Isolation::ReadUncommitted, &mut take)?;
-            records.retain(|record| !matches!(record, Record::Checkpoint(..)));
-            Ok(Answer::Owners { records, until })
-        }
-        Step::Fence { id } => admin.fence(id).map(|()| Answer::Done),
+        Step::ReadOwners { at, from } => read_owners(&claim.partitions[*at].owners, *from, admin),
+        Step::Fence { id } => admin.fence(id).map(|()| (Answer::Done, None)),
         Step::Init
         | Step::AppendOwner { .. }
         | Step::Tombstone { .. }
         | Step::Watermarks
         | Step::WaitStable => Err(SystemError::Fatal(format!("{step:?} is neither a read nor a fence"))),
     }
+}
+
+/// Below the last stable offset everything is decided, and owner records, being plain, are seen by everyone: there the
+/// owners and the committed checkpoints are read together. Beyond it owners stand among what may yet be aborted.
+fn read_owners(partition: &TopicPartition, from: u64, admin: &dyn SystemAdmin) -> Answered {
+    let found = admin.watermarks(std::slice::from_ref(partition))?;
+    let (until, stable) = found.first().map_or((0, 0), |w| (w.high, w.stable.min(w.high)));
+    let mut records = Vec::new();
+    let mut checkpoints: Vec<(TaskName, Checkpoint)> = Vec::new();
+    let mut take = |messages: &[Message<'_>]| {
+        for record in messages.iter().filter_map(|m| record::decode(m.key, m.value)) {
+            match record {
+                // Of a task only the last one counts; a partition has one task, or a few that once had it.
+                Record::Checkpoint(task, checkpoint) => {
+                    checkpoints.retain(|(of, _)| *of != task);
+                    checkpoints.push((task, checkpoint));
+                }
+                owner @ (Record::Owner(_) | Record::OwnerGone(_)) => records.push(owner),
+            }
+        }
+        Ok(())
+    };
+    // The read back looks for owners only: the first read has come far enough with checkpoints.
+    let decided = if from == 0 { stable } else { from };
+    if from < decided {
+        admin.read_range(partition, from, decided, Isolation::ReadCommitted, &mut take)?;
+    }
+    let committed = std::mem::take(&mut checkpoints);
+    let mut take = |messages: &[Message<'_>]| {
+        let of = messages.iter().filter_map(|m| record::decode(m.key, m.value));
+        records.extend(of.filter(|record| !matches!(record, Record::Checkpoint(..))));
+        Ok(())
+    };
+    if decided < until {
+        admin.read_range(partition, decided, until, Isolation::ReadUncommitted, &mut take)?;
+    }
+    let found = (from == 0).then_some(Found { checkpoints: committed, until: decided });
+    Ok((Answer::Owners { records, until }, found))
 }
 
 /// All appends of a phase go together.

@@ -34,6 +34,30 @@ pub struct Checkpoint {
     /// Where its writer's restore ended; only in its first checkpoint of the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored: Option<Restored>,
+    /// With the incarnation it names one commit: each checkpoint of a task has a higher one than those before.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub commit: u64,
+    /// What is known of the task's changelogs, by store: what a later start must find there.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub changelogs: BTreeMap<String, LogMemory>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde asks
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+/// What is remembered of a changelog partition.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LogMemory {
+    /// The topic's name.
+    pub topic: String,
+    /// Its id: a topic that was made again has another.
+    pub id: String,
+    /// Its first offset.
+    pub start: u64,
+    /// It has come at least as far as this.
+    pub end: u64,
 }
 
 /// The watermarks that a restore went up to.
@@ -46,6 +70,11 @@ pub struct Restored {
 }
 
 impl Checkpoint {
+    /// Which commit it is of: later ones are higher.
+    #[must_use]
+    pub fn number(&self) -> (Incarnation, u64) {
+        (self.incarnation, self.commit)
+    }
     /// The next offset to read of a partition of a stream.
     #[must_use]
     pub fn offset(&self, stream: &str, partition: i32) -> Option<&str> {
@@ -168,6 +197,25 @@ mod tests {
         assert_eq!(
             checkpoint_value(&checkpoint),
             br#"{"incarnation":"17-3","offsets":{"kafka.flights":{"0":"123"}},"restored":{"checkpoint":5,"changelogs":{"seen":9}}}"#
+        );
+    }
+
+    #[test]
+    fn checkpoints_of_earlier_versions_are_read_and_what_is_not_known_is_not_written() {
+        let old = br#"{"incarnation":"17-3","offsets":{"kafka.flights":{"0":"123"}}}"#;
+        let Some(Record::Checkpoint(_, mut checkpoint)) =
+            decode(Some(&checkpoint_key(&"t".into())), Some(old))
+        else {
+            panic!("it is a checkpoint")
+        };
+        assert!(checkpoint.changelogs.is_empty() && checkpoint.number() == (incarnation(17, 3), 0));
+        assert_eq!(checkpoint_value(&checkpoint), old);
+        checkpoint.commit = 7;
+        let memory = LogMemory { topic: "log".into(), id: "a".into(), start: 1, end: 9 };
+        checkpoint.changelogs.insert("seen".into(), memory);
+        assert_eq!(
+            String::from_utf8(checkpoint_value(&checkpoint)).expect("text"),
+            r#"{"incarnation":"17-3","offsets":{"kafka.flights":{"0":"123"}},"commit":7,"changelogs":{"seen":{"topic":"log","id":"a","start":1,"end":9}}}"#
         );
     }
 

@@ -1,4 +1,7 @@
 //! What of a store must be restored: whether the rows on this disk are still a prefix of the changelog.
+//!
+//! An interrupted restore is one too: it has left its rows with the offset that it had come to, and with the time from
+//! which tombstones beyond that offset are needed, which is when its first row was read.
 
 use std::fmt;
 
@@ -66,6 +69,8 @@ pub enum Why {
     AheadOfChangelog,
     /// So old that a tombstone after them may be compacted away.
     TooOld,
+    /// Written at a time that is yet to come: how old they are is not known.
+    ClockWentBack,
     /// Their database is damaged.
     Corrupt,
     /// The store is one in memory.
@@ -80,6 +85,7 @@ impl fmt::Display for Why {
             Why::Truncated => "the changelog starts after the local state",
             Why::AheadOfChangelog => "the changelog ends before the local state",
             Why::TooOld => "local state is older than the changelog keeps tombstones",
+            Why::ClockWentBack => "the clock went back, so the age of local state is not known",
             Why::Corrupt => "local state was damaged and is set aside",
             Why::InMemory => "a store in memory",
         })
@@ -99,7 +105,10 @@ pub fn plan(local: Option<&OffsetsRow>, changelog: &Changelog, now_unix_ms: u64)
     if local.offset > changelog.high {
         return Plan::Full(Why::AheadOfChangelog);
     }
-    // A clock set back since makes the age zero; one day of retention against such a step is the operator's bet.
+    // A small step back of the clock is taken for none: it is small beside what is kept.
+    if local.flushed_unix_ms.saturating_sub(now_unix_ms) > changelog.keeps_tombstones_ms / 8 {
+        return Plan::Full(Why::ClockWentBack);
+    }
     if now_unix_ms.saturating_sub(local.flushed_unix_ms) >= changelog.keeps_tombstones_ms {
         return Plan::Full(Why::TooOld);
     }
@@ -134,6 +143,9 @@ mod tests {
         assert_eq!(plan(Some(&row("a", 9, 0)), &changelog(), 0), Plan::Full(Why::Truncated));
         assert_eq!(plan(Some(&row("a", 101, 0)), &changelog(), 0), Plan::Full(Why::AheadOfChangelog));
         assert_eq!(plan(Some(&row("a", 50, 0)), &changelog(), DAY), Plan::Full(Why::TooOld));
+        let from_the_future = |ms| plan(Some(&row("a", 50, 5 + ms)), &changelog(), 5);
+        assert_eq!(from_the_future(DAY / 8), Plan::FromLocal { from: 50 });
+        assert_eq!(from_the_future(DAY / 8 + 1), Plan::Full(Why::ClockWentBack));
     }
 
     proptest! {

@@ -23,6 +23,9 @@ pub(super) struct FakeProducer {
     refused: VecDeque<RefusedRecord>,
     /// A message of the transaction was refused.
     is_spoilt: bool,
+    /// The open transaction holds nothing: librdkafka begins and completes such a one by itself, without a look at
+    /// whether the id is still this producer's.
+    is_empty: bool,
 }
 
 impl FakeProducer {
@@ -34,6 +37,7 @@ impl FakeProducer {
             waiting: Vec::new(),
             refused: VecDeque::new(),
             is_spoilt: false,
+            is_empty: true,
         }
     }
     fn transactional<R>(&self, effect: impl FnOnce(&mut Logs, &str) -> R) -> Result<R, SystemError> {
@@ -44,6 +48,12 @@ impl FakeProducer {
             }
             Ok(effect(logs, id))
         })
+    }
+    fn decide(&mut self, fate: Fate) -> Result<(), SystemError> {
+        if std::mem::replace(&mut self.is_empty, true) {
+            return self.system.call(|_| Ok(()));
+        }
+        self.transactional(|logs, id| logs.decide(id, fate))
     }
 }
 
@@ -89,7 +99,11 @@ impl SystemProducer for FakeProducer {
             logs.log(&place).map(|log| log.push(entry))
         };
         match &self.id {
-            Some(_) => self.transactional(|logs, id| push(logs, entry(Some(id), Fate::Open)))?,
+            Some(_) => {
+                self.transactional(|logs, id| push(logs, entry(Some(id), Fate::Open)))??;
+                self.is_empty = false;
+                Ok(())
+            }
             None if self.system.life.is_slow.load(Ordering::SeqCst) => {
                 let place = self.system.call(|logs| Ok(place(logs)))?;
                 self.waiting.push((place, entry(None, Fate::Plain)));
@@ -117,15 +131,16 @@ impl TransactionalProducer for FakeProducer {
         Ok(())
     }
     fn begin(&mut self) -> Result<(), SystemError> {
-        self.transactional(|_, _| ())
+        self.is_empty = true;
+        self.system.call(|_| Ok(()))
     }
     fn commit(&mut self, _: Duration) -> Result<(), SystemError> {
         if self.is_spoilt {
             return Err(SystemError::Refused("a message of the transaction was refused".into()));
         }
-        self.transactional(|logs, id| logs.decide(id, Fate::Committed))
+        self.decide(Fate::Committed)
     }
     fn abort(&mut self, _: Duration) -> Result<(), SystemError> {
-        self.transactional(|logs, id| logs.decide(id, Fate::Aborted))
+        self.decide(Fate::Aborted)
     }
 }

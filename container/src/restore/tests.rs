@@ -3,14 +3,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use task_core::record::Checkpoint;
 use task_core::restore::OffsetsRow;
 use types::{
     ContainerModel, Delivery, Epoch, Incarnation, JobSpec, JobTopics, RestoreStatus, StoreKind, TaskModel,
 };
 
-use super::{Restore, RestoredTask, eta_ms, unix_ms};
+use super::progress::eta_ms;
+use super::{Restore, RestoredTask, unix_ms};
 use crate::board::Board;
+use crate::claim::Start;
 use crate::clock::Clock;
+use crate::end::End;
 use crate::fake::{Broker, FakeSystem};
 use crate::stores::disk::{DiskMemory, TaskDisk};
 use crate::systems::System;
@@ -35,6 +39,18 @@ fn folded() -> Rows {
 }
 
 fn restore(job: &JobSpec, state: &Path) -> (RestoredTask, RestoreStatus) {
+    let system = FakeSystem::new(&broker(job), None, None, None);
+    let (restored, status) = restore_from(job, state, &system, 5, 1 << 20);
+    (restored.expect("restores"), status)
+}
+
+fn restore_from(
+    job: &JobSpec,
+    state: &Path,
+    system: &FakeSystem,
+    high: u64,
+    chunk_bytes: u64,
+) -> (Result<RestoredTask, End>, RestoreStatus) {
     let task = TaskModel {
         name: "Partition 0".into(),
         inputs: Vec::new(),
@@ -43,20 +59,20 @@ fn restore(job: &JobSpec, state: &Path) -> (RestoredTask, RestoreStatus) {
     };
     let board = Arc::new(Board::default());
     board.begin(&ContainerModel { tasks: vec![task.clone()] }, 1);
-    let system = FakeSystem::new(&broker(job), None, None, None);
     let memory = DiskMemory::new(1 << 20, 1 << 20);
     let (admin, clock) = (system.admin(), Clock::start());
+    let start = Start { highs: vec![0, high], checkpoint: Some(Checkpoint::default()), read_to: 0 };
     let restore = Restore {
         job,
         incarnation: Incarnation { epoch: Epoch(1), seq: 1 },
         admin: &*admin,
         state: state.to_owned(),
         memory: &memory,
-        chunk_bytes: 1 << 20,
+        chunk_bytes,
         board: &board,
         clock: &clock,
     };
-    let restored = restore.all(&[task], &[vec![0, 5]]).expect("restores").remove(0);
+    let restored = restore.all(&[task], &[start]).map(|mut all| all.remove(0));
     let status = board.status().tasks.remove(0).restore.expect("it has a store");
     (restored, status)
 }
@@ -111,6 +127,45 @@ fn why_local_state_is_of_no_use_is_told_and_everything_is_restored() {
     let (restored, status) = restore(&job, state.path());
     assert_eq!(status.reason, "counts: local state was damaged and is set aside");
     assert_eq!(on_disk(restored.disk.as_ref().expect("it has a store")), folded());
+}
+
+#[test]
+fn a_restore_that_was_cut_short_goes_on_where_it_was_and_what_is_deleted_later_is_deleted() {
+    let job = crate::tests::job(Delivery::ExactlyOnce, true);
+    let rows: u32 = 120;
+    let broker = broker(&job);
+    let mut all =
+        std::collections::BTreeMap::from([(b"b".to_vec(), b"4".to_vec()), (b"c".to_vec(), b"3".to_vec())]);
+    for n in 0..rows {
+        let key = format!("k{:02}", n * 7 % 50).into_bytes();
+        // The second half deletes much of what the first half has.
+        let value = (n < rows / 2 || n % 3 > 0).then(|| n.to_be_bytes().to_vec());
+        broker.append("changelog", 0, &key, value.as_deref());
+        match value {
+            Some(value) => all.insert(key, value),
+            None => all.remove(&key),
+        };
+    }
+    let (high, all): (u64, Rows) = (5 + u64::from(rows), all.into_iter().collect());
+    for (cut, chunk_bytes) in [(0, 400), (30, 400), (65, 400), (90, 400), (124, 400), (70, 3_000), (70, 100)]
+    {
+        let state = tempfile::tempdir().expect("a folder");
+        let system = FakeSystem::new(&broker, None, None, None);
+        system.break_ranges_after(cut);
+        let (broken, _) = restore_from(&job, state.path(), &system, high, chunk_bytes);
+        assert!(broken.is_err(), "it was cut at {cut}");
+        drop(broken);
+        system.break_ranges_after(-1);
+        let (restored, status) = restore_from(&job, state.path(), &system, high, chunk_bytes);
+        let restored = restored.unwrap_or_else(|end| panic!("{end}"));
+        assert_eq!(on_disk(restored.disk.as_ref().expect("it has a store")), all, "cut at {cut}");
+        assert_eq!(status.from_local, cut >= 30 && chunk_bytes < 3_000, "{cut} {chunk_bytes}: {status:?}");
+        if status.from_local {
+            // At most a chunk is read twice.
+            let again = status.rows + u64::try_from(cut).expect("positive") - high;
+            assert!(again <= 20, "{again} of {cut} rows are read again");
+        }
+    }
 }
 
 #[test]

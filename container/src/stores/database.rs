@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rocksdb::compaction_filter::CompactionFilter;
@@ -27,10 +27,14 @@ use super::ttl;
 
 /// The column family of offsets rows.
 pub(super) const OFFSETS: &str = "offsets";
+/// Among the offsets rows, the one of the whole task; no store has such a name.
+pub(super) const MEMORY: &str = "@task";
 /// How long a state folder that another process holds is waited for.
 pub(super) const LOCK_WAIT: Duration = Duration::from_secs(2);
 /// A file in the folder of a database that was found to be damaged while it was read.
 const MARK: &str = "CORRUPT";
+/// Of one database.
+const MOST_OPEN_FILES: i32 = 256;
 /// Begins the names of files that a restore writes and RocksDB takes.
 pub(super) const RESTORE_FILE: &str = "restore-";
 
@@ -43,6 +47,10 @@ pub(crate) struct DiskMemory {
     block_cache: Cache,
     write_buffers: WriteBufferManager,
     write_buffer_bytes: usize,
+    /// Files that each database may keep open.
+    open_files: i32,
+    /// Databases that are open.
+    pub(super) databases: Arc<AtomicUsize>,
 }
 
 impl DiskMemory {
@@ -56,12 +64,31 @@ impl DiskMemory {
             false,
             block_cache.clone(),
         );
-        DiskMemory { block_cache, write_buffers, write_buffer_bytes: bytes(write_buffer_bytes) }
+        DiskMemory {
+            block_cache,
+            write_buffers,
+            write_buffer_bytes: bytes(write_buffer_bytes),
+            open_files: MOST_OPEN_FILES,
+            databases: Arc::default(),
+        }
     }
 
-    /// Whether memtables take more than they may: RocksDB flushes behind the writer.
-    pub(super) fn is_behind(&self) -> bool {
-        self.write_buffers.get_usage() > self.write_buffer_bytes
+    /// For so many databases in a process that may have so many files open: half of these are for their tables.
+    pub(crate) fn sharing_files(self, databases: usize, open_files: u64) -> DiskMemory {
+        let each = open_files / 2 / databases.max(1) as u64;
+        let open_files = i32::try_from(each).unwrap_or(MOST_OPEN_FILES).clamp(32, MOST_OPEN_FILES);
+        DiskMemory { open_files, ..self }
+    }
+
+    /// Whether memtables take more than they may, and those of one database, of `own` bytes, are to blame: RocksDB flushes
+    /// behind the writer, and to wait for a flush of what is small makes nothing smaller.
+    pub(super) fn is_behind(&self, own: impl FnOnce() -> u64) -> bool {
+        let share = self.write_buffer_bytes / self.databases.load(Ordering::Relaxed).max(1);
+        self.write_buffers.get_usage() > self.write_buffer_bytes && own() >= share as u64 / 2
+    }
+    /// Every memtable that has rows has a block of its own, and there may be hundreds.
+    fn arena_block_bytes(&self) -> usize {
+        (self.write_buffer_bytes >> 10).clamp(8 << 10, 1 << 20)
     }
     /// The bytes of one write.
     pub(super) fn batch_bytes(&self) -> usize {
@@ -155,13 +182,13 @@ fn open(folder: &Path, layout: &Layout<'_>) -> Result<Db, rocksdb::Error> {
     options.set_atomic_flush(true);
     options.set_write_buffer_manager(&memory.write_buffers);
     options.set_max_background_jobs(2);
-    options.set_max_open_files(256);
+    options.set_max_open_files(memory.open_files);
     options.set_keep_log_file_num(2);
     options.set_max_log_file_size(1 << 20);
     options.set_log_level(LogLevel::Warn);
     options.set_stats_dump_period_sec(0);
     // What compactions and flushes hold counts too, per file that they read and write.
-    options.set_compaction_readahead_size((memory.write_buffer_bytes / 32).clamp(64 << 10, 2 << 20));
+    options.set_compaction_readahead_size((memory.write_buffer_bytes / 64).clamp(32 << 10, 2 << 20));
     options
         .set_writable_file_max_buffer_size((memory.write_buffer_bytes as u64 / 32).clamp(64 << 10, 1 << 20));
     let mut names: BTreeMap<String, Option<&StoreSpec>> =
@@ -214,6 +241,7 @@ pub(super) fn family_options(
     let mut options = Options::default();
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_write_buffer_size((memory.write_buffer_bytes / 2).clamp(1 << 20, 64 << 20));
+    options.set_arena_block_size(memory.arena_block_bytes());
     options.set_max_write_buffer_number(4);
     if let Some(spec) = spec {
         table.set_block_size(usize::try_from(spec.block_bytes).unwrap_or(usize::MAX).clamp(1 << 10, 1 << 20));

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rocksdb::{
     BoundColumnFamily, DBRawIteratorWithThreadMode, FlushOptions, IngestExternalFileOptions, ReadOptions,
@@ -21,7 +21,12 @@ use tracing::warn;
 use types::{StoreKind, StoreSpec};
 
 pub(crate) use super::database::DiskMemory;
-use super::database::{self, Db, Layout, OFFSETS, RESTORE_FILE, engine, family, family_options};
+use super::database::{self, Db, Layout, MEMORY, OFFSETS, RESTORE_FILE, engine, family, family_options};
+
+/// So many files of one store that are not merged are not added to.
+const MOST_UNMERGED: u64 = 24;
+/// How long a merge is waited for: after that memory is the smaller risk.
+const MERGE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A task's database, locked.
 pub(crate) struct TaskDisk {
@@ -71,6 +76,7 @@ impl TaskDisk {
         let layout = Layout { stores: &stores, memory, now_unix_ms: &now_unix_ms };
         let (db, set_aside) = database::open_or_set_aside(&folder, &database::aside(state, entry), &layout)?;
         let stores = stores.iter().map(|(name, spec)| ((*name).to_owned(), (*spec).clone())).collect();
+        memory.databases.fetch_add(1, Ordering::Relaxed);
         Ok(TaskDisk { db, memory: memory.clone(), stores, folder, set_aside, now_unix_ms, _lock: lock })
     }
 
@@ -83,7 +89,7 @@ impl TaskDisk {
         self.now_unix_ms.fetch_max(unix_ms, Ordering::Relaxed);
     }
 
-    #[cfg(test)]
+    /// Where it is.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
@@ -152,6 +158,16 @@ impl TaskDisk {
         self.db.get_cf(&self.cf(OFFSETS)?, store).map_err(|e| self.failed(e))
     }
 
+    /// What [`Batch::memory`] set.
+    pub(crate) fn memory(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        self.db.get_cf(&self.cf(OFFSETS)?, MEMORY).map_err(|e| self.failed(e))
+    }
+
+    /// Whether a store has no rows.
+    pub(crate) fn is_empty(&self, store: &str) -> Result<bool, StoreError> {
+        Ok(!self.iterate(store, None, None)?.valid())
+    }
+
     /// Removes every row of a store and its offsets row, so that no crash can leave one without the other.
     pub(crate) fn clear(&self, store: &str) -> Result<(), StoreError> {
         let offsets = self.cf(OFFSETS)?;
@@ -163,8 +179,7 @@ impl TaskDisk {
             self.flush(true)?;
         }
         let name = family(store);
-        let is_empty = !self.iterate(store, None, None)?.valid();
-        if is_empty {
+        if self.is_empty(store)? {
             return Ok(());
         }
         self.db.drop_cf(&name).map_err(|e| self.failed(e))?;
@@ -211,11 +226,34 @@ impl TaskDisk {
         self.db.flush_cfs_opt(&families.iter().collect::<Vec<_>>(), &options).map_err(|e| self.failed(e))
     }
 
+    fn memtable_bytes(&self) -> u64 {
+        let families = self.stores.keys().map(|store| family(store)).chain([OFFSETS.to_owned()]);
+        let of = |name: String| {
+            let cf = self.db.cf_handle(&name)?;
+            self.db.property_int_value_cf(&cf, "rocksdb.cur-size-all-mem-tables").ok()?
+        };
+        families.filter_map(of).sum()
+    }
+
     /// Has files of a store merged later than usual while it is filled: many at once is cheaper than a few each time.
     pub(crate) fn merge_later(&self, store: &str, later: bool) -> Result<(), StoreError> {
         // RocksDB's own is 4; it slows writers down at 20.
         let setting = [("level0_file_num_compaction_trigger", if later { "16" } else { "4" })];
         self.db.set_options_cf(&self.cf(&family(store))?, &setting).map_err(|e| self.failed(e))
+    }
+
+    /// Files that are added wait for no merge by themselves. Each costs memory, its filter at once and its share of a
+    /// merge later, so a restore waits where there are many.
+    fn wait_for_merges(&self, store: &str) -> Result<(), StoreError> {
+        let cf = self.cf(&family(store))?;
+        let start = Instant::now();
+        loop {
+            let files = self.db.property_int_value_cf(&cf, "rocksdb.num-files-at-level0").map_err(engine)?;
+            if files.unwrap_or(0) < MOST_UNMERGED || start.elapsed() > MERGE_PATIENCE {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Adds rows, ascending and unique, as one file below the memtable: the cheapest way for many.
@@ -225,6 +263,7 @@ impl TaskDisk {
         number: u32,
         rows: impl Iterator<Item = super::cache::Row<'a>>,
     ) -> Result<(), StoreError> {
+        self.wait_for_merges(store)?;
         let path = self.folder.join(format!("{RESTORE_FILE}{store}-{number}.sst"));
         let options = family_options(&self.memory, self.stores.get(store), &self.now_unix_ms);
         let mut writer = SstFileWriter::create(&options);
@@ -268,6 +307,12 @@ impl TaskDisk {
     }
 }
 
+impl Drop for TaskDisk {
+    fn drop(&mut self) {
+        self.memory.databases.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Rows that reach the disk together.
 pub(crate) struct Batch<'a> {
     disk: &'a TaskDisk,
@@ -301,13 +346,23 @@ impl Batch<'_> {
         Ok(())
     }
 
+    /// Sets, or removes, what vouches for the rows of all stores: the commit that they are of.
+    pub(crate) fn memory(&mut self, memory: Option<&[u8]>) -> Result<(), StoreError> {
+        let cf = self.disk.cf(OFFSETS)?;
+        match memory {
+            Some(memory) => self.batch.put_cf(&cf, MEMORY, memory),
+            None => self.batch.delete_cf(&cf, MEMORY),
+        }
+        Ok(())
+    }
+
     /// Writes it to memory; [`TaskDisk::flush`] makes it durable. Waits for the disk where RocksDB is behind, so that
     /// memtables stay within their share. Everything that is written is committed, so a flush is right at any time.
     pub(crate) fn write(self) -> Result<(), StoreError> {
         let mut options = WriteOptions::default();
         options.disable_wal(true);
         self.disk.db.write_opt(self.batch, &options).map_err(|e| self.disk.failed(e))?;
-        if self.disk.memory.is_behind() { self.disk.flush(true) } else { Ok(()) }
+        if self.disk.memory.is_behind(|| self.disk.memtable_bytes()) { self.disk.flush(true) } else { Ok(()) }
     }
 }
 

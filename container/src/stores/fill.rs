@@ -4,10 +4,14 @@
 //! write wins; chunks reach the disk in log order. A large chunk becomes a file of its own that RocksDB takes as it
 //! is, a small one a batch. In the first chunk of an empty store tombstones delete nothing and are left out. In a
 //! store with a ttl a row that is over is a tombstone.
+//!
+//! After each chunk the store's offsets row says how far its rows are, so that a restore that is cut short goes on from
+//! there. A file is durable once it is taken and its row follows; a batch holds both.
 
 use std::cmp::Ordering;
 
 use task_api::store::StoreError;
+use task_core::restore::OffsetsRow;
 
 use super::cache::Row;
 use super::disk::TaskDisk;
@@ -57,6 +61,10 @@ pub(crate) struct Fill<'a> {
     /// Files taken by RocksDB.
     files: u32,
     rows: u64,
+    /// The offsets row after each chunk, but for its offset, if there is to be one.
+    mark: Option<OffsetsRow>,
+    /// All rows of the log below it were taken.
+    next: u64,
 }
 
 impl<'a> Fill<'a> {
@@ -74,7 +82,30 @@ impl<'a> Fill<'a> {
         // not even that is to be had, they grow.
         let _ = bytes.try_reserve_exact(chunk_bytes);
         let _ = places.try_reserve_exact(chunk_bytes / PLACE_BYTES);
-        Fill { disk, store, ttl, chunk_bytes, bytes, places, into_empty: is_empty, files: 0, rows: 0 }
+        let (mark, next) = (None, 0);
+        Fill {
+            disk,
+            store,
+            ttl,
+            chunk_bytes,
+            bytes,
+            places,
+            into_empty: is_empty,
+            files: 0,
+            rows: 0,
+            mark,
+            next,
+        }
+    }
+
+    /// Has an offsets row like this one follow each chunk.
+    pub(crate) fn mark_with(&mut self, row: OffsetsRow) {
+        (self.next, self.mark) = (row.offset, Some(row));
+    }
+
+    /// All rows below offset `next` of the log were taken.
+    pub(crate) fn at(&mut self, next: u64) {
+        self.next = next;
     }
 
     /// Takes the next row of the log.
@@ -85,7 +116,7 @@ impl<'a> Fill<'a> {
         let value = value.filter(|stored| self.ttl.is_none_or(|(ttl, now)| !ttl::is_over(stored, ttl, now)));
         let row_bytes = PLACE_BYTES + 1 + key.len() + value.map_or(0, <[u8]>::len);
         if self.bytes.len() + self.places.len() * PLACE_BYTES + row_bytes > self.chunk_bytes {
-            self.write()?;
+            self.write(true)?;
         }
         let at = len(&self.bytes)?;
         let value_len = value.map(len).transpose()?;
@@ -102,7 +133,7 @@ impl<'a> Fill<'a> {
 
     /// Writes what is left, with the offsets row, and makes all of it durable. Returns how many rows were taken.
     pub(crate) fn finish(mut self, offsets_row: &[u8]) -> Result<u64, StoreError> {
-        self.write()?;
+        self.write(false)?;
         if self.files > 1 {
             self.disk.merge_later(self.store, false)?;
         }
@@ -113,7 +144,8 @@ impl<'a> Fill<'a> {
         Ok(self.rows)
     }
 
-    fn write(&mut self) -> Result<(), StoreError> {
+    /// Writes the chunk, and, if `mark`, how far it is.
+    fn write(&mut self, mark: bool) -> Result<(), StoreError> {
         let bytes = &self.bytes;
         let key = |p: &Place| &bytes[p.key as usize..(p.key + p.key_len) as usize];
         let skip = in_common(self.places.iter().map(key));
@@ -139,18 +171,28 @@ impl<'a> Fill<'a> {
             }
         });
         let count = rows.clone().take(ROWS_FOR_A_FILE).count();
+        let here = |row: &OffsetsRow| OffsetsRow { offset: self.next, ..row.clone() }.encode();
+        let mark = self.mark.as_ref().filter(|_| mark).map(here);
         if count >= ROWS_FOR_A_FILE {
             if self.files == 1 {
                 self.disk.merge_later(self.store, true)?;
             }
             self.disk.ingest(self.store, self.files, rows)?;
             self.files += 1;
+            points::at("restore-chunk");
+            if let Some(row) = mark {
+                let mut batch = self.disk.batch();
+                batch.offsets_row(self.store, &row)?;
+                batch.write()?;
+                self.disk.flush(true)?;
+            }
         } else if count > 0 {
             let mut batch = self.disk.batch();
             batch.rows(self.store, rows)?;
+            if let Some(row) = mark {
+                batch.offsets_row(self.store, &row)?;
+            }
             batch.write()?;
-        }
-        if count > 0 {
             points::at("restore-chunk");
         }
         self.into_empty &= count == 0;

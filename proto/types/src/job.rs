@@ -136,6 +136,9 @@ pub struct TaskSpec {
     pub timers: bool,
     /// How many messages of an asynchronous task may be in flight.
     pub concurrency: u32,
+    /// What follows when state is lost, of stores that do not say it themselves.
+    #[serde(default)]
+    pub state_lost: StateLost,
     /// The job's own settings, handed to `StreamTask::init`.
     pub config: BTreeMap<String, String>,
 }
@@ -363,6 +366,9 @@ pub struct StoreSpec {
     pub compression: Compression,
     /// Size of the blocks of its files, bytes.
     pub block_bytes: u64,
+    /// What follows when its changelog, or the task's checkpoint, is lost.
+    #[serde(default)]
+    pub state_lost: StateLost,
 }
 
 impl StoreSpec {
@@ -382,6 +388,7 @@ impl StoreSpec {
             on_large_value: OnLargeValue::Fail,
             compression: Compression::Lz4,
             block_bytes: 4096,
+            state_lost: StateLost::Fail,
         }
     }
 }
@@ -405,6 +412,19 @@ pub enum OnLargeValue {
     Fail,
     /// The put is counted and does nothing.
     Drop,
+}
+
+/// What follows when a changelog was made again, or is shorter than what was committed, or when the checkpoints are lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StateLost {
+    /// The container fails and says so.
+    #[default]
+    Fail,
+    /// The changelog is filled from the rows on this node's disk, if they are whole.
+    Local,
+    /// The store begins without rows.
+    Empty,
 }
 
 /// Compression of a store's files.

@@ -8,7 +8,7 @@ use rm_core::{
 use types::{
     AppContainer, AppId, Artefact, ContainerId, ContainerState, ContainersSpec, Delivery, Digest, Epoch,
     ErrorsSpec, ExitCause, Grouper, JobId, JobSpec, NodeId, OnExhausted, OnLeaseLoss, PackageSpec,
-    PlacementSpec, Resource, RestartSpec, Spread, SystemKind, SystemSpec, TaskSpec, ToNode,
+    PlacementSpec, Resource, RestartSpec, Spread, StateLost, SystemKind, SystemSpec, TaskSpec, ToNode,
 };
 
 use crate::network::{Dialler, End, Link, LinkId, Message};
@@ -82,6 +82,7 @@ pub fn spec(name: &str) -> JobSpec {
             grouper: Grouper::Partition,
             timers: false,
             concurrency: 16,
+            state_lost: StateLost::Fail,
             config: BTreeMap::new(),
         },
         systems: BTreeMap::from([(

@@ -49,6 +49,7 @@ pub fn spec(containers: u32) -> JobSpec {
             grouper: Grouper::Partition,
             timers: false,
             concurrency: 16,
+            state_lost: StateLost::Fail,
             config: BTreeMap::new(),
         },
         systems: BTreeMap::from([("kafka".to_owned(), kafka)]),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use types::{
     ContainersSpec, JobId, JobSpec, OnExhausted, OnLeaseLoss, PackageSpec, PlacementSpec, Resource,
-    RestartSpec, Spread, TIMERS_STORE, TaskSpec,
+    RestartSpec, Spread, StateLost, TIMERS_STORE, TaskSpec,
 };
 
 use super::in_place::{InPlace, InPlaceTask};
@@ -214,6 +214,7 @@ fn empty_job() -> JobSpec {
             grouper: Grouper::Partition,
             timers: false,
             concurrency: 16,
+            state_lost: StateLost::Fail,
             config: BTreeMap::new(),
         },
         systems: BTreeMap::new(),

@@ -12,7 +12,7 @@ use types::{
     ContainerState, ContainersSpec, Delivery, Digest, Epoch, ErrorsSpec, ExitCause, FromAm, FromNode,
     Grouper, JobId, JobSpec, NodeBeat, NodeHello, NodeId, NodeIncarnation, NodeReport, OnExhausted,
     OnLeaseLoss, PackageSpec, PlacementSpec, Preference, RequestId, Resource, RestartSpec, Role, Spread,
-    StartContainer, TaskSpec, Timestamp, ToAm, ToNode,
+    StartContainer, StateLost, TaskSpec, Timestamp, ToAm, ToNode,
 };
 
 pub const MIB: u64 = 1 << 20;
@@ -92,6 +92,7 @@ pub fn spec(name: &str, containers: u32) -> JobSpec {
             grouper: Grouper::Partition,
             timers: false,
             concurrency: 16,
+            state_lost: StateLost::Fail,
             config: BTreeMap::new(),
         },
         systems: BTreeMap::new(),

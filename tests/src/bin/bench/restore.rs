@@ -9,7 +9,8 @@ use ::tests::wait::check;
 use anyhow::{Context, Result, ensure};
 use kafka::{KafkaAdmin, KafkaProducer};
 use serde::Deserialize;
-use task_api::system::{NewTopic, ProducerRecord, SystemAdmin, SystemProducer};
+use task_api::system::{NewTopic, PlainMessage, ProducerRecord, SystemAdmin, SystemProducer, TopicPartition};
+use task_core::record::{self, Checkpoint};
 
 use crate::cases::Selection;
 use crate::cpu::PARTITIONS;
@@ -67,6 +68,9 @@ fn one(
     // Its only segments are being written to: none is compacted.
     create(brokers, &changelog, &[("cleanup.policy", "compact")])?;
     let rows = fill(brokers, &changelog, keys)?;
+    let checkpoints = job.checkpoints();
+    create(brokers, &checkpoints, &[("cleanup.policy", "compact")])?;
+    begin(brokers, &checkpoints)?;
     println!("restore: {rows} rows of 22 bytes over {keys} keys in {changelog}");
 
     let application = changelog.strip_suffix("-counts-changelog").context("a changelog's name")?;
@@ -131,6 +135,17 @@ fn create(brokers: &Brokers, topic: &str, config: &[(&str, &str)]) -> Result<()>
     let config = config.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let topic = NewTopic { topic: topic.to_owned(), partitions: PARTITIONS, replication: 1, config };
     Ok(admin.create(&[topic])?)
+}
+
+/// Gives every task a checkpoint that says nothing: rows without one would be taken for a loss.
+fn begin(brokers: &Brokers, topic: &str) -> Result<()> {
+    let admin = KafkaAdmin::new(&brokers.bootstrap, &BTreeMap::new())?;
+    let message = |partition: i32| PlainMessage {
+        to: TopicPartition { topic: topic.to_owned(), partition },
+        key: record::checkpoint_key(&format!("Partition {partition}").as_str().into()),
+        value: Some(record::checkpoint_value(&Checkpoint::default())),
+    };
+    Ok(admin.append(&(0..PARTITIONS).map(message).collect::<Vec<_>>())?)
 }
 
 /// Writes every key once, in no order, then three of ten again, one of them as a tombstone. Returns the number of rows.

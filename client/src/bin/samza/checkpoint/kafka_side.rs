@@ -217,6 +217,7 @@ impl Topics {
         &self,
         found: &Found,
         targets: &BTreeMap<SystemStreamPartition, u64>,
+        accept_state: bool,
         now_unix_ms: u64,
     ) -> Result<Vec<TaskAt>, Failure> {
         let me = OwnerRecord::of_user(&self.spec.job, found.newest, now_unix_ms);
@@ -241,7 +242,7 @@ impl Topics {
         }
         let mut records = Vec::new();
         for task in &before {
-            if let Some(checkpoint) = moved(task, targets, &found.topic_ids, found.newest)? {
+            if let Some(checkpoint) = moved(task, targets, accept_state, &found.topic_ids, found.newest)? {
                 records.push((task, checkpoint));
             }
         }
@@ -259,19 +260,27 @@ impl Topics {
     }
 }
 
-/// The task's checkpoint with its start points moved; none if none of its inputs is.
+/// The task's checkpoint with its start points moved, and, to accept its state, without what it knows of changelogs;
+/// none if nothing of it changes.
 pub(crate) fn moved(
     task: &TaskAt,
     targets: &BTreeMap<SystemStreamPartition, u64>,
+    accept_state: bool,
     topic_ids: &BTreeMap<SystemStream, String>,
     by: Incarnation,
 ) -> Result<Option<Checkpoint>, Failure> {
-    if !task.inputs.iter().any(|input| targets.contains_key(input)) {
+    let accepts = accept_state && task.checkpoint.is_some();
+    if !accepts && !task.inputs.iter().any(|input| targets.contains_key(input)) {
         return Ok(None);
     }
     let mut checkpoint = task.checkpoint.clone().unwrap_or_default();
     // Where an earlier writer's restore ended says nothing of this one.
     (checkpoint.incarnation, checkpoint.restored) = (by, None);
+    // Rows on a node's disk that are of an earlier commit are older than this.
+    checkpoint.commit += 1;
+    if accepts {
+        checkpoint.changelogs.clear();
+    }
     for input in &task.inputs {
         let stream = input.stream.to_string();
         let Some(offset) = targets.get(input) else { continue };
@@ -349,7 +358,7 @@ fn failed(error: SystemError) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use task_core::record::Restored;
+    use task_core::record::{LogMemory, Restored};
     use types::Epoch;
 
     use super::*;
@@ -383,22 +392,38 @@ mod tests {
     #[test]
     fn what_is_not_moved_stays_as_it_was() {
         let targets = BTreeMap::from([(at("in", 0), 100)]);
-        let new = moved(&task(), &targets, &ids("first"), BY).expect("fine").expect("it is moved");
+        let new = moved(&task(), &targets, false, &ids("first"), BY).expect("fine").expect("it is moved");
         assert_eq!(new.offset("kafka.in", 0), Some("100"));
         assert_eq!((new.offset("kafka.rules", 0), new.offset("kafka.rules", 1)), (Some("7"), Some("9")));
         assert_eq!((new.incarnation, new.restored), (BY, None));
         assert_eq!(new.topics["kafka.in"], "id");
         let other = BTreeMap::from([(at("in", 1), 100)]);
-        assert_eq!(moved(&task(), &other, &ids("first"), BY), Ok(None), "another task's partition");
+        assert_eq!(moved(&task(), &other, false, &ids("first"), BY), Ok(None), "another task's partition");
+    }
+
+    #[test]
+    fn state_is_accepted_by_forgetting_what_changelogs_were() {
+        let mut task = task();
+        let checkpoint = task.checkpoint.as_mut().expect("it has one");
+        checkpoint.changelogs.insert("seen".into(), LogMemory { end: 9, ..LogMemory::default() });
+        let none = BTreeMap::new();
+        let new = moved(&task, &none, true, &ids("first"), BY).expect("fine").expect("it changes");
+        assert!(new.changelogs.is_empty() && new.offset("kafka.in", 0) == Some("5"));
+        assert!(new.number() > task.checkpoint.as_ref().expect("it has one").number());
+        let targets = BTreeMap::from([(at("in", 0), 100)]);
+        let new = moved(&task, &targets, false, &ids("first"), BY).expect("fine").expect("it is moved");
+        assert_eq!(new.changelogs.len(), 1, "to move is not to accept");
+        task.checkpoint = None;
+        assert_eq!(moved(&task, &none, true, &ids("first"), BY), Ok(None), "there is nothing to forget");
     }
 
     #[test]
     fn of_a_topic_that_was_made_again_all_partitions_are_moved_or_none() {
         let some = BTreeMap::from([(at("rules", 0), 0)]);
-        let refused = moved(&task(), &some, &ids("second"), BY).expect_err("half of it");
+        let refused = moved(&task(), &some, false, &ids("second"), BY).expect_err("half of it");
         assert!(refused.message.contains("kafka.rules was made again"), "{refused}");
         let all = BTreeMap::from([(at("rules", 0), 0), (at("rules", 1), 0)]);
-        let new = moved(&task(), &all, &ids("second"), BY).expect("fine").expect("it is moved");
+        let new = moved(&task(), &all, false, &ids("second"), BY).expect("fine").expect("it is moved");
         assert_eq!(new.topics["kafka.rules"], "second");
     }
 }

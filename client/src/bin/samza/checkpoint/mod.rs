@@ -33,17 +33,22 @@ pub(crate) struct CheckpointArgs {
     #[arg(long = "set", value_name = "STREAM[:PARTITION]=START")]
     moves: Vec<Move>,
 
-    /// With --set: only show what would be moved
-    #[arg(long, requires = "moves")]
+    /// Go on with what the changelogs of a stopped job hold now, where a container refuses to start because some of it
+    /// is lost; alone, or with --set
+    #[arg(long)]
+    accept_state: bool,
+
+    /// With --set or --accept-state: only show what would be moved
+    #[arg(long)]
     dry_run: bool,
 
     /// With --set: do it while the job is live. The containers of the tasks concerned commit and stop, their start points
     /// are moved, and they start again; the others run on
-    #[arg(long, requires = "moves", conflicts_with_all = ["dry_run", "offline"])]
+    #[arg(long, requires = "moves", conflicts_with_all = ["dry_run", "offline", "accept_state"])]
     live: bool,
 
-    /// With --set: do not ask the resource manager whether the job is live
-    #[arg(long, requires = "moves")]
+    /// With --set or --accept-state: do not ask the resource manager whether the job is live
+    #[arg(long)]
     offline: bool,
 }
 
@@ -51,12 +56,18 @@ pub(crate) struct CheckpointArgs {
 pub(crate) async fn checkpoint(common: &Common, args: CheckpointArgs, headers: bool) -> Result<(), Failure> {
     let file = package::read_job_file(&args.job_file)?;
     only_on_brokers(&file)?;
+    let writes = args.accept_state || !args.moves.is_empty();
+    if !writes && (args.dry_run || args.offline) {
+        let told =
+            "--dry-run and --offline go with --set or --accept-state; without them nothing is moved anyway";
+        return Err(Failure::new(Code::Usage, told.to_owned()));
+    }
     let live = if args.live { live::of(common, &file).await? } else { None };
     if args.offline {
         say(
             "warning: the resource manager is not asked; if the job is live, its containers are fenced and start again",
         );
-    } else if !args.moves.is_empty() && !args.dry_run && live.is_none() {
+    } else if writes && !args.dry_run && live.is_none() {
         refuse_if_live(common, &file, &args.job_file).await?;
     }
     brokers::check(&file).await?;
@@ -65,12 +76,20 @@ pub(crate) async fn checkpoint(common: &Common, args: CheckpointArgs, headers: b
         return show(common, &rows, true, headers)
             .map(|()| say("moved; the containers concerned have started again"));
     }
-    let (spec, moves, dry_run) = (file.spec, args.moves, args.dry_run);
-    let moving = !moves.is_empty();
+    let (spec, dry_run) = (file.spec, args.dry_run);
+    let moving = !args.moves.is_empty();
+    let wanted = Wanted { moves: args.moves, accept_state: args.accept_state };
     // Calls of Kafka block.
-    let done = tokio::task::spawn_blocking(move || run(&spec, &moves, dry_run)).await;
+    let done = tokio::task::spawn_blocking(move || run(&spec, &wanted, dry_run)).await;
     let rows = done.map_err(|error| Failure::other(error.to_string()))??;
     show(common, &rows, moving, headers)?;
+    if args.accept_state {
+        say(if dry_run {
+            "nothing was accepted (--dry-run)"
+        } else {
+            "accepted; the job goes on with what its changelogs hold now"
+        });
+    }
     if moving {
         say(if dry_run { "nothing was moved (--dry-run)" } else { "moved; the job starts there" });
     }
@@ -84,17 +103,23 @@ fn show(common: &Common, rows: &[Row], moving: bool, headers: bool) -> Result<()
     }
 }
 
-fn run(spec: &JobSpec, moves: &[Move], dry_run: bool) -> Result<Vec<Row>, Failure> {
+/// What is to be written.
+struct Wanted {
+    moves: Vec<Move>,
+    accept_state: bool,
+}
+
+fn run(spec: &JobSpec, wanted: &Wanted, dry_run: bool) -> Result<Vec<Row>, Failure> {
     let topics = Topics::open(spec)?;
     let found = topics.look()?;
-    if moves.is_empty() {
+    if wanted.moves.is_empty() && !wanted.accept_state {
         return Ok(rows(&found, &found.tasks, &BTreeMap::new()));
     }
-    let targets = topics.targets(&found, moves)?;
+    let targets = topics.targets(&found, &wanted.moves)?;
     if dry_run {
         return Ok(rows(&found, &found.tasks, &targets));
     }
-    let before = topics.write(&found, &targets, crate::now())?;
+    let before = topics.write(&found, &targets, wanted.accept_state, crate::now())?;
     Ok(rows(&found, &before, &targets))
 }
 
@@ -104,7 +129,7 @@ fn move_some(spec: &JobSpec, moves: &[Move]) -> Result<Vec<Row>, Failure> {
     let mut found = topics.look()?;
     let targets = topics.targets(&found, moves)?;
     found.keep_concerned(&targets);
-    let before = topics.write(&found, &targets, crate::now())?;
+    let before = topics.write(&found, &targets, false, crate::now())?;
     Ok(rows(&found, &before, &targets))
 }
 
