@@ -261,9 +261,10 @@ fn added_partitions_and_topics_are_taken_up_and_nothing_that_ran_is_lost() {
     let mut passes = Job { stores: Vec::new(), ..Job::counter("passes", brokers) };
     let stays = Job::counter("stays", brokers);
     passes.binary = tests::cluster::program("examples/measured");
-    passes
-        .config
-        .extend([("mode", "passthrough"), ("window", "0")].map(|(k, v)| (k.to_owned(), v.to_owned())));
+    passes.config.extend(
+        [("mode", "passthrough"), ("window", "0"), ("warm-up", "1")]
+            .map(|(k, v)| (k.to_owned(), v.to_owned())),
+    );
     let pattern = format!("/{}-in.*/", passes.name);
     let first = std::mem::replace(&mut passes.inputs[0], pattern);
     let newest = format!("\n[streams.\"kafka.{}\"]\noffset-default = \"newest\"\n", passes.inputs[0]);
