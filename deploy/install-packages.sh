@@ -4,7 +4,7 @@
 set -euo pipefail
 case "${1:-}" in
   build)   wanted="build-essential pkg-config libclang-dev libssl-dev zlib1g-dev" ;;
-  kafka)   wanted="maven python3" ; command -v java >/dev/null 2>&1 || wanted="openjdk-17-jre-headless $wanted"
+  kafka)   wanted="maven python3 openssl" ; command -v java >/dev/null 2>&1 || wanted="openjdk-17-jre-headless $wanted"
            command -v mvn >/dev/null 2>&1 && wanted=${wanted/maven/} ;
            command -v python3 >/dev/null 2>&1 && wanted=${wanted/python3/} ;;
   data)    wanted="python3 python3-pip python3-setuptools python3-wheel" ;;

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kafka::{KafkaAdmin, KafkaProducer};
+use kafka::{Access, KafkaAdmin, KafkaProducer};
 use task_api::system::{SystemAdmin, SystemError, TransactionalProducer};
-use types::{JobSpec, SystemKind, SystemSpec};
+use types::{JobSpec, SystemKind, SystemSpec, is_same_setting};
 
 /// Opens systems by their name in job.toml.
 pub trait Systems: Send {
@@ -42,7 +42,7 @@ impl KafkaSystems {
         KafkaSystems { specs: spec.systems.clone(), admins: BTreeMap::new() }
     }
 
-    fn spec(&self, system: &str) -> Result<&SystemSpec, SystemError> {
+    fn access(&self, system: &str) -> Result<Access, SystemError> {
         let unknown = || SystemError::Fatal(format!("system `{system}` is not in [systems]"));
         let spec = self.specs.get(system).ok_or_else(unknown)?;
         if spec.kind != SystemKind::Kafka {
@@ -51,7 +51,7 @@ impl KafkaSystems {
                 spec.kind
             )));
         }
-        Ok(spec)
+        Access::of(system, spec, &kafka::environments_secret)
     }
 }
 
@@ -60,23 +60,24 @@ impl Systems for KafkaSystems {
         if let Some(admin) = self.admins.get(system) {
             return Ok(admin.clone());
         }
-        let spec = self.spec(system)?;
-        let config = small(&spec.consumer, &SMALL[..3]);
-        let admin: Arc<dyn SystemAdmin> = Arc::new(KafkaAdmin::new(&spec.bootstrap, &config)?);
+        let access = self.access(system)?;
+        let config = small(&access.consumer, &SMALL[..3]);
+        let admin: Arc<dyn SystemAdmin> = Arc::new(KafkaAdmin::new(&access.bootstrap, &config)?);
         self.admins.insert(system.to_owned(), admin.clone());
         Ok(admin)
     }
 
     fn producer(&mut self, system: &str, id: &str) -> Result<Box<dyn TransactionalProducer>, SystemError> {
-        let spec = self.spec(system)?;
-        let config = small(&spec.producer, &SMALL[3..]);
-        Ok(Box::new(KafkaProducer::transactional(&spec.bootstrap, id, &config)?))
+        let access = self.access(system)?;
+        let config = small(&access.producer, &SMALL[3..]);
+        Ok(Box::new(KafkaProducer::transactional(&access.bootstrap, id, &config)?))
     }
 }
 
-/// The user's settings, for security and the like, with ours over them.
+/// The user's settings, with ours over them: those are of containers, which this process is not.
 fn small(user: &BTreeMap<String, String>, ours: &[(&str, &str)]) -> BTreeMap<String, String> {
     let mut config = user.clone();
+    config.retain(|name, _| !ours.iter().any(|(own, _)| is_same_setting(own, name)));
     config.extend(ours.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
     config
 }

@@ -26,6 +26,7 @@ pub fn spec() -> JobSpec {
         producer: BTreeMap::new(),
         replication: None,
         path: None,
+        security: None,
     };
     let store = StoreSpec {
         cache_rows: 1000,

@@ -84,7 +84,7 @@ fn binary(file: &JobFile, job_file: &Path) -> Result<Package, Failure> {
     Ok(Package { bytes: metadata.len(), path, name })
 }
 
-/// Reads the files of `[package.secrets]`, relative to the folder of the job file.
+/// Reads the files of `[package.secrets]` and of the systems' security, relative to the folder of the job file.
 ///
 /// # Errors
 /// `BadJobFile` if one cannot be read, is no text, or all are too large together.
@@ -92,10 +92,8 @@ pub fn secrets(file: &JobFile, job_file: &Path) -> Result<Secrets, Failure> {
     let folder = job_file.parent().unwrap_or(Path::new(""));
     let mut secrets = Secrets::default();
     for (name, source) in &file.spec.package.secrets {
-        let bad = |why: String| {
-            let key = format!("package.secrets.{name}.file");
-            Failure::new(Code::BadJobFile, file.at(&key, why).to_string())
-        };
+        let bad =
+            |why: String| Failure::new(Code::BadJobFile, file.at(&file.secret_key(name), why).to_string());
         let path = folder.join(source);
         let text = std::fs::read_to_string(&path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => bad(format!(

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use job_file::{JobFile, Problem};
 use serde_json::json;
-use types::{AppId, Artefact, Delivery, JobSpec, SystemKind};
+use types::{AppId, Artefact, Delivery, Given, JobSpec, SYSTEM_SECRETS, SystemKind, SystemSpec};
 
 use crate::args::{Common, Format};
 use crate::failure::{Code, Failure};
@@ -48,7 +48,7 @@ pub async fn submit(common: &Common, request: &Request<'_>) -> Result<(), Failur
         return Err(Failure::new(Code::BadJobFile, told.to_string()));
     }
     if !request.skip_broker_check {
-        brokers::check(&file).await?;
+        brokers::check(&file, &secrets).await?;
     }
     let mut rm = ResourceManager::connect(common).await?;
     if !request.replace {
@@ -145,7 +145,7 @@ fn summary(spec: &JobSpec, found: &Found) -> String {
         .systems
         .iter()
         .map(|(name, system)| match system.kind {
-            SystemKind::Kafka => format!("{name} (kafka at {})", system.bootstrap),
+            SystemKind::Kafka => format!("{name} (kafka at {}{})", system.bootstrap, security(spec, system)),
             SystemKind::Jsonl => format!("{name} (jsonl in {})", system.path.as_deref().unwrap_or(".")),
         })
         .collect();
@@ -165,12 +165,27 @@ fn summary(spec: &JobSpec, found: &Found) -> String {
     if !stores.is_empty() {
         lines.push(("stores", stores.join(", ")));
     }
-    if !spec.package.secrets.is_empty() {
-        let names: Vec<&str> = spec.package.secrets.keys().map(String::as_str).collect();
+    let names: Vec<&str> = spec.package.secrets.keys().map(String::as_str).collect();
+    let names: Vec<&str> = names.into_iter().filter(|name| !name.starts_with(SYSTEM_SECRETS)).collect();
+    if !names.is_empty() {
         lines.push(("secrets", names.join(", ")));
     }
     let lines: String = lines.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect();
     format!("{lines}valid; nothing was submitted\n")
+}
+
+/// How a system is secured, and where its secrets come from.
+fn security(spec: &JobSpec, system: &SystemSpec) -> String {
+    let Some(security) = &system.security else { return String::new() };
+    let mechanism = security.mechanism.map_or_else(String::new, |mechanism| format!(" with {mechanism}"));
+    let values = security.values.iter().map(|(key, given)| match given {
+        Given::Text(text) => format!(", {key} {text}"),
+        Given::Secret(name) => {
+            let file = spec.package.secrets.get(name).map_or("?", String::as_str);
+            format!(", {key} from {file}")
+        }
+    });
+    format!(", {}{mechanism}{}", security.protocol, values.collect::<String>())
 }
 
 async fn refuse_if_live(rm: &mut ResourceManager, file: &JobFile) -> Result<(), Failure> {

@@ -2,7 +2,6 @@
 
 mod fake;
 
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
@@ -11,23 +10,22 @@ use types::{AppState, ContainerPhase, ExitCause, NodeReport, NodeStateName, Wait
 
 struct Job {
     folder: tempfile::TempDir,
-    _broker: TcpListener,
 }
 
 /// A valid job file whose broker answers.
 fn job() -> Job {
     let folder = tempfile::tempdir().expect("a folder");
-    let broker = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let brokers = std::env::var("SAMZA_TEST_KAFKA")
+        .expect("SAMZA_TEST_KAFKA names the brokers; `make test` starts them");
     let text = format!(
         "[job]\nname = \"flights\"\n[package]\npath = \"flights\"\n[task]\ninputs = [\"kafka.flights\"]\n\
-         [systems.kafka]\ntype = \"kafka\"\nbootstrap = \"{}\"\n",
-        broker.local_addr().expect("it is bound")
+         [systems.kafka]\ntype = \"kafka\"\nbootstrap = \"{brokers}\"\n"
     );
     std::fs::write(folder.path().join("job.toml"), text).expect("a file");
     let binary = folder.path().join("flights");
     std::fs::write(&binary, vec![b'x'; 700_000]).expect("a file");
     std::fs::set_permissions(&binary, PermissionsExt::from_mode(0o755)).expect("a mode");
-    Job { folder, _broker: broker }
+    Job { folder }
 }
 
 fn submit(fake: &Fake, job: &Job, args: &[&str]) -> Output {

@@ -41,6 +41,10 @@ fn nobody() -> String {
     listener.local_addr().expect("it is bound").to_string()
 }
 
+fn brokers() -> String {
+    std::env::var("SAMZA_TEST_KAFKA").expect("SAMZA_TEST_KAFKA names the brokers; `make test` starts them")
+}
+
 fn run(program: &str, folder: &Folder, args: &[&str]) -> Output {
     let mut command = Command::new(program);
     command.current_dir(folder.path()).args(args).env_remove("SAMZA_RM").env_remove("SAMZA_TOKEN_FILE");
@@ -283,8 +287,7 @@ fn an_unreachable_broker_is_named_with_line_and_key() {
 
 #[test]
 fn an_unreachable_resource_manager_is_named_with_the_way_out() {
-    let broker = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let folder = Folder::new(&broker.local_addr().expect("it is bound").to_string());
+    let folder = Folder::new(&brokers());
     let rm = nobody();
     let expected = format!(
         ": the resource manager at {rm} does not answer (*); is it running there? --rm or SAMZA_RM names another\n"
@@ -306,14 +309,64 @@ fn an_unreachable_resource_manager_is_named_with_the_way_out() {
 
 #[test]
 fn a_broker_that_answers_beside_one_that_does_not_is_enough() {
-    let broker = TcpListener::bind("127.0.0.1:0").expect("a port");
     let silent = nobody();
-    let folder = Folder::new(&format!("{},{silent}", broker.local_addr().expect("it is bound")));
+    let folder = Folder::new(&format!("{},{silent}", brokers()));
     let output = submit(&folder, &["job.toml", "--rm", &nobody()]);
     let expected = format!(
         "warning: job.toml:13: `systems.kafka.bootstrap`: not all brokers answer: {silent} (*)\n*does not answer*"
     );
     is(&output, 5, "", &expected);
+}
+
+#[test]
+fn a_listener_that_is_no_broker_is_told_from_one() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("it is bound");
+    // It takes connections and answers nothing.
+    let folder = Folder::new(&address.to_string());
+    let expected = "samza-submit: job.toml:13: `systems.kafka.bootstrap`: *no broker answered in time*";
+    is(&submit(&folder, &["job.toml"]), 5, "", expected);
+}
+
+#[test]
+fn settings_that_do_not_go_together_are_told_before_a_broker_is_asked() {
+    let folder = Folder::new(&nobody());
+    let more = "producer = { \"linger.ms\" = 50000, \"message.timeout.ms\" = 5000 }\n";
+    folder.write("job.toml", &job(&nobody()).replace("\n[stores", &format!("{more}\n[stores")));
+    let expected = "samza-submit: job.toml:14: `systems.kafka.producer`: *message.timeout.ms*linger.ms*\n";
+    is(&submit(&folder, &["job.toml"]), 65, "", expected);
+}
+
+#[test]
+fn nothing_secret_of_a_system_is_printed() {
+    let folder = Folder::new(&nobody());
+    let secured = "[systems.kafka.security]\nmechanism = \"SCRAM-SHA-512\"\nusername = \"job\"\n\
+                   password = { file = \"kafka-password\" }\n\n[stores";
+    folder.write("job.toml", &job(&nobody()).replace("[stores", secured));
+    folder.write("kafka-password", "swordfish\n");
+    let told = submit(&folder, &["job.toml", "--check"]);
+    let text = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(
+        text.contains("sasl_ssl with SCRAM-SHA-512, username job, password from kafka-password"),
+        "{text}"
+    );
+    for args in [&["job.toml", "--check", "-o", "json"][..], &["job.toml"]] {
+        let told = submit(&folder, args);
+        let text =
+            format!("{}{}", String::from_utf8_lossy(&told.stdout), String::from_utf8_lossy(&told.stderr));
+        assert!(!text.contains("swordfish"), "{text}");
+    }
+    std::fs::remove_file(folder.path().join("kafka-password")).expect("it was there");
+    let expected =
+        "samza-submit: job.toml:18: `systems.kafka.security.password`: there is no file kafka-password; *";
+    is(&submit(&folder, &["job.toml", "--check"]), 65, "", expected);
+    let open =
+        job(&nobody()).replace("\n[stores", "consumer = { \"sasl.password\" = \"swordfish\" }\n\n[stores");
+    folder.write("job.toml", &open);
+    let told = submit(&folder, &["job.toml", "--check", "-o", "json"]);
+    let expected =
+        "samza-submit: job.toml:14: `systems.kafka.consumer.sasl.password`: security is given once *";
+    is(&told, 65, "", expected);
 }
 
 #[test]

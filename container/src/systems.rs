@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kafka::{KafkaAdmin, KafkaConsumer, KafkaProducer};
+use kafka::{Access, KafkaAdmin, KafkaConsumer, KafkaProducer, SecretOf};
 use task_api::system::{SystemAdmin, SystemConsumer, SystemError, SystemProducer, TransactionalProducer};
-use types::{JobSpec, SystemKind, SystemSpec};
+use types::{JobSpec, SystemKind, is_same_setting};
 
 use crate::budget::Budget;
 use crate::restore::SIDE_BY_SIDE;
@@ -78,11 +78,17 @@ fn make_room_for_rows(producer: &mut BTreeMap<String, String>, job: &JobSpec) {
     }
 }
 
-/// Opens every system of Kafka; those of files are for local runs, which open them ([`crate::local`]).
+/// Opens every system of Kafka, with the job's secrets; those of files are for local runs, which open them
+/// ([`crate::local`]).
 ///
 /// # Errors
-/// A setting is wrong.
-pub(crate) fn open(job: &JobSpec, budget: &Budget, rack: &str) -> Result<Systems, SystemError> {
+/// A setting is wrong, or a secret is not there.
+pub(crate) fn open(
+    job: &JobSpec,
+    budget: &Budget,
+    rack: &str,
+    secret: &SecretOf<'_>,
+) -> Result<Systems, SystemError> {
     let kafka = job.systems.values().filter(|spec| spec.kind == SystemKind::Kafka).count().max(1);
     // Each thread has a consumer and producers of its own on each of them.
     let threads = job.containers.threads.saturating_mul(u32::try_from(kafka).unwrap_or(u32::MAX));
@@ -93,31 +99,33 @@ pub(crate) fn open(job: &JobSpec, budget: &Budget, rack: &str) -> Result<Systems
         if spec.kind != SystemKind::Kafka {
             continue;
         }
-        let mut spec = spec.clone();
+        let mut access = Access::of(name, spec, secret)?;
         let unless_set = |of: &mut BTreeMap<String, String>, settings: Vec<(&str, String)>| {
             for (key, value) in settings {
-                of.entry(key.to_owned()).or_insert(value);
+                // Nor under another name.
+                if !of.keys().any(|set| is_same_setting(set, key)) {
+                    of.insert(key.to_owned(), value);
+                }
             }
         };
-        let mut reader = spec.consumer.clone();
+        let mut reader = access.consumer.clone();
         unless_set(&mut reader, budget.reader(threads, SIDE_BY_SIDE as u64));
-        unless_set(&mut spec.consumer, budget.consumer(threads));
-        unless_set(&mut spec.producer, budget.producer(threads));
+        unless_set(&mut access.consumer, budget.consumer(threads));
+        unless_set(&mut access.producer, budget.producer(threads));
         if !rack.is_empty() {
             unless_set(&mut reader, vec![("client.rack", rack.to_owned())]);
-            unless_set(&mut spec.consumer, vec![("client.rack", rack.to_owned())]);
+            unless_set(&mut access.consumer, vec![("client.rack", rack.to_owned())]);
         }
-        let admin = KafkaAdmin::new(&spec.bootstrap, &reader)?;
-        let mut transactional = spec.producer.clone();
+        let admin = Arc::new(KafkaAdmin::new(&access.bootstrap, &reader)?);
+        let mut transactional = access.producer.clone();
         make_room_for_rows(&mut transactional, job);
-        let admin = Arc::new(admin);
-        systems.insert(name.clone(), Arc::new(Kafka { spec, admin, transactional, transaction_ms }));
+        systems.insert(name.clone(), Arc::new(Kafka { access, admin, transactional, transaction_ms }));
     }
     Ok(systems)
 }
 
 struct Kafka {
-    spec: SystemSpec,
+    access: Access,
     admin: Arc<KafkaAdmin>,
     /// Settings of transactional producers.
     transactional: BTreeMap<String, String>,
@@ -130,15 +138,15 @@ impl System for Kafka {
         Arc::clone(&self.admin) as Arc<dyn SystemAdmin>
     }
     fn consumer(&self, client_id: &str, group: &str) -> Result<Box<dyn SystemConsumer>, SystemError> {
-        Ok(Box::new(KafkaConsumer::new(&self.spec.bootstrap, client_id, group, &self.spec.consumer)?))
+        Ok(Box::new(KafkaConsumer::new(&self.access.bootstrap, client_id, group, &self.access.consumer)?))
     }
     fn producer(&self, client_id: &str) -> Result<Box<dyn SystemProducer>, SystemError> {
-        Ok(Box::new(KafkaProducer::idempotent(&self.spec.bootstrap, client_id, &self.spec.producer)?))
+        Ok(Box::new(KafkaProducer::idempotent(&self.access.bootstrap, client_id, &self.access.producer)?))
     }
     fn transactional(&self, id: &str) -> Result<Box<dyn TransactionalProducer>, SystemError> {
         let mut config = self.transactional.clone();
         config.entry("transaction.timeout.ms".into()).or_insert_with(|| self.transaction_ms.to_string());
-        Ok(Box::new(KafkaProducer::transactional(&self.spec.bootstrap, id, &config)?))
+        Ok(Box::new(KafkaProducer::transactional(&self.access.bootstrap, id, &config)?))
     }
 }
 

@@ -7,14 +7,21 @@
 #     --hosts A,B,C      where broker i listens; default 127.0.0.1,127.0.0.2,127.0.0.3
 #     --advertise A,B,C  where clients and brokers are told to find broker i, if not where it listens; a proxy must be there
 #     --port P           the brokers' port, default 9092 (controllers: P+1); 0 picks a free pair
+#     --secure           one broker that knows its clients: SASL_SSL (SCRAM-SHA-512 and 256, PLAIN, OAUTHBEARER with tokens
+#                        that nobody signed) with a CA of its own, and an authorizer that lets nobody do anything but admin
+#   deploy/kafka/kafka.sh grant --data DIR USER       of a secured broker: give USER the rights on stdin, one a line:
+#                                                     OPERATION topic|group|transactional-id|cluster NAME [prefixed]
 #   deploy/kafka/kafka.sh stop --data DIR             stop them, by pid
 #   deploy/kafka/kafka.sh kill --data DIR --id I      SIGKILL broker I
 #   deploy/kafka/kafka.sh start --data DIR            start again what is not running of a DIR used before
 #   deploy/kafka/kafka.sh run [options] -- COMMAND    brokers in a temporary folder around COMMAND, which finds them in
-#                                                     SAMZA_TEST_KAFKA (bootstrap) and SAMZA_TEST_KAFKA_DATA (DIR)
+#                                                     SAMZA_TEST_KAFKA (bootstrap) and SAMZA_TEST_KAFKA_DATA (DIR); with
+#                                                     --secure in SAMZA_TEST_KAFKA_SECURE and SAMZA_TEST_KAFKA_SECURE_DATA
 #   deploy/kafka/kafka.sh tool CLASS ARGS             one of Kafka's own tools, e.g. org.apache.kafka.tools.TopicCommand
 #
 # `start` leaves in DIR: bootstrap (host:port,...), kI.pid, kI.log, kI.properties and kI, the data of broker I.
+# A secured broker's DIR has secure/: ca.pem, the passwords of the users in admin.password and job.password, and
+# admin.properties for Kafka's own tools (`tool org.apache.kafka.tools.TopicCommand --command-config …`).
 # Broker I has rack rI. With three brokers every topic has three replicas and min.insync.replicas=2 by default.
 #   KAFKA_HEAP   heap of a broker, default 384m
 #   KAFKA_JVM    JVM flags; the default starts quickly and stays small at the price of peak throughput, so benches
@@ -65,15 +72,111 @@ else:
 PY
 }
 
+# The CA, certificates of the broker and of its administrator, and the users' passwords.
+make_secrets() {
+  local dir=$data/secure names="IP:${hosts[0]},DNS:localhost" name
+  [ -f "$dir/complete" ] && return 0
+  mkdir -p "$dir"; chmod 700 "$dir"
+  certificate() { # name, options
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 -subj "/CN=$1" \
+      -keyout "$dir/$1.key" -out "$dir/$1.crt" "${@:2}" 2> "$dir/openssl.log" || { cat "$dir/openssl.log" >&2; die "openssl"; }
+  }
+  certificate ca -addext basicConstraints=critical,CA:TRUE
+  mv "$dir/ca.crt" "$dir/ca.pem"
+  for name in broker admin; do
+    certificate "$name" -CA "$dir/ca.pem" -CAkey "$dir/ca.key" -addext "subjectAltName=$names" \
+      -addext basicConstraints=CA:FALSE
+    cat "$dir/$name.key" "$dir/$name.crt" > "$dir/$name.pem"
+  done
+  for name in admin job; do openssl rand -hex 16 > "$dir/$name.password"; done
+  cat > "$dir/admin.properties" <<PROPERTIES
+security.protocol=SASL_SSL
+sasl.mechanism=SCRAM-SHA-512
+sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required username="admin" password="$(cat "$dir/admin.password")";
+ssl.truststore.type=PEM
+ssl.truststore.location=$dir/ca.pem
+PROPERTIES
+  touch "$dir/complete"
+}
+
+# What makes a broker's properties those of a secured one.
+secure_properties() {
+  local dir=$data/secure of=org.apache.kafka.common.security admin job
+  admin=$(cat "$dir/admin.password") job=$(cat "$dir/job.password")
+  cat <<PROPERTIES
+listeners=SECURE://${hosts[0]}:$port,CONTROLLER://${hosts[0]}:$((port + 1))
+advertised.listeners=SECURE://${advertised[0]}:$port
+listener.security.protocol.map=CONTROLLER:SSL,SECURE:SASL_SSL
+inter.broker.listener.name=SECURE
+ssl.keystore.type=PEM
+ssl.keystore.location=$dir/broker.pem
+ssl.truststore.type=PEM
+ssl.truststore.location=$dir/ca.pem
+listener.name.controller.ssl.client.auth=required
+sasl.enabled.mechanisms=SCRAM-SHA-512,SCRAM-SHA-256,PLAIN,OAUTHBEARER
+sasl.mechanism.inter.broker.protocol=SCRAM-SHA-512
+listener.name.secure.scram-sha-512.sasl.jaas.config=$of.scram.ScramLoginModule required username="admin" password="$admin";
+listener.name.secure.scram-sha-256.sasl.jaas.config=$of.scram.ScramLoginModule required;
+listener.name.secure.plain.sasl.jaas.config=$of.plain.PlainLoginModule required user_job="$job";
+listener.name.secure.oauthbearer.sasl.jaas.config=$of.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="broker";
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+allow.everyone.if.no.acl.found=false
+super.users=User:admin;User:CN=broker;User:CN=admin
+PROPERTIES
+}
+
+# Gives a user rights through the controller, which knows its administrator by a certificate. Kafka's own tool would do,
+# at a second for each call.
+grant() {
+  data=$(cd "$data" && pwd)
+  read -r _ host_list port _ < "$data/settings"
+  python3 -c '
+import socket, ssl, struct, sys
+dir, host, port, user = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+kinds = {"topic": 2, "group": 3, "cluster": 4, "transactional-id": 5}
+operations = {"All": 2, "Read": 3, "Write": 4, "Create": 5, "Delete": 6, "Alter": 7, "Describe": 8, "ClusterAction": 9,
+              "DescribeConfigs": 10, "AlterConfigs": 11, "IdempotentWrite": 12}
+def text(value):
+    value = value.encode()
+    return struct.pack(">h", len(value)) + value
+rights = [line.split() for line in sys.stdin if line.strip()]
+body = struct.pack(">hhi", 30, 1, 1) + text("kafka.sh") + struct.pack(">i", len(rights))        # CreateAcls v1
+for operation, kind, name, *prefixed in rights:
+    body += struct.pack(">b", kinds[kind]) + text(name) + struct.pack(">b", 4 if prefixed else 3)
+    body += text("User:" + user) + text("*") + struct.pack(">bb", operations[operation], 3)
+context = ssl.create_default_context(cafile=dir + "/ca.pem")
+context.load_cert_chain(dir + "/admin.pem")
+with context.wrap_socket(socket.create_connection((host, port), timeout=20), server_hostname=host) as s:
+    s.sendall(struct.pack(">i", len(body)) + body)
+    answer = s.makefile("rb")
+    size, = struct.unpack(">i", answer.read(4))
+    answer = answer.read(size)
+    count, = struct.unpack(">i", answer[8:12])
+    at = 12
+    for right in rights[:count]:
+        error, length = struct.unpack(">hh", answer[at:at + 4])
+        at += 4 + max(length, 0)
+        if error:
+            sys.exit(f"kafka.sh: {right}: error {error}: {answer[at - max(length, 0):at].decode()}")
+' "$data/secure" "${host_list%%,*}" "$((port + 1))" "$1"
+}
+
 # Waits until each broker lists all of them in its metadata; fails at the deadline or when one has died.
 await_answers() {
   python3 - "$data" "${hosts[*]}" "$port" <<'PY'
-import os, socket, struct, sys, time
+import os, socket, ssl, struct, sys, time
 data, hosts, port = sys.argv[1], sys.argv[2].split(), int(sys.argv[3])
+secured = os.path.exists(data + "/secure/complete")
 
 def brokers_known_to(host):
     with socket.create_connection((host, port), timeout=2) as s:
         s.settimeout(2)
+        if secured:         # ApiVersions v0 is all that a client may ask before it says who it is
+            context = ssl.create_default_context(cafile=data + "/secure/ca.pem")
+            with context.wrap_socket(s, server_hostname=host) as tls:
+                body = struct.pack(">hhih2s", 18, 0, 7, 2, b"sh")
+                tls.sendall(struct.pack(">i", len(body)) + body)
+                return 1 if len(tls.recv(4)) == 4 else 0
         body = struct.pack(">hhih2si", 3, 1, 7, 2, b"sh", 0)        # Metadata v1, no topics
         s.sendall(struct.pack(">i", len(body)) + body)
         size, = struct.unpack(">i", s.recv(4, socket.MSG_WAITALL))
@@ -130,6 +233,7 @@ num.network.threads=2
 num.io.threads=4
 log.cleaner.dedupe.buffer.size=16777216
 PROPERTIES
+  [ ! -d "$data/secure" ] || secure_properties   # what is said last counts
 }
 
 running() { # broker id: whether its process is alive and is that broker
@@ -141,10 +245,17 @@ running() { # broker id: whether its process is alive and is that broker
 # Formats broker 1 and gives the others the same with their own number; they draw a directory id when they start.
 format() {
   [ -f "$data/k$brokers/meta.properties" ] && return 0
-  local cluster id
+  local cluster id users=()
+  if [ -d "$data/secure" ]; then
+    for id in admin job; do
+      for cluster in 256 512; do
+        users+=(--add-scram "SCRAM-SHA-$cluster=[name=$id,password=$(cat "$data/secure/$id.password")]")
+      done
+    done
+  fi
   cluster=$(python3 -c 'import base64, os; print(base64.urlsafe_b64encode(b"\x01" + os.urandom(15)).decode().rstrip("="))')
   java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Dorg.slf4j.simpleLogger.defaultLogLevel=error -cp "$lib/*" \
-    kafka.tools.StorageTool format -t "$cluster" -c "$data/k1.properties" > "$data/format.log" 2>&1 ||
+    kafka.tools.StorageTool format -t "$cluster" "${users[@]}" -c "$data/k1.properties" > "$data/format.log" 2>&1 ||
     { cat "$data/format.log" >&2; die "cannot format $data"; }
   for id in $(seq 2 "$brokers"); do
     mkdir -p "$data/k$id"
@@ -168,6 +279,10 @@ start() {
   [ "${#advertised[@]}" = "$brokers" ] || die "--advertise names fewer than $brokers hosts"
   [ "$port" != 0 ] || port=$(free_port $(printf '%s\n' "${hosts[@]}" "${advertised[@]}" | sort -u))
   echo "$brokers $host_list $port $advertise" > "$data/settings"
+  if [ -n "$secure" ]; then
+    [ "$brokers" = 1 ] || die "--secure is for one broker"
+    make_secrets
+  fi
 
   local id flags
   for id in $(seq "$brokers"); do properties "$id" > "$data/k$id.properties"; done
@@ -203,7 +318,11 @@ run() {
   data=$(mktemp -d "${TMPDIR:-/tmp}/samza-kafka.XXXXXX")
   trap 'stop; rm -rf "$data"' EXIT
   start > "$data/started" || exit 1
-  SAMZA_TEST_KAFKA=$(cat "$data/bootstrap") SAMZA_TEST_KAFKA_DATA=$data "$@"
+  if [ -n "$secure" ]; then
+    SAMZA_TEST_KAFKA_SECURE=$(cat "$data/bootstrap") SAMZA_TEST_KAFKA_SECURE_DATA=$data "$@"
+  else
+    SAMZA_TEST_KAFKA=$(cat "$data/bootstrap") SAMZA_TEST_KAFKA_DATA=$data "$@"
+  fi
 }
 
 command=${1:-}; shift || true
@@ -211,7 +330,7 @@ if [ "$command" = tool ]; then
   fetch
   exec java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -cp "$lib/*" "$@"
 fi
-data="" brokers=1 host_list=127.0.0.1,127.0.0.2,127.0.0.3 port=9092 broker="" advertise=""
+data="" brokers=1 host_list=127.0.0.1,127.0.0.2,127.0.0.3 port=9092 broker="" advertise="" secure="" user=""
 while [ $# -gt 0 ]; do
   case $1 in
     --data) data=${2:?--data needs a folder}; shift 2 ;;
@@ -220,14 +339,17 @@ while [ $# -gt 0 ]; do
     --advertise) advertise=${2:?}; shift 2 ;;
     --port) port=${2:?}; shift 2 ;;
     --) shift; break ;;
+    --secure) secure=yes; shift ;;
     --id) broker=${2:?}; shift 2 ;;
-    *) usage >&2; die "unknown option $1" ;;
+    *) [ "$command" = grant ] && [ -z "$user" ] || { usage >&2; die "unknown option $1"; }
+       user=$1; shift ;;
   esac
 done
 case $command in
   fetch) fetch ;;
-  start|stop|kill) [ -n "$data" ] || die "$command needs --data DIR" ;;&
+  start|stop|kill|grant) [ -n "$data" ] || die "$command needs --data DIR" ;;&
   start) start ;;
+  grant) grant "${user:?grant needs a user}" ;;
   stop) stop ;;
   run) [ $# -gt 0 ] || die "run needs a command after --"; run "$@" ;;
   kill) data=$(cd "$data" && pwd)

@@ -70,6 +70,16 @@ impl Brokers {
         Brokers::launch(&["--hosts", host])
     }
 
+    /// As [`Brokers::start`], one broker that lets nobody do anything but its user `admin`; `secure` in the folder of its
+    /// data has what clients need.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn start_secured() -> (Brokers, BrokersGuard) {
+        Brokers::launch(&["--secure"])
+    }
+
     fn launch(options: &[&str]) -> (Brokers, BrokersGuard) {
         let data =
             tempfile::Builder::new().prefix("samza-kafka.").tempdir().expect("a temporary folder").keep();

@@ -47,6 +47,8 @@ pub struct Job {
     pub changelogs: bool,
     /// `cache-rows` of each store: so many rows unflushed make it flush them to disk.
     pub cache_rows: Option<u32>,
+    /// The lines of `[systems.kafka.security]`.
+    pub security: String,
     /// The lines of `[placement]`.
     pub placement: String,
     /// The lines of `[restart]`.
@@ -87,6 +89,7 @@ impl Job {
             stores: vec!["counts".into()],
             changelogs: true,
             cache_rows: None,
+            security: String::new(),
             placement: String::new(),
             restart: String::new(),
         }
@@ -142,6 +145,9 @@ impl Job {
             if let Some(rows) = self.cache_rows {
                 let _ = writeln!(text, "cache-rows = {rows}");
             }
+        }
+        if !self.security.is_empty() {
+            let _ = write!(text, "\n[systems.kafka.security]\n{}\n", self.security);
         }
         for (section, lines) in [("placement", &self.placement), ("restart", &self.restart)] {
             if !lines.is_empty() {

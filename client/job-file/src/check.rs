@@ -1,6 +1,6 @@
 //! What no single key can say: that names used in one section exist in another.
 
-use types::{JobSpec, Meeting, OnError, SystemKind, SystemStream, whole_name};
+use types::{Given, JobSpec, Meeting, OnError, SystemKind, SystemStream, whole_name};
 
 use crate::keys::nearest;
 use crate::table::File;
@@ -19,6 +19,7 @@ pub(crate) fn references(file: &File<'_>, spec: &JobSpec) {
     topic_config::in_sync(file, spec);
     patterns(file, spec);
     former_inputs(file, spec);
+    secrets(file, spec);
     for (name, store) in &spec.stores {
         known_system(file, spec, &store.changelog_system, &format!("stores.{name}.changelog-system"));
         if let Some(Err(refusal)) = store.changelog.as_deref().map(valid_topic) {
@@ -34,6 +35,22 @@ pub(crate) fn references(file: &File<'_>, spec: &JobSpec) {
         match &own.key {
             Some(key) => file.bad(key, &format!("{told}; give each its own")),
             None => file.bad("job.name", &format!("{}: {told}; give the job another name", own.what)),
+        }
+    }
+}
+
+/// The secrets that systems name are the package's.
+fn secrets(file: &File<'_>, spec: &JobSpec) {
+    for (system, of) in &spec.systems {
+        for (key, given) in of.security.iter().flat_map(|security| &security.values) {
+            let Given::Secret(name) = given else { continue };
+            if !spec.package.secrets.contains_key(name) {
+                let names = spec.package.secrets.keys().map(String::as_str);
+                let hint = nearest(name, names).map(|name| format!("`{name}`"));
+                let what = format!("there is no secret `{}`", shown(name));
+                let valid = "are those of [package.secrets]; `{ file = \"…\" }` names a file here";
+                file.bad(&format!("systems.{system}.security.{key}"), &hinted(&what, hint, valid));
+            }
         }
     }
 }

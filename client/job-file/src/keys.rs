@@ -42,7 +42,26 @@ pub(crate) const SECTIONS: &[(&str, &[&str])] = &[
         ],
     ),
     ("errors", &["decode", "process", "send", "dead-letter"]),
-    ("systems.*", &["type", "bootstrap", "consumer", "producer", "replication", "path"]),
+    ("systems.*", &["type", "bootstrap", "security", "consumer", "producer", "replication", "path"]),
+    (
+        "systems.*.security",
+        &[
+            "protocol",
+            "mechanism",
+            "ca",
+            "certificate",
+            "key",
+            "key-password",
+            "username",
+            "password",
+            "token-file",
+            "token-endpoint",
+            "client-id",
+            "client-secret",
+            "scope",
+            "settings",
+        ],
+    ),
     (
         "streams.*",
         &[

@@ -5,11 +5,13 @@
 //! question; [`JobFile::at`] lets it answer in the same form. `docs/job-file.md` is the reference for people.
 
 mod check;
+mod client_settings;
 mod keys;
 mod package;
 mod problem;
 mod render;
 mod sections;
+mod security;
 mod start_point;
 mod stores;
 mod streams;
@@ -44,6 +46,12 @@ impl JobFile {
     #[must_use]
     pub fn line_of(&self, key: &str) -> Option<usize> {
         self.lines.get(key).copied()
+    }
+
+    /// The full path of the key that names the file of the secret `name` of [`types::PackageSpec::secrets`].
+    #[must_use]
+    pub fn secret_key(&self, name: &str) -> String {
+        security::secret_key(name)
     }
 
     /// A problem with the value of `key` that only the outside could find, such as a missing file.

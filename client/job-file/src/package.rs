@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use types::{Artefact, Digest, PackageSpec, Secrets};
+use types::{Artefact, Digest, PackageSpec, SYSTEM_SECRETS, Secrets};
 
 use crate::table::Section;
 use crate::value::{environment, shown, text};
@@ -102,6 +102,12 @@ fn secrets(section: &Section<'_, '_>) -> BTreeMap<String, String> {
             let told = format!(
                 "\"{}\" cannot be a file's name; valid: letters, digits, `.`, `_`, `-`",
                 shown(&name)
+            );
+            section.bad(&format!("secrets.{name}"), &told);
+        }
+        if name.starts_with(SYSTEM_SECRETS) {
+            let told = format!(
+                "names that begin with `{SYSTEM_SECRETS}` are those of secrets in [systems.<name>.security]"
             );
             section.bad(&format!("secrets.{name}"), &told);
         }

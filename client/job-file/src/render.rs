@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use types::{
-    Artefact, Compression, Delivery, ErrorsSpec, Grouper, JobSpec, OffsetLost, OnError, OnExhausted,
-    OnInputGrowth, OnLargeValue, OnLeaseLoss, PackageSpec, Resource, RestartSpec, Spread, StateLost,
-    StoreKind, StoreSpec, StreamSpec, SystemKind, TIMERS_STORE,
+    Artefact, Compression, Delivery, ErrorsSpec, Given, Grouper, JobSpec, OffsetLost, OnError, OnExhausted,
+    OnInputGrowth, OnLargeValue, OnLeaseLoss, PackageSpec, Resource, RestartSpec, SYSTEM_SECRETS, SecuritySpec,
+    Spread, StateLost, StoreKind, StoreSpec, StreamSpec, SystemKind, TIMERS_STORE,
 };
 
 use crate::start_point::print_start_point;
@@ -51,7 +51,8 @@ fn package(out: &mut Toml, package: &PackageSpec) {
     }
     out.list("command", &package.command);
     out.table("env", &package.env);
-    for (name, file) in &package.secrets {
+    let of_systems = |name: &str| name.starts_with(SYSTEM_SECRETS);
+    for (name, file) in package.secrets.iter().filter(|(name, _)| !of_systems(name)) {
         out.section(&format!("package.secrets.{}", quoted(name)));
         out.text("file", file);
     }
@@ -106,6 +107,10 @@ fn systems(out: &mut Toml, spec: &JobSpec) {
         if let Some(replication) = system.replication {
             out.plain("replication", replication);
         }
+        if let Some(of) = &system.security {
+            out.section(&format!("systems.{}.security", quoted(name)));
+            security(out, of, &spec.package.secrets);
+        }
     }
     for (name, spec) in &spec.streams {
         out.section(&format!("streams.{}", quoted(name)));
@@ -121,6 +126,24 @@ fn systems(out: &mut Toml, spec: &JobSpec) {
         out.section(&format!("stores.{}", quoted(name)));
         store(out, store_spec);
     }
+}
+
+fn security(out: &mut Toml, security: &SecuritySpec, files: &BTreeMap<String, String>) {
+    out.text("protocol", &security.protocol.to_string());
+    if let Some(mechanism) = security.mechanism {
+        out.text("mechanism", &mechanism.to_string());
+    }
+    for (key, given) in &security.values {
+        match given {
+            Given::Text(text) => out.text(key.name(), text),
+            Given::Secret(name) if name.starts_with(SYSTEM_SECRETS) => {
+                let file = files.get(name).map_or("", String::as_str);
+                out.plain(key.name(), format!("{{ file = {} }}", quoted(file)));
+            }
+            Given::Secret(name) => out.plain(key.name(), format!("{{ secret = {} }}", quoted(name))),
+        }
+    }
+    out.table("settings", &security.settings);
 }
 
 fn stream(out: &mut Toml, stream: &StreamSpec) {

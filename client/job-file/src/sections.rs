@@ -30,6 +30,7 @@ pub(crate) fn job<'t>(file: &'t File<'t>, table: &'t DeTable<'t>) -> JobSpec {
     let package = package(root.section("package", "package"));
     let containers = containers(&root.section("containers", "containers"));
     let (task, checkpoint_config) = task(root.section("task", "task"));
+    let mut files = BTreeMap::new();
     let mut spec = JobSpec {
         job,
         queue,
@@ -38,7 +39,7 @@ pub(crate) fn job<'t>(file: &'t File<'t>, table: &'t DeTable<'t>) -> JobSpec {
         package,
         containers,
         task,
-        systems: systems(&root),
+        systems: systems(&root, &mut files),
         streams: BTreeMap::new(),
         stores: BTreeMap::new(),
         errors: errors(&root.section("errors", "errors")),
@@ -46,6 +47,7 @@ pub(crate) fn job<'t>(file: &'t File<'t>, table: &'t DeTable<'t>) -> JobSpec {
         restart: restart(&root.section("restart", "restart")),
         metadata: MetadataSpec { checkpoint_config, coordinator_config },
     };
+    spec.package.secrets.extend(files);
     spec.streams = streams(&root, &spec.systems);
     spec.stores = stores(&root, &spec);
     spec

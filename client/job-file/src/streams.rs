@@ -6,15 +6,21 @@ use std::collections::BTreeMap;
 use toml::de::DeValue;
 use types::{OffsetLost, StreamSpec, SystemKind, SystemSpec};
 
+use crate::client_settings::{Client, client_setting};
 use crate::sections::priority;
+use crate::security::security;
 use crate::start_point::start_point;
 use crate::table::Section;
 use crate::value::{
-    boolean, bootstrap, field, file_path, folder, input, integer, kafka_settings, one_of, serde_name, topic,
+    boolean, bootstrap, field, file_path, folder, input, integer, one_of, serde_name, topic,
     wrong_type,
 };
 
-pub(crate) fn systems(root: &Section<'_, '_>) -> BTreeMap<String, SystemSpec> {
+/// The systems; the files that secrets of theirs are read from are added to `files`.
+pub(crate) fn systems(
+    root: &Section<'_, '_>,
+    files: &mut BTreeMap<String, String>,
+) -> BTreeMap<String, SystemSpec> {
     let mut systems = BTreeMap::new();
     for (system, mut section) in root.named("systems", "systems.*") {
         if !system.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_') || system.is_empty() {
@@ -23,9 +29,9 @@ pub(crate) fn systems(root: &Section<'_, '_>) -> BTreeMap<String, SystemSpec> {
         let kinds = [("kafka", SystemKind::Kafka), ("jsonl", SystemKind::Jsonl)];
         let kind = section.required("type", "type = \"kafka\"", |value| one_of(value, &kinds).map(Some));
         let spec = match kind {
-            Some(SystemKind::Jsonl) => files(&section),
+            Some(SystemKind::Jsonl) => jsonl(&section),
             // Without a type it is read as Kafka's: what is wrong with its other keys is told in the same go.
-            Some(SystemKind::Kafka) | None => kafka(&mut section, kind),
+            Some(SystemKind::Kafka) | None => kafka(&mut section, kind, &system, files),
         };
         section.finish();
         systems.insert(system, spec);
@@ -33,24 +39,33 @@ pub(crate) fn systems(root: &Section<'_, '_>) -> BTreeMap<String, SystemSpec> {
     systems
 }
 
-fn kafka(section: &mut Section<'_, '_>, kind: Option<SystemKind>) -> SystemSpec {
+fn kafka(
+    section: &mut Section<'_, '_>,
+    kind: Option<SystemKind>,
+    system: &str,
+    files: &mut BTreeMap<String, String>,
+) -> SystemSpec {
     if kind.is_some() {
         not_of_this_type(section, "path", "folder of files", SystemKind::Kafka);
     }
+    let settings = |section: &Section<'_, '_>, key, client| {
+        section.settings(key, &|name, value, all| client_setting(client, system, (name, value), all))
+    };
     SystemSpec {
         kind: SystemKind::Kafka,
         bootstrap: section.required("bootstrap", "bootstrap = \"127.0.0.1:9092\"", bootstrap),
-        consumer: section.optional("consumer", kafka_settings).unwrap_or_default(),
-        producer: section.optional("producer", kafka_settings).unwrap_or_default(),
+        consumer: settings(section, "consumer", Client::Consumer),
+        producer: settings(section, "producer", Client::Producer),
         replication: section
             .optional("replication", |value| integer(value, 1, 1_000))
             .map(|value| u16::try_from(value).expect("the reader's range fits")),
         path: None,
+        security: security(section, system, files),
     }
 }
 
-fn files(section: &Section<'_, '_>) -> SystemSpec {
-    for key in ["bootstrap", "consumer", "producer", "replication"] {
+fn jsonl(section: &Section<'_, '_>) -> SystemSpec {
+    for key in ["bootstrap", "security", "consumer", "producer", "replication"] {
         not_of_this_type(section, key, "brokers", SystemKind::Jsonl);
     }
     SystemSpec {
@@ -60,6 +75,7 @@ fn files(section: &Section<'_, '_>) -> SystemSpec {
         producer: BTreeMap::new(),
         replication: None,
         path: section.optional("path", folder),
+        security: None,
     }
 }
 

@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::keys::{NOT_YET, keys_of, nearest, section_with};
 use crate::problem::{Problem, Source};
-use crate::value::{Refusal, hinted, shown, wrong_type};
+use crate::value::{Refusal, hinted, settings, shown, wrong_type};
 
 /// A file being read: collects problems and lines.
 pub(crate) struct File<'s> {
@@ -63,6 +63,9 @@ impl<'s> File<'s> {
         (problems, self.lines.into_inner())
     }
 }
+
+/// Says of a setting's name and value, among all settings of its table, what is wrong with it.
+pub(crate) type Judge<'j> = dyn Fn(&str, &str, &BTreeMap<String, String>) -> Result<(), Refusal> + 'j;
 
 /// One table of the file, or its absence.
 pub(crate) struct Section<'f, 't> {
@@ -152,6 +155,35 @@ impl<'f, 't> Section<'f, 't> {
             }
         }
         Some(strings)
+    }
+
+    /// The settings in the table `key`, but for those that `judge` refuses, which are reported at their own lines. It is
+    /// given name, value and all settings of the table.
+    pub(crate) fn settings(&self, key: &'static str, judge: &Judge<'_>) -> BTreeMap<String, String> {
+        let Some(settings) = self.optional(key, settings) else { return BTreeMap::new() };
+        if let Some(table) =
+            self.table.and_then(|table| table.get(key)).and_then(|value| value.get_ref().as_table())
+        {
+            self.note_lines(&self.full(key), table);
+        }
+        let judged = settings.iter().filter(|(name, value)| match judge(name, value, &settings) {
+            Ok(()) => true,
+            Err(refusal) => {
+                self.bad(&format!("{key}.{name}"), &refusal);
+                false
+            }
+        });
+        judged.map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
+    fn note_lines(&self, path: &str, table: &DeTable<'_>) {
+        for (name, value) in table {
+            let path = format!("{path}.{}", name.get_ref());
+            self.file.lines.borrow_mut().insert(path.clone(), self.file.line(&name.span()));
+            if let Some(inner) = value.get_ref().as_table() {
+                self.note_lines(&path, inner);
+            }
+        }
     }
 
     /// The tables below `key` by the names that the user gave them.

@@ -349,30 +349,6 @@ pub(crate) fn environment(value: &DeValue<'_>) -> Result<BTreeMap<String, String
     Ok(env)
 }
 
-/// Client settings of Kafka; those that exactness rests on are not the user's.
-pub(crate) fn kafka_settings(value: &DeValue<'_>) -> Result<BTreeMap<String, String>, Refusal> {
-    const OURS: &[&str] = &[
-        "bootstrap.servers",
-        "metadata.broker.list",
-        "group.id",
-        "enable.auto.commit",
-        "enable.auto.offset.store",
-        "isolation.level",
-        "transactional.id",
-        "enable.idempotence",
-        "acks",
-        "request.required.acks",
-    ];
-    let settings = settings(value)?;
-    match settings.keys().find(|key| OURS.contains(&key.as_str())) {
-        Some(key) if key == "bootstrap.servers" => {
-            Err("`bootstrap.servers` is not set here; give the system's `bootstrap`".to_owned())
-        }
-        Some(key) => Err(format!("`{key}` is set by the runtime, exactness rests on it; leave it out")),
-        None => Ok(settings),
-    }
-}
-
 /// User text for a message: on one line, and not endless.
 pub(crate) fn shown(text: &str) -> String {
     let mut shown: String = text.chars().take(60).flat_map(char::escape_debug).collect();

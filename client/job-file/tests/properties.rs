@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use types::{
-    Artefact, Compression, ContainersSpec, Delivery, Digest, ErrorsSpec, Grouper, JobId, JobSpec,
-    MetadataSpec, OffsetDefault, OffsetLost, OnError, OnExhausted, OnInputGrowth, OnLargeValue, OnLeaseLoss,
-    PackageSpec, PlacementSpec, Resource, RestartSpec, Spread, StateLost, StoreKind, StoreSpec, StreamSpec,
-    SystemKind, SystemSpec, TIMERS_STORE, TaskSpec,
+    Artefact, Compression, ContainersSpec, Delivery, Digest, ErrorsSpec, Given, Grouper, JobId, JobSpec,
+    MetadataSpec, OffsetDefault, OffsetLost, OnError, OnExhausted, OnInputGrowth, OnLargeValue, OnLeaseLoss, PackageSpec,
+    PlacementSpec, Resource, RestartSpec, SaslMechanism, SecurityKey, SecurityProtocol, SecuritySpec, Spread, StateLost,
+    StoreKind, StoreSpec, StreamSpec, SystemKind, SystemSpec, TIMERS_STORE, TaskSpec,
 };
 
 fn name() -> impl Strategy<Value = String> {
@@ -16,6 +16,37 @@ fn name() -> impl Strategy<Value = String> {
 
 fn settings() -> impl Strategy<Value = BTreeMap<String, String>> {
     prop::collection::btree_map("[a-z]{1,8}(\\.[a-z]{1,8}){0,2}", any::<String>(), 0..4)
+}
+
+fn pairs(pairs: &'static [(&'static str, &'static str)]) -> impl Strategy<Value = BTreeMap<String, String>> {
+    let text = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    prop::sample::subsequence(pairs.to_vec(), 0..=pairs.len())
+        .prop_map(move |some| some.into_iter().map(text).collect())
+}
+
+fn consumer() -> impl Strategy<Value = BTreeMap<String, String>> {
+    pairs(&[("fetch.min.bytes", "1"), ("client.rack", "\"a\" \\ b"), ("debug", "broker,topic")])
+}
+
+/// A security and the files that its secrets are in.
+fn security() -> impl Strategy<Value = (Option<SecuritySpec>, BTreeMap<String, String>)> {
+    (0u8..4, "\\PC{1,10}", "[^\\pC ]{1,10}").prop_map(|(which, username, file)| {
+        let secret = |key: SecurityKey| format!("systems.kafka.{key}");
+        let (mechanism, values): (Option<SaslMechanism>, &[SecurityKey]) = match which {
+            0 => return (None, BTreeMap::new()),
+            1 => (Some(SaslMechanism::ScramSha256), &[SecurityKey::Password, SecurityKey::Ca]),
+            2 => (None, &[SecurityKey::Certificate, SecurityKey::Key]),
+            _ => (Some(SaslMechanism::Gssapi), &[]),
+        };
+        let files = values.iter().map(|key| (secret(*key), file.clone())).collect();
+        let mut values: BTreeMap<_, _> =
+            values.iter().map(|key| (*key, Given::Secret(secret(*key)))).collect();
+        if which == 1 {
+            values.insert(SecurityKey::Username, Given::Text(username));
+        }
+        let protocol = if mechanism.is_some() { SecurityProtocol::SaslSsl } else { SecurityProtocol::Ssl };
+        (Some(SecuritySpec { protocol, mechanism, values, settings: BTreeMap::new() }), files)
+    })
 }
 
 fn resource() -> impl Strategy<Value = Resource> {
@@ -181,13 +212,16 @@ prop_compose! {
         command in prop::collection::vec("\\PC{1,10}", 0..3),
         env in prop::collection::btree_map("[A-RT-Z][A-Z_]{0,8}", "\\PC{0,10}", 0..3),
         task in task(),
-        consumer in settings(),
+        consumer in consumer(),
+        (security, files) in security(),
         streams in streams(),
         errors in errors(),
         stores in prop::collection::btree_map("[a-c][a-z]{1,8}", store(), 0..3),
         placement in placement(),
         (backoff_min_ms, more) in (1u64..100_000, 0u64..100_000),
     ) -> JobSpec {
+        let mut package = package(source, command, env);
+        package.secrets.extend(files);
         let system = SystemSpec {
             kind: SystemKind::Kafka,
             bootstrap: "127.0.0.1:9092,[::1]:9093".to_owned(),
@@ -195,6 +229,7 @@ prop_compose! {
             producer: BTreeMap::new(),
             replication: (priority > 0).then_some(3),
             path: None,
+            security,
         };
         let files = SystemSpec {
             kind: SystemKind::Jsonl,
@@ -203,6 +238,7 @@ prop_compose! {
             producer: BTreeMap::new(),
             replication: None,
             path: (priority > 0).then(|| "data/of today".to_owned()),
+            security: None,
         };
         let mut stores = stores;
         for (name, store) in &mut stores {
@@ -219,7 +255,7 @@ prop_compose! {
             queue: "default".to_owned(),
             priority,
             app_master,
-            package: package(source, command, env),
+            package,
             containers: ContainersSpec {
                 count,
                 resource,

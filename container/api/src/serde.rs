@@ -90,7 +90,8 @@ impl Serde<f64> for F64Serde {
     }
 }
 
-/// JSON of anything that serde knows.
+/// JSON of anything that serde knows. JSON has no word for floats that are no number or infinite: they are written as
+/// `null`, which is read as an `Option` only; a row that may hold one is kept as [`F64Serde`] or with `Option<f64>`.
 #[derive(Debug)]
 pub struct JsonSerde<T>(PhantomData<T>);
 
@@ -132,6 +133,13 @@ mod tests {
     fn numbers_have_the_bytes_of_javas_serdes() {
         assert_eq!(written(&I64Serde, &-2), (-2_i64).to_be_bytes());
         assert_eq!(written(&F64Serde, &1.5), 1.5_f64.to_be_bytes());
+    }
+
+    #[test]
+    fn a_float_that_is_no_number_is_null_in_json() {
+        assert_eq!(written(&JsonSerde::default(), &f64::NAN), b"null");
+        assert!(JsonSerde::<f64>::default().decode(b"null").is_err());
+        assert_eq!(again(&JsonSerde::default(), &Some(f64::INFINITY)), None);
     }
 
     proptest! {

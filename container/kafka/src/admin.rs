@@ -8,16 +8,17 @@ use task_api::system::{
     BrokerMetadata, Configs, Isolation, Lost, Message, NewTopic, Offset, PlainMessage, ProducerRecord,
     SystemAdmin, SystemError, TopicHandle, TopicMetadata, TopicPartition, Watermarks,
 };
+use types::ClientSetting;
 
 use crate::native::admin::Which;
 use crate::native::consume::Source;
 use crate::native::{Client, Consumer, Producer};
-use crate::settings;
+use crate::{CONSUMERS, settings};
 
 /// An administrator of one Kafka cluster; shared freely between threads.
-#[derive(Debug)]
 pub struct KafkaAdmin {
     bootstrap: String,
+    /// It may hold secrets.
     config: BTreeMap<String, String>,
     client: Client,
     /// Readers that are not in use, by what they see: a new one costs connections.
@@ -61,6 +62,18 @@ impl KafkaAdmin {
         })
     }
 
+    /// Talks to the brokers once, as the job's clients will: at most for `patience`.
+    ///
+    /// # Errors
+    /// None of them answers, or not as `security` has it.
+    pub fn first_contact(&self, patience: Duration) -> Result<(), NoContact> {
+        let Err(error) = self.client.brokers(patience) else { return Ok(()) };
+        Err(self.client.cause().map_or_else(
+            || NoContact { key: "bootstrap", why: error.to_string() },
+            |cause| NoContact { key: cause.key, why: cause.text },
+        ))
+    }
+
     fn named(&self, error: SystemError) -> SystemError {
         match error {
             SystemError::Retriable(why) => {
@@ -99,7 +112,12 @@ impl KafkaAdmin {
             Isolation::ReadUncommitted => "read_uncommitted",
             Isolation::ReadCommitted => "read_committed",
         };
-        let ours = [("queued.max.messages.kbytes", "16384"), ("fetch.queue.backoff.ms", "5")];
+        let ours = [
+            CONSUMERS,
+            ("queued.max.messages.kbytes", "16384"),
+            ("fetch.queue.backoff.ms", "5"),
+            ("fetch.wait.max.ms", "5"),
+        ];
         let fixed = [
             ("bootstrap.servers", self.bootstrap.as_str()),
             ("group.id", "samza-reader"),
@@ -110,9 +128,35 @@ impl KafkaAdmin {
             ("auto.offset.reset", "earliest"),
             // The end is known by position: aborted and control records hand over no message.
             ("enable.partition.eof", "true"),
-            ("fetch.wait.max.ms", "5"),
         ];
         Consumer::new(&settings(&ours, &self.config, &fixed))
+    }
+
+    fn new_appender(&self) -> Result<Producer, SystemError> {
+        let shared = shared_settings(&self.config);
+        let fixed = [
+            ("bootstrap.servers", self.bootstrap.as_str()),
+            // Not idempotent: that would wait half a second for a producer id, and a record that is there twice says
+            // nothing new.
+            ("acks", "all"),
+            ("delivery.report.only.error", "true"),
+        ];
+        Producer::new(&settings(&[("linger.ms", "0")], &shared, &fixed))
+    }
+
+    fn new_fencer(&self, transactional_id: &str) -> Result<Producer, SystemError> {
+        let shared = shared_settings(&self.config);
+        let fixed = [("bootstrap.servers", self.bootstrap.as_str()), ("transactional.id", transactional_id)];
+        Producer::new(&settings(&[], &shared, &fixed))
+    }
+
+    /// Makes each kind of client that it ever uses.
+    #[cfg(test)]
+    pub(crate) fn open_all(&self) -> Result<(), SystemError> {
+        self.reader(Isolation::ReadCommitted)?;
+        self.new_appender()?;
+        self.new_fencer("id")?;
+        Ok(())
     }
 
     /// Those that do not exist. Nothing is asked of the others, so no right to create them is needed.
@@ -158,15 +202,26 @@ impl KafkaAdmin {
     }
 }
 
-/// Settings that only consumers know would be refused by a producer's client.
+/// Settings that only consumers know are not those of a client that asks and orders.
 fn shared_settings(config: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    const CONSUMERS: [&str; 8] =
-        ["fetch.", "queued.", "max.poll.", "group.", "session.", "heartbeat.", "auto.", "enable.partition"];
-    config
-        .iter()
-        .filter(|(key, _)| !CONSUMERS.iter().any(|prefix| key.starts_with(prefix)))
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect()
+    let shared = |name: &str| ClientSetting::find(name).is_none_or(|setting| setting.producer);
+    let shared = config.iter().filter(|(name, _)| shared(name));
+    shared.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// Why brokers cannot be talked to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoContact {
+    /// The key of the system in the job file that it is about, such as `security.password`.
+    pub key: &'static str,
+    /// What is wrong.
+    pub why: String,
+}
+
+impl std::fmt::Debug for KafkaAdmin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KafkaAdmin").field("bootstrap", &self.bootstrap).finish_non_exhaustive()
+    }
 }
 
 impl SystemAdmin for KafkaAdmin {
@@ -330,18 +385,7 @@ impl SystemAdmin for KafkaAdmin {
         let mut appender = self.appender.lock().unwrap_or_else(PoisonError::into_inner);
         let producer = match &mut *appender {
             Some(producer) => producer,
-            none => {
-                let shared = shared_settings(&self.config);
-                let fixed = [
-                    ("bootstrap.servers", self.bootstrap.as_str()),
-                    // Not idempotent: that would wait half a second for a producer id, and a record that is there
-                    // twice says nothing new.
-                    ("acks", "all"),
-                    ("linger.ms", "0"),
-                    ("delivery.report.only.error", "true"),
-                ];
-                none.insert(Producer::new(&settings(&[], &shared, &fixed))?)
-            }
+            none => none.insert(self.new_appender()?),
         };
         let mut write = || {
             for message in messages {
@@ -374,10 +418,7 @@ impl SystemAdmin for KafkaAdmin {
     fn fence(&self, transactional_id: &str) -> Result<(), SystemError> {
         let (done, first_done) = mpsc::channel();
         for _ in 0..FENCE_CLIENTS {
-            let shared = shared_settings(&self.config);
-            let fixed =
-                [("bootstrap.servers", self.bootstrap.as_str()), ("transactional.id", transactional_id)];
-            let producer = Producer::new(&settings(&[], &shared, &fixed)).map_err(|e| self.named(e))?;
+            let producer = self.new_fencer(transactional_id).map_err(|e| self.named(e))?;
             let done = done.clone();
             // One that comes too late only fences the id once more, which nobody will ever use again.
             std::thread::spawn(move || done.send(producer.init_transactions(WRITE_TIMEOUT)));

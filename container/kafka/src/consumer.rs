@@ -7,7 +7,7 @@ use std::time::Duration;
 use task_api::system::{Message, Offset, StartAt, SystemConsumer, SystemError, TopicPartition};
 
 use crate::native::Consumer;
-use crate::settings;
+use crate::{CONSUMERS, settings};
 
 /// A reader of assigned partitions; belongs to one thread, may be moved there.
 #[derive(Debug)]
@@ -33,6 +33,7 @@ impl KafkaConsumer {
         config: &BTreeMap<String, String>,
     ) -> Result<Self, SystemError> {
         let ours = [
+            CONSUMERS,
             // A full queue makes a partition sleep this long; the default of a second starves the task.
             ("fetch.queue.backoff.ms", "5"),
             ("queued.max.messages.kbytes", "16384"),

@@ -4,12 +4,14 @@
 //! [`KafkaProducer`] writes, plainly or in transactions. Everything that touches C is in the module `native`; no
 //! type of librdkafka leaves this crate. Calls block: give them threads of their own, never a pool's.
 
+mod access;
 mod admin;
 mod consumer;
 mod native;
 mod producer;
 
-pub use admin::KafkaAdmin;
+pub use access::{Access, SecretOf, environments_secret};
+pub use admin::{KafkaAdmin, NoContact};
 pub use consumer::KafkaConsumer;
 pub use producer::KafkaProducer;
 pub use task_api::murmur2_partition;
@@ -18,12 +20,54 @@ pub use task_api::murmur2_partition;
 /// librdkafka's own is five minutes.
 const EVERYWHERE: [(&str, &str); 1] = [("topic.metadata.refresh.interval.ms", "10000")];
 
-/// Settings in the order in which later ones win.
+/// What we set for every consumer unless the job says otherwise: a message that was damaged on its way is not processed.
+const CONSUMERS: (&str, &str) = ("check.crcs", "true");
+
+/// Settings in the order in which later ones win. Those of the job that we fix ourselves are not among its own: the job
+/// file refuses them, and of a job that is older than that it is told that they do nothing.
 pub(crate) fn settings<'a>(
     ours: &[(&'a str, &'a str)],
     theirs: &'a std::collections::BTreeMap<String, String>,
     fixed: &[(&'a str, &'a str)],
 ) -> Vec<(&'a str, &'a str)> {
-    let theirs = theirs.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    #[cfg(test)]
+    for (name, _) in fixed {
+        assert!(types::not_the_jobs(name).is_some(), "{name} is fixed here and the job file takes it");
+    }
+    let is_fixed = |key: &str| fixed.iter().any(|(name, _)| types::is_same_setting(name, key));
+    let theirs = theirs.iter().map(|(key, value)| (key.as_str(), value.as_str())).filter(|(key, _)| {
+        if is_fixed(key) {
+            tracing::warn!("the job's setting {key} does nothing: the runtime sets it itself");
+        }
+        !is_fixed(key)
+    });
     EVERYWHERE.iter().chain(ours).copied().chain(theirs).chain(fixed.iter().copied()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn what_a_client_fixes_is_refused_by_the_job_file() {
+        let (none, broker) = (BTreeMap::new(), "127.0.0.1:1");
+        // Each checks its own settings; none connects to anybody.
+        KafkaConsumer::new(broker, "c", "g", &none).expect("a consumer");
+        KafkaProducer::idempotent(broker, "p", &none).expect("a producer");
+        KafkaProducer::transactional(broker, "t", &none).expect("a producer");
+        KafkaAdmin::new(broker, &none).expect("an administrator").open_all().expect("its clients");
+    }
+
+    #[test]
+    fn a_setting_of_the_job_wins_over_ours_and_not_over_what_is_fixed() {
+        let theirs: BTreeMap<String, String> = [("linger.ms", "7"), ("retries", "3"), ("acks", "1")]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .into();
+        let all = settings(&[("linger.ms", "5")], &theirs, &[("request.required.acks", "all")]);
+        let last = |name: &str| all.iter().rev().find(|(key, _)| *key == name).map(|(_, value)| *value);
+        assert_eq!((last("linger.ms"), last("retries"), last("acks")), (Some("7"), Some("3"), None));
+        assert_eq!(last("request.required.acks"), Some("all"));
+    }
 }

@@ -114,6 +114,9 @@ impl Arguments {
         for system in job.systems.values_mut().filter(|system| system.kind == SystemKind::Jsonl) {
             system.path = Some(resolved(system.path.as_deref().unwrap_or(""), folder));
         }
+        for file in job.package.secrets.values_mut() {
+            *file = resolved(file, folder);
+        }
         for (system, path) in &self.files {
             known(&job, system)?;
             become_files(&mut job, system, Some(&here.join(path)));

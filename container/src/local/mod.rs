@@ -122,6 +122,12 @@ fn on_files(job: &JobSpec, job_file: &Path) -> Result<(), End> {
     )))
 }
 
+/// The content of the job's secret, read where the job file says.
+fn secret(job: &JobSpec, name: &str) -> Result<String, String> {
+    let file = job.package.secrets.get(name).ok_or_else(|| format!("there is no secret {name}"))?;
+    std::fs::read_to_string(file).map_err(|error| format!("cannot read {file}: {error}"))
+}
+
 fn failed(why: String) -> End {
     End::Failed(why)
 }
@@ -146,7 +152,7 @@ impl Local {
         let budget = Budget::new(limit, job.containers.threads.max(1), !job.stores.is_empty());
         let home = Arc::new(Home::open(&state, project)?);
         let tally = Arc::new(Tally::default());
-        let mut systems = systems::open(&job, &budget, "")?;
+        let mut systems = systems::open(&job, &budget, "", &|name| secret(&job, name))?;
         for (name, spec) in &job.systems {
             if spec.kind == SystemKind::Jsonl {
                 let mut files = Files::of(&job, name, only.get(name));

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, JobId, Resource, SystemStream};
+use crate::{Digest, JobId, Resource, SecuritySpec, SystemStream};
 
 /// One job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -242,6 +242,9 @@ pub struct SystemSpec {
     pub replication: Option<u16>,
     /// `path`: of files, the folder that relative topics are in; none means the job file's.
     pub path: Option<String>,
+    /// `security`: of Kafka; none means plaintext.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub security: Option<SecuritySpec>,
 }
 
 /// `[streams."<system>.<stream>"]`.

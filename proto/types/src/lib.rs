@@ -4,6 +4,7 @@
 //! randomness, no network and no other crate of ours.
 
 mod container;
+mod client_settings;
 mod exit;
 mod id;
 mod job;
@@ -13,12 +14,14 @@ mod patterns;
 mod report;
 mod resource;
 mod secret;
+mod security;
 mod session;
 mod tasks;
 mod topic_settings;
 mod topics;
 
 pub use container::*;
+pub use client_settings::*;
 pub use exit::*;
 pub use id::*;
 pub use job::*;
@@ -28,6 +31,7 @@ pub use patterns::*;
 pub use report::*;
 pub use resource::*;
 pub use secret::*;
+pub use security::*;
 pub use session::*;
 pub use tasks::*;
 pub use topic_settings::*;

@@ -94,6 +94,7 @@ pub fn spec(name: &str) -> JobSpec {
                 producer: BTreeMap::new(),
                 replication: None,
                 path: None,
+                security: None,
             },
         )]),
         streams: BTreeMap::new(),

@@ -16,6 +16,7 @@ pub fn spec(containers: u32) -> JobSpec {
         producer: BTreeMap::new(),
         replication: None,
         path: None,
+        security: None,
     };
     let store = StoreSpec {
         cache_rows: 1000,

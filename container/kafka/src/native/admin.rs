@@ -1,7 +1,7 @@
 //! Administration: requests whose answers come as events on a queue made for them.
 
 use std::ffi::{c_char, c_int};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka_sys::bindings as rd;
 use rdkafka_sys::bindings::rd_kafka_admin_op_t as Op;
@@ -10,7 +10,7 @@ use task_api::system::{
     BrokerMetadata, Isolation, NewTopic, PartitionMetadata, SystemError, TopicMetadata, TopicPartition,
 };
 
-use super::config::needs;
+use super::rights::Tried;
 use super::{Client, TEXT, c_text, rust_text};
 
 /// Which end of a partition is asked for.
@@ -69,14 +69,11 @@ impl Client {
             }
             let queue = rd::rd_kafka_queue_new(self.rk);
             send(options, queue);
-            let event = rd::rd_kafka_queue_poll(queue, timeout_ms.saturating_add(1_000));
+            let event = self.await_event(queue, timeout + Duration::from_secs(1));
             rd::rd_kafka_queue_destroy(queue);
             rd::rd_kafka_AdminOptions_destroy(options);
-            event
+            event?
         };
-        if event.is_null() {
-            return Err(SystemError::Retriable("no broker answered in time".into()));
-        }
         let answer = Answer(event);
         // SAFETY: the event is alive as long as `answer`.
         let (code, why) = unsafe {
@@ -85,7 +82,29 @@ impl Client {
         if code != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
             return Err(self.error(code, &why));
         }
+        self.answered();
         Ok(answer)
+    }
+
+    /// The next event of `queue`; sooner than in time, why there will be none.
+    fn await_event(
+        &self,
+        queue: *mut rd::rd_kafka_queue_t,
+        timeout: Duration,
+    ) -> Result<*mut rd::rd_kafka_event_t, SystemError> {
+        const SLICE_MS: c_int = 100;
+        let since = Instant::now();
+        while since.elapsed() < timeout {
+            // SAFETY: the caller has the queue.
+            let event = unsafe { rd::rd_kafka_queue_poll(queue, SLICE_MS) };
+            if !event.is_null() {
+                return Ok(event);
+            }
+            if let Some(hopeless) = self.hopeless(since) {
+                return Err(hopeless);
+            }
+        }
+        Err(self.explained(SystemError::Retriable("no broker answered in time".into())))
     }
 
     pub(crate) fn brokers(&self, timeout: Duration) -> Result<Vec<BrokerMetadata>, SystemError> {
@@ -147,7 +166,7 @@ impl Client {
                     | Code::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC => {}
                     code => {
                         let why = format!("topic {name}: {}", rust_text(rd::rd_kafka_error_string(error)));
-                        return Err(self.error(code, &needs(code, "Describe", "topic", &name, why)));
+                        return Err(self.error_of(code, &why, Tried::topic("Read", &name)));
                     }
                 }
             }
@@ -178,8 +197,8 @@ impl Client {
                     code => {
                         let name = rust_text(rd::rd_kafka_topic_result_name(*topic));
                         let why = rust_text(rd::rd_kafka_topic_result_error_string(*topic));
-                        let told = format!("topic {name} cannot be created: {why}");
-                        return Err(self.error(code, &needs(code, "Create", "topic", &name, told)));
+                        let why = format!("topic {name} cannot be created: {why}");
+                        return Err(self.error_of(code, &why, Tried::topic("Create", &name)));
                     }
                 }
             }
@@ -226,9 +245,8 @@ impl Client {
                 let of = &*rd::rd_kafka_ListOffsetsResultInfo_topic_partition(*info);
                 let name = rust_text(of.topic);
                 if of.err != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
-                    return Err(
-                        self.error(of.err, &format!("{name}-{}: {}", of.partition, super::code_text(of.err)))
-                    );
+                    let why = format!("{name}-{}: {}", of.partition, super::code_text(of.err));
+                    return Err(self.error_of(of.err, &why, Tried::topic("Read", &name)));
                 }
                 found.insert((name, of.partition), u64::try_from(of.offset).unwrap_or(0));
             }

@@ -12,6 +12,7 @@ use rdkafka_sys::bindings::rd_kafka_resp_err_t as Code;
 use task_api::system::{ConfigEntry, ConfigSource, Configs, SystemError};
 
 use super::admin::slice;
+use super::rights::Tried;
 use super::{Client, c_text, rust_text};
 
 /// The resource of a question or an order, in C.
@@ -91,7 +92,7 @@ impl Client {
                     code => {
                         let why = rust_text(rd::rd_kafka_ConfigResource_error_string(*resource));
                         let told = format!("the configuration of topic {name} cannot be read: {why}");
-                        return Err(self.error(code, &needs(code, "DescribeConfigs", "topic", &name, told)));
+                        return Err(self.error_of(code, &told, Tried::topic("DescribeConfigs", &name)));
                     }
                 }
             }
@@ -127,7 +128,7 @@ impl Client {
                 if code != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
                     let why = rust_text(rd::rd_kafka_ConfigResource_error_string(*resource));
                     let told = format!("the configuration of topic {topic} cannot be changed: {why}");
-                    return Err(self.error(code, &needs(code, "AlterConfigs", "topic", topic, told)));
+                    return Err(self.error_of(code, &told, Tried::topic("AlterConfigs", topic)));
                 }
             }
         }
@@ -185,21 +186,4 @@ unsafe fn entries(resource: *const rd::rd_kafka_ConfigResource_t) -> Configs {
         };
         entries.iter().map(entry).collect()
     }
-}
-
-/// `told`, with the right that is missing where that is what `code` says, and the command that gives it.
-pub(super) fn needs(code: Code, right: &str, kind: &str, name: &str, told: String) -> String {
-    let refused = matches!(
-        code,
-        Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED
-            | Code::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED
-            | Code::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED
-    );
-    if !refused {
-        return told;
-    }
-    format!(
-        "{told}: the principal lacks the right {right} on {kind} {name}; give it with `kafka-acls.sh --add \
-         --allow-principal User:… --operation {right} --{kind} {name}`"
-    )
 }

@@ -16,6 +16,7 @@ use rdkafka_sys::bindings::rd_kafka_resp_err_t as Code;
 use task_api::system::{Message, SystemError, TopicPartition};
 use task_api::{Header, HeaderSource, Headers};
 
+use super::rights::Tried;
 use super::{Client, c_text, code_text, rust_text};
 
 /// Messages in one batch: past a few hundred the cost of a call is gone.
@@ -336,6 +337,11 @@ impl Consumer {
     fn problem(&mut self, code: Code, raw: &rd::rd_kafka_message_t) -> Result<(), SystemError> {
         // SAFETY: the text is the message's payload, alive as long as the message.
         let why = rust_text(unsafe { rd::rd_kafka_message_errstr(raw) });
+        if code == Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED && !raw.rkt.is_null() {
+            // SAFETY: the topic is alive as long as the message.
+            let topic = rust_text(unsafe { rd::rd_kafka_topic_name(raw.rkt) });
+            return Err(self.client.error_of(code, &why, Tried::topic("Read", &topic)));
+        }
         match self.client.error(code, &why) {
             SystemError::Retriable(why) => {
                 tracing::debug!("consumer: {why}");
@@ -424,7 +430,7 @@ impl Consumer {
             Code::RD_KAFKA_RESP_ERR_NO_ERROR => Ok((low, high)),
             code => {
                 let why = format!("{}-{}: {}", partition.topic, partition.partition, code_text(code));
-                Err(self.client.error(code, &why))
+                Err(self.client.error_of(code, &why, Tried::topic("Read", &partition.topic)))
             }
         }
     }

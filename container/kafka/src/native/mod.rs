@@ -10,13 +10,17 @@ pub(crate) mod admin;
 mod classify;
 pub(crate) mod config;
 pub(crate) mod consume;
+mod library;
 pub(crate) mod produce;
+pub(crate) mod rights;
+mod token;
 mod topics;
+pub(crate) mod trouble;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka_sys::bindings as rd;
 use rdkafka_sys::bindings::rd_kafka_resp_err_t as Code;
@@ -24,8 +28,13 @@ use task_api::system::SystemError;
 
 use classify::classify;
 pub(crate) use consume::Consumer;
+pub(crate) use library::features;
 pub(crate) use produce::Producer;
 use produce::Refusal;
+pub(crate) use token::TOKEN_FILE;
+
+use rights::{Tried, Who, is_denied};
+use trouble::{Cause, Trouble};
 
 const TEXT: usize = 512;
 
@@ -37,6 +46,14 @@ pub(crate) struct Mailbox {
     /// Whether messages that a broker refuses for what they are come here, and are no failure of the client.
     keeps_refusals: AtomicBool,
     refusals: Mutex<Vec<(String, Refusal)>>,
+    /// What connections say.
+    trouble: Trouble,
+    /// The topic that a transaction could not take in.
+    refused: Mutex<Option<String>>,
+    /// Who the client is to brokers.
+    who: Who,
+    /// Whether a broker has ever answered.
+    answered: AtomicBool,
 }
 
 /// Whether `code` is about a message or its topic, and not about the client or its brokers.
@@ -59,6 +76,9 @@ fn is_refusal(code: Code) -> bool {
     )
 }
 
+/// Before a broker has ever answered, trouble that another try can do nothing about is waited out so long only.
+const FIRST_CONTACT: Duration = Duration::from_secs(3);
+
 /// One librdkafka client.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -75,7 +95,8 @@ unsafe impl Sync for Client {}
 impl Client {
     /// A client with these settings; later ones win.
     pub(crate) fn new(kind: rd::rd_kafka_type_t, settings: &[(&str, &str)]) -> Result<Client, SystemError> {
-        let mailbox = Box::new(Mailbox::default());
+        let mailbox = Box::new(Mailbox { who: Who::of(settings), ..Mailbox::default() });
+        let with_tokens = settings.iter().any(|(key, _)| *key == TOKEN_FILE);
         let mut text = [0 as c_char; TEXT];
         // SAFETY: `conf` is ours until `rd_kafka_new` takes it; on failure we destroy it. The mailbox outlives
         // the client: it is dropped after `rd_kafka_destroy` in `Drop`.
@@ -95,6 +116,10 @@ impl Client {
             rd::rd_kafka_conf_set_opaque(conf, std::ptr::from_ref(&*mailbox).cast_mut().cast::<c_void>());
             rd::rd_kafka_conf_set_error_cb(conf, Some(on_error));
             rd::rd_kafka_conf_set_log_cb(conf, Some(on_log));
+            if with_tokens {
+                rd::rd_kafka_conf_set_oauthbearer_token_refresh_cb(conf, Some(token::on_token));
+                rd::rd_kafka_conf_enable_sasl_queue(conf, 1);
+            }
             if kind == rd::rd_kafka_type_t::RD_KAFKA_PRODUCER {
                 rd::rd_kafka_conf_set_dr_msg_cb(conf, Some(on_delivery));
             }
@@ -103,7 +128,12 @@ impl Client {
                 rd::rd_kafka_conf_destroy(conf);
                 return Err(SystemError::Fatal(format!("no Kafka client: {}", rust_text(text.as_ptr()))));
             }
-            Ok(Client { rk, mailbox })
+            let client = Client { rk, mailbox };
+            if with_tokens {
+                // Tokens are refreshed whether or not anybody polls.
+                client.check(rd::rd_kafka_sasl_background_callbacks_enable(rk))?;
+            }
+            Ok(client)
         }
     }
 
@@ -152,17 +182,102 @@ impl Client {
     /// What `code` means, looking behind a fatal error for its cause.
     fn error(&self, code: Code, text: &str) -> SystemError {
         if code != Code::RD_KAFKA_RESP_ERR__FATAL {
-            return classify(code, text);
+            return self.denied(code).unwrap_or_else(|| self.explained(classify(code, text)));
         }
         let mut why = [0 as c_char; TEXT];
         // SAFETY: the buffer is as long as we say.
         let cause = unsafe { rd::rd_kafka_fatal_error(self.rk, why.as_mut_ptr(), TEXT) };
+        if let Some(denied) = self.denied(cause) {
+            return denied;
+        }
         match classify(cause, &rust_text(why.as_ptr())) {
             fenced @ SystemError::Fenced(_) => fenced,
             SystemError::Retriable(why) | SystemError::Fatal(why) | SystemError::Refused(why) => {
                 SystemError::Fatal(why)
             }
         }
+    }
+
+    /// Which right is missing, where only a transaction's state can tell.
+    fn denied(&self, code: Code) -> Option<SystemError> {
+        let who = &self.mailbox.who;
+        let refused = self.mailbox.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        match code {
+            Code::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED => {
+                let id = who.transactional_id.as_deref()?;
+                Some(who.denied(Tried { operation: "Write", resource: "transactional-id", name: id }))
+            }
+            Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED => {
+                Some(who.denied(Tried::topic("Write", refused.as_deref()?)))
+            }
+            Code::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED => Some(who.denied(Tried {
+                operation: "IdempotentWrite",
+                resource: "cluster",
+                name: "kafka-cluster",
+            })),
+            _ => None,
+        }
+    }
+
+    /// With what connections say: that nobody answered in time explains nothing.
+    fn explained(&self, error: SystemError) -> SystemError {
+        match (error, self.mailbox.trouble.last()) {
+            (SystemError::Retriable(why), Some(cause)) => {
+                SystemError::Retriable(format!("{why}: {}", cause.text))
+            }
+            (error, _) => error,
+        }
+    }
+
+    /// As [`Client::error`]; where the broker denied it, which right is missing.
+    fn error_of(&self, code: Code, text: &str, tried: Tried<'_>) -> SystemError {
+        if is_denied(code) { self.mailbox.who.denied(tried) } else { self.error(code, text) }
+    }
+
+    /// What connections said last.
+    pub(crate) fn cause(&self) -> Option<Cause> {
+        self.mailbox.trouble.last()
+    }
+
+    /// A broker has answered.
+    fn answered(&self) {
+        self.mailbox.trouble.over();
+        self.mailbox.answered.store(true, Ordering::Relaxed);
+    }
+
+    /// Why it is no use to wait longer for a first answer, if it is none.
+    fn hopeless(&self, since: Instant) -> Option<SystemError> {
+        if self.mailbox.answered.load(Ordering::Relaxed) || since.elapsed() < FIRST_CONTACT {
+            return None;
+        }
+        let Cause { text, lasting, .. } = self.mailbox.trouble.last()?;
+        lasting.then_some(SystemError::Fatal(text))
+    }
+
+    /// Waits for a broker, at most this long: librdkafka answers a question with what it knows about brokers.
+    fn await_broker(&self, timeout: Duration) -> Result<(), SystemError> {
+        let since = Instant::now();
+        while since.elapsed() < timeout {
+            let mut metadata = std::ptr::null();
+            let slice = timeout.saturating_sub(since.elapsed()).min(Duration::from_millis(500));
+            // SAFETY: the metadata is ours if there is some.
+            let code = unsafe {
+                let slice = c_int::try_from(slice.as_millis()).unwrap_or(c_int::MAX).max(1);
+                rd::rd_kafka_metadata(self.rk, 0, std::ptr::null_mut(), &raw mut metadata, slice)
+            };
+            if !metadata.is_null() {
+                // SAFETY: as above.
+                unsafe { rd::rd_kafka_metadata_destroy(metadata) };
+            }
+            if code == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+                self.answered();
+                return Ok(());
+            }
+            if let Some(hopeless) = self.hopeless(since) {
+                return Err(hopeless);
+            }
+        }
+        Ok(())
     }
 
     /// Takes an error object, if there is one.
@@ -197,12 +312,19 @@ impl Drop for Client {
 
 /// librdkafka's logs, as ours.
 unsafe extern "C" fn on_log(
-    _rk: *const rd::rd_kafka_t,
+    rk: *const rd::rd_kafka_t,
     level: c_int,
     facility: *const c_char,
     text: *const c_char,
 ) {
     let (facility, text) = (rust_text(facility), rust_text(text));
+    if !rk.is_null() {
+        // SAFETY: the opaque pointer is the client's mailbox from before the client is made to after it is gone.
+        let mailbox = unsafe { rd::rd_kafka_opaque(rk).cast_const().cast::<Mailbox>().as_ref() };
+        if let Some(mailbox) = mailbox {
+            mailbox.read_log(&facility, &text);
+        }
+    }
     // syslog levels: up to 3 are errors; what librdkafka calls an error it mostly retries.
     if level <= 3 {
         tracing::warn!(target: "librdkafka", "{facility}: {text}");
@@ -211,14 +333,33 @@ unsafe extern "C" fn on_log(
     }
 }
 
+impl Mailbox {
+    fn read_log(&self, facility: &str, text: &str) {
+        match facility {
+            "FAIL" | "SASL" | "SSL" | "LIBSASL" | "OIDC" => self.trouble.note(text),
+            // `Failed to add partition "topic" [0] to transaction: …`: no answer tells which it was.
+            "ADDPARTS" => {
+                let topic = text.split('"').nth(1).map(str::to_owned);
+                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = topic;
+            }
+            _ => {}
+        }
+    }
+}
+
 /// Errors that are nobody's answer: librdkafka retries them by itself.
 unsafe extern "C" fn on_error(
     _rk: *mut rd::rd_kafka_t,
     code: c_int,
     text: *const c_char,
-    _mailbox: *mut c_void,
+    mailbox: *mut c_void,
 ) {
-    tracing::debug!(target: "librdkafka", code, "{}", rust_text(text));
+    let text = rust_text(text);
+    if code == Code::RD_KAFKA_RESP_ERR__AUTHENTICATION as c_int {
+        // SAFETY: the opaque pointer is the client's mailbox.
+        unsafe { &*mailbox.cast_const().cast::<Mailbox>() }.trouble.note(&text);
+    }
+    tracing::debug!(target: "librdkafka", code, "{text}");
 }
 
 /// Called for failed deliveries only (`delivery.report.only.error`).
@@ -238,7 +379,10 @@ unsafe extern "C" fn on_delivery(
         return;
     }
     if mailbox.keeps_refusals.load(Ordering::Relaxed) && is_refusal(code) {
-        let refusal = Refusal::of(raw);
+        let refusal = match is_denied(code) {
+            true => Refusal::of(raw).told(mailbox.who.denied(Tried::topic("Write", &topic)).to_string()),
+            false => Refusal::of(raw),
+        };
         mailbox.refusals.lock().unwrap_or_else(PoisonError::into_inner).push((topic, refusal));
         return;
     }
@@ -246,6 +390,7 @@ unsafe extern "C" fn on_delivery(
     let why =
         format!("a message for topic {topic} (key of {key} bytes, value of {value}): {}", code_text(code));
     let error = match classify(code, &why) {
+        SystemError::Fatal(_) if is_denied(code) => mailbox.who.denied(Tried::topic("Write", &topic)),
         SystemError::Fatal(why) if is_refusal(code) => SystemError::Refused(why),
         other => other,
     };

@@ -99,6 +99,11 @@ impl Refusal {
         }
     }
 
+    /// With a reason that says more.
+    pub(super) fn told(self, why: String) -> Refusal {
+        Refusal { why, ..self }
+    }
+
     /// Its batch was too large, or it alone.
     pub(crate) fn is_of_size(&self) -> bool {
         use Code as C;
@@ -334,20 +339,7 @@ impl Producer {
     /// Registers the transactional id. librdkafka looks for the coordinator once when it starts, and again only
     /// half a second later if no broker was connected by then: so a broker is waited for first.
     pub(crate) fn init_transactions(&self, timeout: Duration) -> Result<(), SystemError> {
-        let mut metadata = std::ptr::null();
-        // SAFETY: the metadata is ours if there is some. That there is none is for the call below to tell.
-        unsafe {
-            rd::rd_kafka_metadata(
-                self.client.rk,
-                0,
-                std::ptr::null_mut(),
-                &raw mut metadata,
-                millis(timeout),
-            );
-            if !metadata.is_null() {
-                rd::rd_kafka_metadata_destroy(metadata);
-            }
-        }
+        self.client.await_broker(timeout)?;
         // SAFETY: the handle is alive; `check` takes the error.
         self.client.check(unsafe { rd::rd_kafka_init_transactions(self.client.rk, millis(timeout)) })
     }

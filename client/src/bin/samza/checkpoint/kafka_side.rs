@@ -4,15 +4,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use client::brokers;
 use client::failure::{Code, Failure};
-use kafka::{KafkaAdmin, KafkaConsumer, KafkaProducer};
+use kafka::{Access, KafkaAdmin, KafkaConsumer, KafkaProducer};
 use task_api::system::{
     Isolation, Message, ProducerRecord, StartAt, SystemAdmin, SystemConsumer, SystemError, SystemProducer,
     TopicMetadata, TopicPartition, TransactionalProducer, Watermarks,
 };
 use task_core::ownership::{Claim, Claimant, Claimed, OwnerRecord, Partitions, Purpose, drive};
 use task_core::record::{self, Checkpoint, Record};
-use types::{Incarnation, JobSpec, JobTopics, OffsetDefault, SystemStream, SystemStreamPartition, TaskName};
+use types::{
+    Incarnation, JobSpec, JobTopics, OffsetDefault, Secrets, SystemStream, SystemStreamPartition, TaskName,
+};
 
 use super::moves::{Move, target};
 use super::rows::{TaskAt, tasks_at};
@@ -27,6 +30,7 @@ pub(crate) struct Topics {
     /// The job, its patterns replaced by what matches them.
     spec: JobSpec,
     admins: BTreeMap<String, KafkaAdmin>,
+    access: BTreeMap<String, Access>,
     /// The system of the checkpoint topic, and the topic.
     home: String,
     checkpoints: String,
@@ -54,13 +58,15 @@ impl Found {
 
 impl Topics {
     /// Opens the systems of the job's inputs.
-    pub(crate) fn open(spec: &JobSpec) -> Result<Topics, Failure> {
+    pub(crate) fn open(spec: &JobSpec, secrets: &Secrets) -> Result<Topics, Failure> {
         let home = types::metadata_system(spec).ok_or_else(|| Failure::other("the job has no inputs"))?;
-        let mut admins = BTreeMap::new();
+        let (mut admins, mut access) = (BTreeMap::new(), BTreeMap::new());
         let mut topics = BTreeMap::new();
         for stream in inputs(spec)? {
             if let Some(system) = spec.systems.get(&stream.system) {
-                let admin = KafkaAdmin::new(&system.bootstrap, &system.consumer).map_err(failed)?;
+                let to = brokers::access(&stream.system, system, secrets).map_err(failed)?;
+                let admin = KafkaAdmin::new(&to.bootstrap, &to.consumer).map_err(failed)?;
+                access.insert(stream.system.clone(), to);
                 if stream.pattern().is_some() {
                     topics.insert(stream.system.clone(), admin.topics().map_err(failed)?);
                 }
@@ -69,7 +75,7 @@ impl Topics {
         }
         let spec = types::expand(spec, &|system| topics.get(system).cloned().unwrap_or_default());
         let checkpoints = JobTopics::of(&spec.job).checkpoint;
-        Ok(Topics { spec, admins, home, checkpoints })
+        Ok(Topics { spec, admins, access, home, checkpoints })
     }
 
     fn admin(&self, system: &str) -> Result<&KafkaAdmin, Failure> {
@@ -201,7 +207,7 @@ impl Topics {
     }
 
     fn offset_at(&self, at: &SystemStreamPartition, unix_ms: u64) -> Result<u64, Failure> {
-        let system = &self.spec.systems[&at.stream.system];
+        let system = &self.access[&at.stream.system];
         let topic = self.spec.stream(&at.stream).topic;
         let mut consumer =
             KafkaConsumer::new(&system.bootstrap, "samza-checkpoint", "samza-checkpoint", &system.consumer)
@@ -221,7 +227,7 @@ impl Topics {
         now_unix_ms: u64,
     ) -> Result<Vec<TaskAt>, Failure> {
         let me = OwnerRecord::of_user(&self.spec.job, found.newest, now_unix_ms);
-        let system = &self.spec.systems[&self.home];
+        let system = &self.access[&self.home];
         let mut producer =
             KafkaProducer::transactional(&system.bootstrap, &me.id, &system.producer).map_err(failed)?;
         let alone = |owners: &TopicPartition| Partitions { owners: owners.clone(), follow: Vec::new() };

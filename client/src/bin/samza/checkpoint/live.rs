@@ -10,7 +10,7 @@ use client::failure::{Code, Failure};
 use client::resource_manager::ResourceManager;
 use job_file::JobFile;
 use tokio::time::{Instant, sleep};
-use types::{AppId, AppReport, JobSpec, TaskName};
+use types::{AppId, AppReport, JobSpec, Secrets, TaskName};
 
 use super::kafka_side::Topics;
 use super::moves::Move;
@@ -39,10 +39,15 @@ pub(super) async fn of(common: &Common, file: &JobFile) -> Result<Option<Live>, 
 
 impl Live {
     /// Moves start points and has the tasks go on from there.
-    pub(super) async fn move_points(mut self, spec: JobSpec, moves: Vec<Move>) -> Result<Vec<Row>, Failure> {
-        let (told, named) = (spec.clone(), moves.clone());
+    pub(super) async fn move_points(
+        mut self,
+        spec: JobSpec,
+        secrets: Secrets,
+        moves: Vec<Move>,
+    ) -> Result<Vec<Row>, Failure> {
+        let (told, open, named) = (spec.clone(), secrets.clone(), moves.clone());
         let tasks = on_thread(move || {
-            let topics = Topics::open(&told)?;
+            let topics = Topics::open(&told, &open)?;
             let found = topics.look()?;
             let targets = topics.targets(&found, &named)?;
             let concerned =
@@ -53,7 +58,7 @@ impl Live {
         let slots = self.slots_of(&tasks)?;
         let app = self.app.app.clone();
         let done = match self.hold_until_empty(&app, &slots).await {
-            Ok(()) => on_thread(move || super::move_some(&spec, &moves)).await,
+            Ok(()) => on_thread(move || super::move_some(&spec, &secrets, &moves)).await,
             Err(failure) => Err(failure),
         };
         let ended = self.rm.hold(&app, &slots, Duration::ZERO).await;

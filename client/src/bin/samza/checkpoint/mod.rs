@@ -15,7 +15,7 @@ use client::output::{print, print_json, say};
 use client::resource_manager::ResourceManager;
 use client::{brokers, package, tables};
 use job_file::JobFile;
-use types::{JobSpec, SystemKind, SystemStreamPartition};
+use types::{JobSpec, Secrets, SystemKind, SystemStreamPartition};
 
 use kafka_side::{Found, Topics};
 use moves::Move;
@@ -70,9 +70,10 @@ pub(crate) async fn checkpoint(common: &Common, args: CheckpointArgs, headers: b
     } else if writes && !args.dry_run && live.is_none() {
         refuse_if_live(common, &file, &args.job_file).await?;
     }
-    brokers::check(&file).await?;
+    let secrets = package::secrets(&file, &args.job_file)?;
+    brokers::check(&file, &secrets).await?;
     if let Some(live) = live {
-        let rows = live.move_points(file.spec, args.moves).await?;
+        let rows = live.move_points(file.spec, secrets, args.moves).await?;
         return show(common, &rows, true, headers)
             .map(|()| say("moved; the containers concerned have started again"));
     }
@@ -80,7 +81,7 @@ pub(crate) async fn checkpoint(common: &Common, args: CheckpointArgs, headers: b
     let moving = !args.moves.is_empty();
     let wanted = Wanted { moves: args.moves, accept_state: args.accept_state };
     // Calls of Kafka block.
-    let done = tokio::task::spawn_blocking(move || run(&spec, &wanted, dry_run)).await;
+    let done = tokio::task::spawn_blocking(move || run(&spec, &secrets, &wanted, dry_run)).await;
     let rows = done.map_err(|error| Failure::other(error.to_string()))??;
     show(common, &rows, moving, headers)?;
     if args.accept_state {
@@ -109,8 +110,8 @@ struct Wanted {
     accept_state: bool,
 }
 
-fn run(spec: &JobSpec, wanted: &Wanted, dry_run: bool) -> Result<Vec<Row>, Failure> {
-    let topics = Topics::open(spec)?;
+fn run(spec: &JobSpec, secrets: &Secrets, wanted: &Wanted, dry_run: bool) -> Result<Vec<Row>, Failure> {
+    let topics = Topics::open(spec, secrets)?;
     let found = topics.look()?;
     if wanted.moves.is_empty() && !wanted.accept_state {
         return Ok(rows(&found, &found.tasks, &BTreeMap::new()));
@@ -124,8 +125,8 @@ fn run(spec: &JobSpec, wanted: &Wanted, dry_run: bool) -> Result<Vec<Row>, Failu
 }
 
 /// Moves start points, claiming the tasks that are concerned alone: the others may run.
-fn move_some(spec: &JobSpec, moves: &[Move]) -> Result<Vec<Row>, Failure> {
-    let topics = Topics::open(spec)?;
+fn move_some(spec: &JobSpec, secrets: &Secrets, moves: &[Move]) -> Result<Vec<Row>, Failure> {
+    let topics = Topics::open(spec, secrets)?;
     let mut found = topics.look()?;
     let targets = topics.targets(&found, moves)?;
     found.keep_concerned(&targets);

@@ -1,0 +1,124 @@
+//! What brokers and connections say when nobody has asked: librdkafka retries such things by itself, and whoever waits
+//! in vain is told of them.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The last thing that went wrong with a connection.
+#[derive(Debug, Default)]
+pub(crate) struct Trouble(Mutex<Option<(Instant, String)>>);
+
+/// librdkafka tells of the same trouble once in half a minute.
+const FRESH: Duration = Duration::from_secs(35);
+
+impl Trouble {
+    /// Notes what one of librdkafka's logs says of a connection.
+    pub(crate) fn note(&self, text: &str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), text.to_owned()));
+    }
+
+    /// A broker has answered.
+    pub(crate) fn over(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// What went wrong lately, with the key of the job file to look at.
+    pub(crate) fn last(&self) -> Option<Cause> {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, text) = last.as_ref().filter(|(at, _)| at.elapsed() < FRESH)?;
+        Some(Cause::of(text))
+    }
+}
+
+/// Why no broker answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cause {
+    /// The key of a system in the job file that it is about.
+    pub(crate) key: &'static str,
+    /// What librdkafka said and what that means.
+    pub(crate) text: String,
+    /// Whether another try can do nothing about it.
+    pub(crate) lasting: bool,
+}
+
+/// Words of librdkafka and OpenSSL: the key they are about, and what they mean.
+const CAUSES: &[(&str, &str, &str)] = &[
+    // Before the others: OpenSSL says of a plaintext listener's answer that it is no handshake.
+    (
+        "wrong version number",
+        "security.protocol",
+        "the listener does not speak TLS; give \"plaintext\" or \"sasl_plaintext\", or the address of a TLS listener",
+    ),
+    (
+        "connecting to a PLAINTEXT broker listener",
+        "security.protocol",
+        "the listener does not speak TLS; give \"plaintext\" or \"sasl_plaintext\", or the address of a TLS listener",
+    ),
+    (
+        "connecting to a SSL listener",
+        "security.protocol",
+        "the listener seems to speak TLS; give \"ssl\" or \"sasl_ssl\"",
+    ),
+    (
+        "might require SASL authentication",
+        "security.protocol",
+        "the listener asks clients who they are; give \"sasl_ssl\" or \"sasl_plaintext\" and a `mechanism`",
+    ),
+    (
+        "certificate has expired",
+        "security.ca",
+        "a certificate has expired: the broker's or that of who vouches for it",
+    ),
+    ("certificate is not yet valid", "security.ca", "the certificate's time has not come: is a clock wrong?"),
+    ("Hostname mismatch", "bootstrap", "the broker's certificate is for another host name"),
+    ("IP address mismatch", "bootstrap", "the broker's certificate is not for this address"),
+    ("certificate required", "security.certificate", "the brokers ask for a client's certificate"),
+    ("bad certificate", "security.certificate", "the brokers do not take the client's certificate"),
+    ("certificate verify failed", "security.ca", "nobody in `ca` vouches for the broker's certificate"),
+    ("unable to get local issuer", "security.ca", "nobody in `ca` vouches for the broker's certificate"),
+    ("self signed certificate", "security.ca", "nobody in `ca` vouches for the broker's certificate"),
+    ("self-signed certificate", "security.ca", "nobody in `ca` vouches for the broker's certificate"),
+    ("SSL handshake failed", "security.protocol", "the two sides cannot agree on TLS"),
+    ("Unsupported SASL mechanism", "security.mechanism", "the brokers do not have this mechanism"),
+    ("SASL mechanism", "security.mechanism", "the brokers do not have this mechanism"),
+    ("OAUTHBEARER token", "security.token-file", "there is no token that could be sent"),
+    ("SASL authentication error", "security.password", "the brokers do not take the name and what proves it"),
+    ("SASL", "security.mechanism", "the two sides cannot agree on who the client is"),
+    ("Failed to resolve", "bootstrap", "no such host is known"),
+    ("Connection refused", "bootstrap", "nobody listens there"),
+];
+
+impl Cause {
+    fn of(text: &str) -> Cause {
+        let known = CAUSES.iter().find(|(words, ..)| text.contains(words));
+        match known {
+            Some((_, key, meaning)) => Cause {
+                key,
+                text: format!("{meaning}; look at the system's `{key}` in the job file ({text})"),
+                lasting: key.starts_with("security.") || meaning.contains("certificate"),
+            },
+            None => Cause { key: "bootstrap", text: text.to_owned(), lasting: false },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_connection_says_is_told_with_its_key_until_a_broker_answers() {
+        let trouble = Trouble::default();
+        assert_eq!(trouble.last(), None);
+        trouble.note(
+            "sasl_ssl://b:9092/bootstrap: SASL authentication error: Authentication failed (after 5ms)",
+        );
+        let cause = trouble.last().expect("noted");
+        assert_eq!((cause.key, cause.lasting), ("security.password", true));
+        trouble.note("b:9092/bootstrap: Connect to ipv4#127.0.0.1:1 failed: Connection refused (after 0ms)");
+        let cause = trouble.last().expect("noted");
+        assert_eq!((cause.key, cause.lasting), ("bootstrap", false));
+        trouble.over();
+        assert_eq!(trouble.last(), None);
+    }
+}
