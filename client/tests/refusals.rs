@@ -324,7 +324,7 @@ fn a_listener_that_is_no_broker_is_told_from_one() {
     let address = listener.local_addr().expect("it is bound");
     // It takes connections and answers nothing.
     let folder = Folder::new(&address.to_string());
-    let expected = "samza-submit: job.toml:13: `systems.kafka.bootstrap`: *no broker answered in time*";
+    let expected = "samza-submit: job.toml:13: `systems.kafka.bootstrap`: somebody listens there but no broker answers: *";
     is(&submit(&folder, &["job.toml"]), 5, "", expected);
 }
 
@@ -333,7 +333,7 @@ fn settings_that_do_not_go_together_are_told_before_a_broker_is_asked() {
     let folder = Folder::new(&nobody());
     let more = "producer = { \"linger.ms\" = 50000, \"message.timeout.ms\" = 5000 }\n";
     folder.write("job.toml", &job(&nobody()).replace("\n[stores", &format!("{more}\n[stores")));
-    let expected = "samza-submit: job.toml:14: `systems.kafka.producer`: *message.timeout.ms*linger.ms*\n";
+    let expected = "job.toml:14: `systems.kafka.producer`: *message.timeout.ms*linger.ms*\n";
     is(&submit(&folder, &["job.toml"]), 65, "", expected);
 }
 
@@ -357,15 +357,13 @@ fn nothing_secret_of_a_system_is_printed() {
         assert!(!text.contains("swordfish"), "{text}");
     }
     std::fs::remove_file(folder.path().join("kafka-password")).expect("it was there");
-    let expected =
-        "samza-submit: job.toml:18: `systems.kafka.security.password`: there is no file kafka-password; *";
+    let expected = "job.toml:18: `systems.kafka.security.password`: there is no file kafka-password; *";
     is(&submit(&folder, &["job.toml", "--check"]), 65, "", expected);
     let open =
         job(&nobody()).replace("\n[stores", "consumer = { \"sasl.password\" = \"swordfish\" }\n\n[stores");
     folder.write("job.toml", &open);
     let told = submit(&folder, &["job.toml", "--check", "-o", "json"]);
-    let expected =
-        "samza-submit: job.toml:14: `systems.kafka.consumer.sasl.password`: security is given once *";
+    let expected = "job.toml:14: `systems.kafka.consumer.sasl.password`: security is given once *";
     is(&told, 65, "", expected);
 }
 

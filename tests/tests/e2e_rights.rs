@@ -279,7 +279,7 @@ fn a_first_contact_that_fails_says_why_within_seconds_and_names_the_key() {
             format!("mechanism = \"GSSAPI\"\n{with_ca}"),
             "built without `sasl_gssapi`",
         ),
-        ("no SASL", &tls, with_ca.clone(), "might require SASL"),
+        ("no SASL", &tls, with_ca.clone(), "does it ask clients who they are"),
     ];
     let other = Command::new("openssl")
         .args([

@@ -69,7 +69,10 @@ impl KafkaAdmin {
     pub fn first_contact(&self, patience: Duration) -> Result<(), NoContact> {
         let Err(error) = self.client.brokers(patience) else { return Ok(()) };
         Err(self.client.cause().map_or_else(
-            || NoContact { key: "bootstrap", why: error.to_string() },
+            || NoContact {
+                key: "bootstrap",
+                why: format!("somebody listens there but no broker answers: {error}"),
+            },
             |cause| NoContact { key: cause.key, why: cause.text },
         ))
     }

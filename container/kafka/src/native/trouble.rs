@@ -85,6 +85,17 @@ const CAUSES: &[(&str, &str, &str)] = &[
     ("SASL authentication error", "security.password", "the brokers do not take the name and what proves it"),
     ("SASL", "security.mechanism", "the two sides cannot agree on who the client is"),
     ("Failed to resolve", "bootstrap", "no such host is known"),
+    // What a listener of TLS does with words that are none of its own.
+    (
+        "in state APIVERSION_QUERY",
+        "security.protocol",
+        "the listener seems to speak TLS; give \"ssl\" or \"sasl_ssl\"",
+    ),
+    (
+        "in state UP",
+        "security.protocol",
+        "the listener ends the connection when it is asked something: does it ask clients who they are? give a `mechanism`",
+    ),
     ("Connection refused", "bootstrap", "nobody listens there"),
 ];
 
