@@ -80,7 +80,6 @@ const CAUSES: &[(&str, &str, &str)] = &[
     ("self-signed certificate", "security.ca", "nobody in `ca` vouches for the broker's certificate"),
     ("SSL handshake failed", "security.protocol", "the two sides cannot agree on TLS"),
     ("Unsupported SASL mechanism", "security.mechanism", "the brokers do not have this mechanism"),
-    ("SASL mechanism", "security.mechanism", "the brokers do not have this mechanism"),
     ("OAUTHBEARER token", "security.token-file", "there is no token that could be sent"),
     ("SASL authentication error", "security.password", "the brokers do not take the name and what proves it"),
     ("SASL", "security.mechanism", "the two sides cannot agree on who the client is"),
