@@ -12,8 +12,7 @@ use crate::security::security;
 use crate::start_point::start_point;
 use crate::table::Section;
 use crate::value::{
-    boolean, bootstrap, field, file_path, folder, input, integer, one_of, serde_name, topic,
-    wrong_type,
+    boolean, bootstrap, field, file_path, folder, input, integer, one_of, serde_name, topic, wrong_type,
 };
 
 /// The systems; the files that secrets of theirs are read from are added to `files`.

@@ -148,9 +148,12 @@ impl KafkaAdmin {
     }
 
     fn new_fencer(&self, transactional_id: &str) -> Result<Producer, SystemError> {
-        let shared = shared_settings(&self.config);
+        let mut shared = shared_settings(&self.config);
+        // A consumer's may be longer than a transaction, which no producer bears.
+        shared.remove("socket.timeout.ms");
         let fixed = [("bootstrap.servers", self.bootstrap.as_str()), ("transactional.id", transactional_id)];
-        Producer::new(&settings(&[], &shared, &fixed))
+        // It has no transaction, and brokers may allow less than the default of a minute.
+        Producer::new(&settings(&[("transaction.timeout.ms", "10000")], &shared, &fixed))
     }
 
     /// Makes each kind of client that it ever uses.

@@ -80,6 +80,17 @@ const RETRIABLE: &[Code] = &[
 /// What `code` means; `text` says more, if it is not empty.
 pub(super) fn classify(code: Code, text: &str) -> SystemError {
     let text = if text.is_empty() { code_text(code) } else { text.to_owned() };
+    let text = match code {
+        Code::RD_KAFKA_RESP_ERR_INVALID_TRANSACTION_TIMEOUT => format!(
+            "{text}; give `transaction.timeout.ms` in the system's `producer`, no more than the brokers' \
+             `transaction.max.timeout.ms`"
+        ),
+        Code::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_ID_MAPPING => format!(
+            "{text}: nothing was written for so long (`transactional.id.expiration.ms`, 7 days) that the brokers forgot \
+             the producer; nothing is lost, and a new start registers it again"
+        ),
+        _ => text,
+    };
     if FENCED.contains(&code) {
         SystemError::Fenced(text)
     } else if RETRIABLE.contains(&code) {

@@ -9,6 +9,7 @@ use task_api::system::{ProducerRecord, RefusedRecord, SystemError, TopicHandle};
 use task_api::{Header, OwnedHeaders};
 
 use super::consume::borrowed;
+use super::rights::Tried;
 use super::{Client, c_text, code_text, rust_text};
 
 /// How long a full queue is waited for: longer means that no broker takes anything.
@@ -251,7 +252,8 @@ impl Producer {
             if code != Code::RD_KAFKA_RESP_ERR__QUEUE_FULL || since.elapsed() > QUEUE_FULL_TIMEOUT {
                 // A fenced or failed producer says so in its deliveries first.
                 self.serve(0)?;
-                return Err(self.client.error(code, &format!("send to {}: {}", topic.name, code_text(code))));
+                let why = format!("send to {}: {}", topic.name, code_text(code));
+                return Err(self.client.error_of(code, &why, Tried::topic("Write", &topic.name)));
             }
             self.serve(5)?;
         }
