@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -217,6 +218,29 @@ fn a_job_needs_the_rights_that_are_listed_and_each_of_them() {
     );
 }
 
+/// Makes the certificate `other.pem` of somebody whom the brokers do not know.
+fn another_ca(secure: &Path) {
+    let other = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-subj",
+            "/CN=x",
+        ])
+        .arg("-keyout")
+        .arg(secure.join("other.key"))
+        .arg("-out")
+        .arg(secure.join("other.pem"))
+        .output()
+        .expect("openssl runs");
+    assert!(other.status.success(), "{}", String::from_utf8_lossy(&other.stderr));
+}
+
 /// What `samza-submit` says of a job whose `[systems.kafka]` is this.
 fn refusal(
     cluster: &Cluster,
@@ -281,25 +305,7 @@ fn a_first_contact_that_fails_says_why_within_seconds_and_names_the_key() {
         ),
         ("no SASL", &tls, with_ca.clone(), "does it ask clients who they are"),
     ];
-    let other = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-subj",
-            "/CN=x",
-        ])
-        .arg("-keyout")
-        .arg(secure.join("other.key"))
-        .arg("-out")
-        .arg(secure.join("other.pem"))
-        .output()
-        .expect("openssl runs");
-    assert!(other.status.success(), "{}", String::from_utf8_lossy(&other.stderr));
+    another_ca(&secure);
     let job = Job::counter("contact", &secured.brokers);
     for (name, bootstrap, security, expected) in cases {
         let (code, told, took) = refusal(&cluster, job.clone(), bootstrap, &security);
