@@ -488,6 +488,10 @@ fn look_at_topics(
         let what = match lost {
             _ if recreated => "the topic was deleted and made again since".to_owned(),
             Some(Lost::Truncated { low }) => format!("it begins at {low} now: what was before is gone"),
+            // Nothing was ever read there: the offset is the job file's.
+            Some(Lost::Recreated { high }) if known.is_none() => {
+                format!("it ends at {high}: `offset-default` names an offset that not every partition has; a time is one")
+            }
             Some(Lost::Recreated { high }) => format!("it ends at {high}: was the topic made again?"),
             None => continue,
         };

@@ -342,11 +342,6 @@ impl Consumer {
             let topic = rust_text(unsafe { rd::rd_kafka_topic_name(raw.rkt) });
             return Err(self.client.error_of(code, &why, Tried::topic("Read", &topic)));
         }
-        if code == Code::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED {
-            // The group only shows positions to tools: whoever may not write there reads on.
-            tracing::debug!("consumer: {why}");
-            return Ok(());
-        }
         match self.client.error(code, &why) {
             SystemError::Retriable(why) => {
                 tracing::debug!("consumer: {why}");
