@@ -490,7 +490,9 @@ fn look_at_topics(
             Some(Lost::Truncated { low }) => format!("it begins at {low} now: what was before is gone"),
             // Nothing was ever read there: the offset is the job file's.
             Some(Lost::Recreated { high }) if known.is_none() => {
-                format!("it ends at {high}: `offset-default` names an offset that not every partition has; a time is one")
+                format!(
+                    "it ends at {high}: `offset-default` names an offset that not every partition has; a time is one"
+                )
             }
             Some(Lost::Recreated { high }) => format!("it ends at {high}: was the topic made again?"),
             None => continue,

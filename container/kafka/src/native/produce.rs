@@ -9,7 +9,7 @@ use task_api::system::{ProducerRecord, RefusedRecord, SystemError, TopicHandle};
 use task_api::{Header, OwnedHeaders};
 
 use super::consume::borrowed;
-use super::rights::Tried;
+use super::rights::{Tried, is_denied};
 use super::{Client, c_text, code_text, rust_text};
 
 /// How long a full queue is waited for: longer means that no broker takes anything.
@@ -245,7 +245,11 @@ impl Producer {
                 | Code::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION
                 | Code::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
                 | Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED
-                | Code::RD_KAFKA_RESP_ERR__INVALID_ARG => return Err(refused(code_text(code))),
+                | Code::RD_KAFKA_RESP_ERR__INVALID_ARG => {
+                    let tried = Tried::topic("Write", &topic.name);
+                    let denied = is_denied(code).then(|| self.client.error_of(code, "", tried).to_string());
+                    return Err(refused(denied.unwrap_or_else(|| code_text(code))));
+                }
                 _ => {}
             }
             let since = *since.get_or_insert_with(Instant::now);
