@@ -3,8 +3,8 @@
 //! Plain data with serde; no behaviour beyond parsing, ordering and printing. This crate knows no clock, no
 //! randomness, no network and no other crate of ours.
 
-mod container;
 mod client_settings;
+mod container;
 mod exit;
 mod id;
 mod job;
@@ -20,8 +20,8 @@ mod tasks;
 mod topic_settings;
 mod topics;
 
-pub use container::*;
 pub use client_settings::*;
+pub use container::*;
 pub use exit::*;
 pub use id::*;
 pub use job::*;
