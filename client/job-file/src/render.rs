@@ -5,8 +5,8 @@ use std::fmt::Write;
 
 use types::{
     Artefact, Compression, Delivery, ErrorsSpec, Given, Grouper, JobSpec, OffsetLost, OnError, OnExhausted,
-    OnInputGrowth, OnLargeValue, OnLeaseLoss, PackageSpec, Resource, RestartSpec, SYSTEM_SECRETS, SecuritySpec,
-    Spread, StateLost, StoreKind, StoreSpec, StreamSpec, SystemKind, TIMERS_STORE,
+    OnInputGrowth, OnLargeValue, OnLeaseLoss, PackageSpec, Resource, RestartSpec, SYSTEM_SECRETS,
+    SecuritySpec, Spread, StateLost, StoreKind, StoreSpec, StreamSpec, SystemKind, TIMERS_STORE,
 };
 
 use crate::start_point::print_start_point;

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use types::{
     Artefact, Compression, ContainersSpec, Delivery, Digest, ErrorsSpec, Given, Grouper, JobId, JobSpec,
-    MetadataSpec, OffsetDefault, OffsetLost, OnError, OnExhausted, OnInputGrowth, OnLargeValue, OnLeaseLoss, PackageSpec,
-    PlacementSpec, Resource, RestartSpec, SaslMechanism, SecurityKey, SecurityProtocol, SecuritySpec, Spread, StateLost,
-    StoreKind, StoreSpec, StreamSpec, SystemKind, SystemSpec, TIMERS_STORE, TaskSpec,
+    MetadataSpec, OffsetDefault, OffsetLost, OnError, OnExhausted, OnInputGrowth, OnLargeValue, OnLeaseLoss,
+    PackageSpec, PlacementSpec, Resource, RestartSpec, SaslMechanism, SecurityKey, SecurityProtocol,
+    SecuritySpec, Spread, StateLost, StoreKind, StoreSpec, StreamSpec, SystemKind, SystemSpec, TIMERS_STORE,
+    TaskSpec,
 };
 
 fn name() -> impl Strategy<Value = String> {
