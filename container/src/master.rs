@@ -145,6 +145,18 @@ impl Dialler {
         }
     }
 
+    /// What the container says first: who it is, what it does, what it works on.
+    fn hello(&self) -> ContainerHello {
+        ContainerHello {
+            app: self.environment.app.clone(),
+            container: self.environment.container,
+            slot: self.environment.slot,
+            status: self.board.status(),
+            model: self.model.clone(),
+            tells_metrics: true,
+        }
+    }
+
     /// One session, from dialling to its end.
     async fn session(
         &mut self,
@@ -157,15 +169,7 @@ impl Dialler {
             None => None,
         };
         let link = proto::connect(address, token.as_ref()).await?;
-        let hello = ContainerHello {
-            app: self.environment.app.clone(),
-            container: self.environment.container,
-            slot: self.environment.slot,
-            status: self.board.status(),
-            model: self.model.clone(),
-            tells_metrics: true,
-        };
-        let proto::Dialled { welcome, tx, mut rx } = proto::dial_container(&link, hello).await?;
+        let proto::Dialled { welcome, tx, mut rx } = proto::dial_container(&link, self.hello()).await?;
         if welcome.attempt < self.attempt {
             anyhow::bail!("attempt {} answers, but {} was talked to already", welcome.attempt, self.attempt);
         }
