@@ -452,10 +452,11 @@ impl SystemAdmin for FakeSystem {
                 Isolation::ReadUncommitted => entry.fate != Fate::Control,
                 Isolation::ReadCommitted => matches!(entry.fate, Fate::Plain | Fate::Committed),
             };
-            if seen && self.life.range.load(Ordering::SeqCst) >= 0 {
-                if self.life.range.fetch_sub(1, Ordering::SeqCst) == 0 {
-                    return Err(SystemError::Fatal("the range is broken".into()));
-                }
+            if seen
+                && self.life.range.load(Ordering::SeqCst) >= 0
+                && self.life.range.fetch_sub(1, Ordering::SeqCst) == 0
+            {
+                return Err(SystemError::Fatal("the range is broken".into()));
             }
             if seen {
                 take(&[message(0, n as u64, entry)])?;

@@ -23,11 +23,12 @@ fn checkpoints(job: &JobSpec) -> String {
 /// The last committed checkpoint of a partition.
 fn checkpoint(broker: &Broker, job: &JobSpec, partition: i32) -> Checkpoint {
     let records = broker.committed(&checkpoints(job), partition).into_iter();
-    let found = records.filter_map(|(_, key, value)| match record::decode(Some(&key), value.as_deref()) {
-        Some(Record::Checkpoint(_, checkpoint)) => Some(checkpoint),
-        Some(Record::Owner(_) | Record::OwnerGone(_)) | None => None,
-    });
-    found.last().expect("a checkpoint")
+    let mut found =
+        records.filter_map(|(_, key, value)| match record::decode(Some(&key), value.as_deref()) {
+            Some(Record::Checkpoint(_, checkpoint)) => Some(checkpoint),
+            Some(Record::Owner(_) | Record::OwnerGone(_)) | None => None,
+        });
+    found.next_back().expect("a checkpoint")
 }
 
 /// A job that has run and ended in order.

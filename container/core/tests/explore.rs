@@ -357,7 +357,7 @@ impl World {
                     return Err(format!("{i} commits after a higher one restored or stopped the job"));
                 }
                 world.txn[i] = Txn::Committing;
-                world.containers[i].disks.iter_mut().for_each(|disk| drop(disk.rows.insert(i)));
+                world.containers[i].disks.iter_mut().for_each(|disk| disk.rows.extend([i]));
                 world.flush_store(i);
                 if run == Run::Commit && self.idles(i) { Run::IdleEnds } else { Run::Over }
             }
