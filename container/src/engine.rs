@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use task_api::system::{Message, SystemAdmin, SystemError, TopicHandle, TopicPartition};
+use task_api::system::{Message, SystemAdmin, SystemError, TopicHandle};
 use task_api::{FailedMessage, MessageBatch, StreamTask, TaskClock, TaskCoordinator, Timers};
 use task_core::commit::{Due, Pending, Schedule};
 use task_core::record::{Checkpoint, Restored};
@@ -23,6 +23,7 @@ use crate::failures::{Failed, Failures};
 use crate::inputs::{Inputs, Source};
 use crate::meters::{TaskMeters, ThreadMeters};
 use crate::points;
+use crate::restore::Log;
 use crate::stores::Store;
 use crate::stores::disk::TaskDisk;
 
@@ -51,8 +52,7 @@ pub(crate) struct TaskStore {
 /// Where a store's rows are logged.
 pub(crate) struct ChangelogOut {
     pub(crate) handle: TopicHandle,
-    pub(crate) at: TopicPartition,
-    pub(crate) topic_id: String,
+    pub(crate) log: Log,
 }
 
 /// One task.

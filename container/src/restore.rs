@@ -79,6 +79,18 @@ pub(crate) struct Log {
     pub(crate) keeps_tombstones_ms: u64,
 }
 
+impl Log {
+    /// The offsets row of a store that holds all below `offset`, as was read then.
+    pub(crate) fn row(&self, offset: u64, read_unix_ms: u64) -> OffsetsRow {
+        OffsetsRow {
+            topic_id: self.topic_id.clone(),
+            offset,
+            flushed_unix_ms: read_unix_ms,
+            keeps_tombstones_ms: Some(self.keeps_tombstones_ms),
+        }
+    }
+}
+
 /// What is known of a changelog topic.
 #[derive(Clone)]
 struct Topic {
@@ -307,19 +319,22 @@ impl Restore<'_> {
         let whole = log.now.low.min(log.now.high);
         if log.spec.kind == StoreKind::Memory {
             let plan = Plan::Full(Why::InMemory);
-            return Ok(StorePlan { log, plan, from: whole, since: unix_ms() });
+            let keeps_ms = log.now.keeps_tombstones_ms;
+            return Ok(StorePlan { log, plan, from: whole, since: unix_ms(), keeps_ms });
         }
         let local = disk.offsets_row(log.store)?.and_then(|row| OffsetsRow::decode(&row));
         let plan = match plan(local.as_ref(), &log.now, unix_ms()) {
             Plan::Full(Why::NoLocalState) if disk.was_set_aside() => Plan::Full(Why::Corrupt),
             plan => plan,
         };
-        let (from, since) = match (&plan, &local) {
+        let (from, since, keeps_ms) = match (&plan, &local) {
             // The rows that are here were read by then, and need the tombstones that were there then.
-            (Plan::FromLocal { from }, Some(local)) => (*from, local.flushed_unix_ms),
-            (Plan::FromLocal { .. } | Plan::Full(_), _) => (whole, unix_ms()),
+            (Plan::FromLocal { from }, Some(local)) => {
+                (*from, local.flushed_unix_ms, log.now.trusts_ms(local))
+            }
+            (Plan::FromLocal { .. } | Plan::Full(_), _) => (whole, unix_ms(), log.now.keeps_tombstones_ms),
         };
-        Ok(StorePlan { log, plan, from, since })
+        Ok(StorePlan { log, plan, from, since, keeps_ms })
     }
 
     /// Reads a store's changelog into it. Returns the rows of a store in memory.
@@ -337,8 +352,7 @@ impl Restore<'_> {
         let mut memory = (of.log.spec.kind == StoreKind::Memory).then(MemoryRows::default);
         let is_empty = matches!(of.plan, Plan::Full(_));
         let mut fill = Fill::new(disk, name, is_empty, ttl, chunk_bytes);
-        let mark =
-            OffsetsRow { topic_id: of.log.now.topic_id.clone(), offset: of.from, flushed_unix_ms: of.since };
+        let mark = of.mark();
         fill.mark_with(mark.clone());
         let mut failed = None;
         let next = Cell::new(of.from);
@@ -381,7 +395,8 @@ impl Restore<'_> {
             drop(fill);
             warn!(store = name, "reading took longer than the changelog keeps tombstones: reading all of it");
             let plan = Plan::Full(Why::TooOld);
-            let whole = StorePlan { log: of.log, plan, from: of.log.now.low.min(high), since: unix_ms() };
+            let (from, keeps_ms) = (of.log.now.low.min(high), of.log.now.keeps_tombstones_ms);
+            let whole = StorePlan { log: of.log, plan, from, since: unix_ms(), keeps_ms };
             return self.fill(disk, &whole, chunk_bytes, progress);
         }
         let rows = match &memory {
@@ -467,6 +482,8 @@ struct StorePlan<'n> {
     from: u64,
     /// When the first of its rows was read, unix ms: no tombstone that was there then may be missed.
     since: u64,
+    /// For how long after `since` no tombstone is missed, ms.
+    keeps_ms: u64,
 }
 
 impl StorePlan<'_> {
@@ -491,9 +508,18 @@ impl StorePlan<'_> {
         self.log.spec.kind == StoreKind::RocksDb
             && (self.from < self.high() || matches!(self.plan, Plan::Full(_)))
     }
+    /// The offsets row of what is there before anything is read.
+    fn mark(&self) -> OffsetsRow {
+        OffsetsRow {
+            topic_id: self.log.now.topic_id.clone(),
+            offset: self.from,
+            flushed_unix_ms: self.since,
+            keeps_tombstones_ms: Some(self.keeps_ms),
+        }
+    }
     fn is_too_old(&self, now_unix_ms: u64) -> bool {
         let age = now_unix_ms.saturating_sub(self.since);
-        matches!(self.plan, Plan::FromLocal { .. }) && age >= self.log.now.keeps_tombstones_ms
+        matches!(self.plan, Plan::FromLocal { .. }) && age >= self.keeps_ms
     }
 }
 

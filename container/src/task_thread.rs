@@ -226,11 +226,9 @@ impl Desk<'_> {
                 let (full, clock) = (Rc::clone(&self.full), self.clock.clone());
                 let store = Store::new(name, spec, self.limits[name], below, full, clock, &metrics);
                 let changelog = match restored.changelogs.get(name) {
-                    Some(log) => Some(ChangelogOut {
-                        handle: outputs.state_topic(&log.at.topic)?,
-                        at: log.at.clone(),
-                        topic_id: log.topic_id.clone(),
-                    }),
+                    Some(log) => {
+                        Some(ChangelogOut { handle: outputs.state_topic(&log.at.topic)?, log: log.clone() })
+                    }
                     None => None,
                 };
                 stores.push(TaskStore { store: Rc::new(RefCell::new(store)), changelog });

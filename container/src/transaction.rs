@@ -6,7 +6,6 @@ use task_api::StreamTask;
 use task_api::system::{SystemError, TopicHandle, TopicPartition};
 use task_core::commit::{CommitStep, Due, Ends, Flush, Pending, Positions, Schedule, steps};
 use task_core::record::{self, Checkpoint};
-use task_core::restore::OffsetsRow;
 use tracing::{debug, warn};
 use types::{Incarnation, TaskName, Timestamp};
 
@@ -80,7 +79,7 @@ fn drain<T: StreamTask>(engine: &mut Engine<T>) -> Result<(), SystemError> {
         let mut of = store.store.borrow_mut();
         of.cache().visit_dirty(|(key, value)| {
             rows += 1;
-            outputs.send_state(changelog.handle, changelog.at.partition, key, value)
+            outputs.send_state(changelog.handle, changelog.log.at.partition, key, value)
         })?;
     }
     engine.meters.changelog_rows.add(rows);
@@ -147,7 +146,7 @@ fn changelog_ends<T: StreamTask>(engine: &mut Engine<T>) -> Result<Option<Ends>,
         .tasks
         .iter()
         .flat_map(|task| &task.stores)
-        .filter_map(|store| store.changelog.as_ref().map(|log| log.at.clone()))
+        .filter_map(|store| store.changelog.as_ref().map(|log| log.log.at.clone()))
         .collect();
     if logs.is_empty() {
         return Ok(Some(Ends::new(Vec::new(), unix_ms())));
@@ -211,13 +210,12 @@ fn flush_stores<T: StreamTask>(
             batch.write()?;
         }
         let mut batch = disk.batch();
-        for (store, log) in logged() {
+        for (store, out) in logged() {
             let mut of = store.store.borrow_mut();
             of.write_below()?;
             let Some((ends, read_at)) = &mut ends_of else { continue };
             let offset = *ends.next().expect("one end was read for each changelog");
-            let row = OffsetsRow { topic_id: log.topic_id.clone(), offset, flushed_unix_ms: *read_at };
-            batch.offsets_row(of.name(), &row.encode())?;
+            batch.offsets_row(of.name(), &out.log.row(offset, *read_at).encode())?;
         }
         points::at("rows-written");
         // After the rows: rows without their offsets row are only read once more.

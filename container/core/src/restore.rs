@@ -16,6 +16,10 @@ pub struct OffsetsRow {
     pub offset: u64,
     /// When that was true, unix ms.
     pub flushed_unix_ms: u64,
+    /// For how long the topic kept tombstones then, ms. Where that was made longer since, what came after the rows was
+    /// still kept by the shorter time. None: a row of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeps_tombstones_ms: Option<u64>,
 }
 
 impl OffsetsRow {
@@ -42,6 +46,15 @@ pub struct Changelog {
     pub high: u64,
     /// For how long the topic keeps tombstones, ms (`delete.retention.ms`).
     pub keeps_tombstones_ms: u64,
+}
+
+impl Changelog {
+    /// For how long after they were written rows with this offsets row may be trusted to miss no tombstone, ms.
+    #[must_use]
+    pub fn trusts_ms(&self, local: &OffsetsRow) -> u64 {
+        // An earlier version did not look at the topic: no more is certain than Kafka's default.
+        self.keeps_tombstones_ms.min(local.keeps_tombstones_ms.unwrap_or(types::DELETE_RETENTION_MS))
+    }
 }
 
 /// Where a restore reads from.
@@ -106,10 +119,11 @@ pub fn plan(local: Option<&OffsetsRow>, changelog: &Changelog, now_unix_ms: u64)
         return Plan::Full(Why::AheadOfChangelog);
     }
     // A small step back of the clock is taken for none: it is small beside what is kept.
-    if local.flushed_unix_ms.saturating_sub(now_unix_ms) > changelog.keeps_tombstones_ms / 8 {
+    let trusts_ms = changelog.trusts_ms(local);
+    if local.flushed_unix_ms.saturating_sub(now_unix_ms) > trusts_ms / 8 {
         return Plan::Full(Why::ClockWentBack);
     }
-    if now_unix_ms.saturating_sub(local.flushed_unix_ms) >= changelog.keeps_tombstones_ms {
+    if now_unix_ms.saturating_sub(local.flushed_unix_ms) >= trusts_ms {
         return Plan::Full(Why::TooOld);
     }
     Plan::FromLocal { from: local.offset }
@@ -127,7 +141,22 @@ mod tests {
         Changelog { topic_id: "a".into(), low: 10, high: 100, keeps_tombstones_ms: DAY }
     }
     fn row(topic_id: &str, offset: u64, flushed_unix_ms: u64) -> OffsetsRow {
-        OffsetsRow { topic_id: topic_id.into(), offset, flushed_unix_ms }
+        let keeps_tombstones_ms = Some(DAY);
+        OffsetsRow { topic_id: topic_id.into(), offset, flushed_unix_ms, keeps_tombstones_ms }
+    }
+
+    #[test]
+    fn tombstones_that_are_kept_for_longer_since_do_not_make_older_rows_good() {
+        let week = Changelog { keeps_tombstones_ms: 7 * DAY, ..changelog() };
+        let hour = Changelog { keeps_tombstones_ms: DAY / 24, ..changelog() };
+        assert_eq!(plan(Some(&row("a", 50, 0)), &week, DAY - 1), Plan::FromLocal { from: 50 });
+        assert_eq!(plan(Some(&row("a", 50, 0)), &week, DAY), Plan::Full(Why::TooOld));
+        assert_eq!(plan(Some(&row("a", 50, 0)), &hour, DAY / 24), Plan::Full(Why::TooOld));
+        let since = OffsetsRow { keeps_tombstones_ms: Some(7 * DAY), ..row("a", 50, 0) };
+        assert_eq!(plan(Some(&since), &week, 6 * DAY), Plan::FromLocal { from: 50 });
+        let earlier = br#"{"topic_id":"a","offset":50,"flushed_unix_ms":0}"#;
+        let earlier = OffsetsRow::decode(earlier).expect("a row of an earlier version");
+        assert_eq!(plan(Some(&earlier), &week, DAY), Plan::Full(Why::TooOld));
     }
 
     #[test]

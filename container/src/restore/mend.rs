@@ -11,7 +11,6 @@ use task_api::StoreError;
 use task_api::system::{Isolation, Message, SystemAdmin, SystemError, TopicHandle, TopicPartition};
 use task_core::commit::Ends;
 use task_core::lost::From;
-use task_core::restore::OffsetsRow;
 use tracing::info;
 use types::{Incarnation, JobSpec, JobTopics, TaskModel};
 
@@ -88,8 +87,8 @@ pub(crate) fn mend(
     let offsets: BTreeMap<&str, u64> =
         logs.iter().zip(positions.offsets()).map(|((store, _), end)| (store.as_str(), *end)).collect();
     for store in mends.keys() {
-        let topic_id = restored.changelogs[store].topic_id.clone();
-        let row = OffsetsRow { topic_id, offset: offsets[store.as_str()], flushed_unix_ms: read_at };
+        let log = &restored.changelogs[store];
+        let row = log.row(offsets[store.as_str()], read_at);
         batch.offsets_row(store, &row.encode())?;
     }
     batch.memory(Some(&memory_of(&job.job, &task.name, &restored.checkpoint)))?;

@@ -102,7 +102,12 @@ fn leave(job: &JobSpec, state: &Path, row: &OffsetsRow) {
 #[test]
 fn why_local_state_is_of_no_use_is_told_and_everything_is_restored() {
     let job = crate::tests::job(Delivery::ExactlyOnce, true);
-    let valid = OffsetsRow { topic_id: "id of changelog".into(), offset: 2, flushed_unix_ms: unix_ms() };
+    let valid = OffsetsRow {
+        topic_id: "id of changelog".into(),
+        offset: 2,
+        flushed_unix_ms: unix_ms(),
+        keeps_tombstones_ms: None,
+    };
     let cases = [
         (OffsetsRow { topic_id: "another".into(), ..valid.clone() }, "the changelog topic was recreated"),
         (OffsetsRow { offset: 6, ..valid.clone() }, "the changelog ends before the local state"),
