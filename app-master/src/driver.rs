@@ -97,6 +97,8 @@ const TOPOLOGY_EVERY: Duration = Duration::from_secs(10);
 const CONTAINER_BEAT_MS: u64 = 500;
 /// This process ends so long after the job's end at the latest.
 const LINGER: Duration = Duration::from_secs(30);
+/// SIGTERM.
+const TERM: i32 = 15;
 
 struct RmSession {
     number: u64,
@@ -200,8 +202,9 @@ impl Driver {
             tokio::select! {
                 biased;
                 () = shutdown.wait() => {
-                    tracing::info!("told to end; containers run on");
-                    return 0;
+                    let signal = shutdown.signal().unwrap_or(TERM);
+                    tracing::info!(signal, "told to end; containers run on");
+                    return 128 + signal;
                 }
                 input = self.inbox.recv() => {
                     let Some(input) = input else { return 1 };

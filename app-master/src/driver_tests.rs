@@ -207,7 +207,7 @@ async fn it_registers_asks_near_leaders_welcomes_its_containers_and_stops_the_jo
     drop((tx, rx));
     let caller = timeout(SOON, rm.callers.recv()).await.expect("it dials again").expect("the listener lives");
     caller.refuse("app is already over".into());
-    assert_eq!(timeout(SOON, master).await.expect("in time").expect("no panic").expect("no error"), 0);
+    assert_eq!(timeout(SOON, master).await.expect("in time").expect("no panic").expect("no error"), 143);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -250,7 +250,7 @@ async fn it_waits_for_its_input_and_comes_back_to_a_restarted_resource_manager_w
     assert_eq!(dialled.welcome.attempt, 1);
 
     shutdown.begin();
-    assert_eq!(timeout(SOON, master).await.expect("in time").expect("no panic").expect("no error"), 0);
+    assert_eq!(timeout(SOON, master).await.expect("in time").expect("no panic").expect("no error"), 143);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

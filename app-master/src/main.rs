@@ -42,7 +42,7 @@ use crate::systems::{KafkaSystems, Systems};
 Started by a node manager, never by hand: all its settings come from the environment (SAMZA_APP_ID,
 SAMZA_ATTEMPT, SAMZA_CONTAINER_ID, SAMZA_JOB_FILE, SAMZA_RM, SAMZA_NODE_HOST, SAMZA_TOKEN_FILE).
 
-Exit codes: 0 the job is over, or it was told to end; 90 a newer application master has taken over; 1 anything else.
+Exit codes: 0 the job is over; 143 (130) SIGTERM (SIGINT) told it to end; 90 a newer application master has taken over; 1 anything else.
 
 Example: samza-submit job.toml    (the resource manager then has a node manager start an app-master)"
 )]

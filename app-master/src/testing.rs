@@ -61,6 +61,7 @@ pub fn spec() -> JobSpec {
             timers: false,
             concurrency: 16,
             state_lost: StateLost::Fail,
+            stuck_after_ms: Some(types::STUCK_AFTER_MS),
             config: BTreeMap::new(),
         },
         systems: BTreeMap::from([("kafka".to_owned(), kafka)]),

@@ -274,7 +274,7 @@ impl Slot<'_> {
         reasons
     }
 
-    /// One word, and how far a restore is.
+    /// One word, and how far a restore is, or which call of a task has not returned for a while.
     #[must_use]
     pub fn state(&self) -> String {
         let Some(run) = self.live() else { return "waiting".to_owned() };
@@ -283,7 +283,12 @@ impl Slot<'_> {
         }
         let Some(said) = self.current() else { return "running".to_owned() };
         if said.status.phase != ContainerPhase::Restoring {
-            return word(&said.status.phase);
+            let phase = word(&said.status.phase);
+            let calls = said.status.tasks.iter().filter_map(|task| task.call.as_ref());
+            return match calls.max_by_key(|call| call.age_ms).filter(|call| call.age_ms >= LONG_CALL_MS) {
+                Some(call) => format!("{phase}, in {} for {} s", call.what, call.age_ms / 1_000),
+                None => phase,
+            };
         }
         let restores = || said.status.tasks.iter().filter_map(|task| task.restore.as_ref());
         let (done, total) = restores().fold((0, 0), |(done, total), r| (done + r.done, total + r.total));
@@ -295,6 +300,9 @@ impl Slot<'_> {
         }
     }
 }
+
+/// A call that takes so long is worth a word.
+const LONG_CALL_MS: u64 = 10_000;
 
 /// The word that JSON has for a state.
 #[must_use]

@@ -2,8 +2,8 @@
 //! follows.
 //!
 //! `[task] config`: `output` (a stream) gets `key → count` for each message. `fault` is `exit` (code 3), `fail`
-//! (the task's error), `hog` (memory without end), `fork` (a child that leaves the process tree) or `slow` (10 ms a
-//! message). It strikes from the task's message `fault-at` on (from 1, the default), in task `fault-task` (default:
+//! (the task's error), `hog` (memory without end), `fork` (a child that leaves the process tree), `slow` (10 ms a
+//! message, or `fault-ms`) or `hang` (for ever). It strikes from the task's message `fault-at` on (from 1, the default), in task `fault-task` (default:
 //! any); if `fault-when` names a file, then once, at the message at which it could remove that file.
 //! `spin = "true"` keeps one CPU busy. `pad = "<bytes>"` makes state large: each key has, in store `pads`, a value of
 //! so many bytes that do not compress, and it is checked whenever the key is seen again.
@@ -23,7 +23,8 @@ enum Fault {
     Fail,
     Hog,
     Fork,
-    Slow,
+    Slow(Duration),
+    Hang,
 }
 
 /// One task.
@@ -55,7 +56,11 @@ impl StreamTask for Counter {
             Some("fail") => Some(Fault::Fail),
             Some("hog") => Some(Fault::Hog),
             Some("fork") => Some(Fault::Fork),
-            Some("slow") => Some(Fault::Slow),
+            Some("slow") => {
+                let ms = config("fault-ms").map_or(Ok(10), |text| text.parse())?;
+                Some(Fault::Slow(Duration::from_millis(ms)))
+            }
+            Some("hang") => Some(Fault::Hang),
             Some(other) => return Err(format!("unknown fault `{other}`").into()),
         };
         let elsewhere = config("fault-task").is_some_and(|task| task != context.task.0);
@@ -126,10 +131,19 @@ fn noise(key: &str, bytes: usize) -> Vec<u8> {
 }
 
 impl Counter {
+    /// Has a name that a stack can show.
+    #[inline(never)]
+    fn hang(&self) {
+        while self.fault.is_some() {
+            std::thread::park();
+        }
+    }
+
     fn go_wrong(&mut self) -> TaskResult {
         match self.fault {
             None => {}
-            Some(Fault::Slow) => std::thread::sleep(Duration::from_millis(10)),
+            Some(Fault::Slow(time)) => std::thread::sleep(time),
+            Some(Fault::Hang) => self.hang(),
             Some(Fault::Exit) => std::process::exit(3),
             Some(Fault::Fail) => return Err(format!("told to fail at message {}", self.seen).into()),
             Some(Fault::Fork) => {

@@ -1,16 +1,33 @@
 //! What a container's threads say of themselves, for the application master: written a few times a second by each
 //! task thread, read by the session.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
-use types::{ContainerModel, ContainerPhase, ContainerStatus, TaskName, TaskStatus};
+use types::{CallStatus, ContainerModel, ContainerPhase, ContainerStatus, TaskName, TaskStatus};
+
+use crate::pulse::Pulse;
+
+/// Who told a container to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// One of its tasks: it is done.
+    Task,
+    /// A signal, by its number.
+    Signal(i32),
+    /// Its application master.
+    Master,
+    /// A thread of it that failed.
+    Failure,
+}
 
 /// Shared by all threads of a container.
 #[derive(Debug, Default)]
 pub(crate) struct Board {
     inner: Mutex<Inner>,
     stop: AtomicBool,
+    /// Who said it first.
+    told: Mutex<Option<Told>>,
 }
 
 #[derive(Debug, Default)]
@@ -18,6 +35,8 @@ struct Inner {
     status: ContainerStatus,
     /// By task thread; the container is where its last thread is.
     phases: Vec<ContainerPhase>,
+    /// By task thread.
+    pulses: Vec<Arc<Pulse>>,
 }
 
 fn order(phase: &ContainerPhase) -> u8 {
@@ -40,6 +59,7 @@ impl Board {
     pub(crate) fn begin(&self, model: &ContainerModel, threads: usize) {
         let mut inner = self.lock();
         inner.phases = vec![ContainerPhase::Starting; threads];
+        inner.pulses = (0..threads).map(|_| Arc::default()).collect();
         inner.status.tasks = model
             .tasks
             .iter()
@@ -79,13 +99,33 @@ impl Board {
         self.lock().status.clone()
     }
 
-    /// Every thread shall commit and end.
-    pub(crate) fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
+    /// What `task` has been called for since a while; none: nothing of the kind.
+    pub(crate) fn call(&self, task: &TaskName, call: Option<CallStatus>) {
+        self.task(task, |status| status.call = call);
+    }
+
+    /// The pulse of a task thread.
+    pub(crate) fn pulse(&self, thread: usize) -> Arc<Pulse> {
+        self.lock().pulses.get(thread).cloned().unwrap_or_default()
+    }
+    /// Of all task threads.
+    pub(crate) fn pulses(&self) -> Vec<Arc<Pulse>> {
+        self.lock().pulses.clone()
+    }
+
+    /// Every thread shall commit and end, from the next message on.
+    pub(crate) fn stop(&self, told: Told) {
+        self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(told);
+        self.stop.store(true, Ordering::SeqCst);
+        self.lock().pulses.iter().for_each(|pulse| pulse.ring());
     }
     /// Whether it shall.
     pub(crate) fn is_stopping(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.stop.load(Ordering::SeqCst)
+    }
+    /// Who said so first.
+    pub(crate) fn told(&self) -> Option<Told> {
+        *self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

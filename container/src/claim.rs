@@ -3,19 +3,23 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use task_api::system::{SystemAdmin, SystemError, TopicPartition};
+use task_api::system::{Isolation, Message, SystemAdmin, SystemError, TopicPartition};
 use task_core::ownership::{self, Claim, Claimant, Claimed, OwnerRecord, Partitions, Phase, Purpose};
-use task_core::record::Checkpoint;
+use task_core::record::{self, Checkpoint, Record};
 use tracing::{debug, info, warn};
 use types::{JobSpec, JobTopics, TaskModel, TaskName};
 
 use crate::board::Board;
 use crate::collector::Outputs;
 use crate::end::End;
+use crate::engine::Engine;
 use crate::points;
 
 /// How long a start order may go without getting on.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long it may take to find out who has fenced a thread.
+const RIVAL_PATIENCE: Duration = Duration::from_secs(15);
 
 /// How many reads, or fences, run at once.
 const SIDE_BY_SIDE: usize = 8;
@@ -125,4 +129,70 @@ impl Claimant for Starting<'_> {
             }
         });
     }
+}
+
+/// What it means that a broker no longer takes the producer of `engine`, which it said by `why`: that somebody else owns
+/// its tasks only if there is such an owner. Brokers say the same of a transaction that was open for too long.
+pub(crate) fn who_fenced<T>(engine: &Engine<T>, why: String) -> End {
+    let partitions = engine
+        .tasks
+        .iter()
+        .map(|task| TopicPartition { topic: engine.checkpoint_topic.clone(), partition: task.partition });
+    let (since, mut again) = (Instant::now(), 0);
+    let rival = loop {
+        let found = partitions.clone().find_map(|at| rival(&engine.owner, &at, &*engine.admin).transpose());
+        match found.transpose() {
+            Err(SystemError::Retriable(_)) if since.elapsed() < RIVAL_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(50 << again.min(4)));
+                again += 1;
+            }
+            found => break found,
+        }
+    };
+    let seconds = |time: Duration| format!("{:.1} s", time.as_secs_f64());
+    match (rival, engine.outputs.overtime()) {
+        (Ok(Some(rival)), _) => End::Fenced(format!("{why}; {rival} owns its tasks now")),
+        (Err(unread), _) => End::Failed(format!(
+            "{why}; whether somebody else owns its tasks cannot be told, their owners are not readable: {unread}"
+        )),
+        (Ok(None), Some((open, most))) => End::TransactionTimeout(format!(
+            "the transaction was open for {}, longer than transaction.timeout.ms = {}, so the broker has aborted it \
+             ({why}); nobody else owns the tasks. A call of a task, a commit or a pause of the whole process took too \
+             long",
+            seconds(open),
+            most.as_millis()
+        )),
+        (Ok(None), None) => End::Failed(format!(
+            "the broker no longer takes this producer ({why}), but nobody else owns the tasks: somebody has aborted its \
+             transaction or used its transactional id"
+        )),
+    }
+}
+
+/// The owner of a partition that is above `me`, or whoever has fenced it.
+fn rival(
+    me: &OwnerRecord,
+    at: &TopicPartition,
+    admin: &dyn SystemAdmin,
+) -> Result<Option<String>, SystemError> {
+    let high = admin.high_watermarks(std::slice::from_ref(at), RIVAL_PATIENCE)?;
+    let mut found = None;
+    let mut take = |messages: &[Message<'_>]| {
+        for message in messages {
+            match record::decode(message.key, message.value) {
+                Some(Record::Owner(owner)) if (owner.incarnation, &owner.id) > (me.incarnation, &me.id) => {
+                    found = Some(owner.id);
+                }
+                // Only who has fenced an owner says that it is gone.
+                Some(Record::OwnerGone(id)) if id == me.id => {
+                    found.get_or_insert_with(|| "a newer owner".to_owned());
+                }
+                Some(Record::Owner(_) | Record::OwnerGone(_) | Record::Checkpoint(..)) | None => {}
+            }
+        }
+        Ok(())
+    };
+    let until = high.first().copied().unwrap_or_default();
+    admin.read_range(at, 0, until, Isolation::ReadUncommitted, &mut take)?;
+    Ok(found)
 }

@@ -1,7 +1,7 @@
 //! Where a thread's messages go: outputs (joined to the transaction or not), changelogs and checkpoints.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use task_api::dead_letter::{Form, after_refusal};
 use task_api::metrics::{Counter, MetricsRegistry};
@@ -15,7 +15,8 @@ use types::{Delivery, JobSpec, OnError, SystemStream};
 
 use crate::systems::{System, Systems, home, largest_output};
 
-/// How long a flush or a commit may take before the container gives up.
+/// How long a flush may go without a delivery, or a commit without an answer, before the container gives up. A commit is
+/// waited for at least as long as its transaction may be open.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A stream's way.
@@ -34,6 +35,8 @@ pub(crate) struct Outputs {
     transactional: Box<dyn TransactionalProducer>,
     in_transaction: bool,
     contents: Contents,
+    /// When the last transaction began.
+    began: Option<Instant>,
     /// Made when first needed: system and producer.
     plain: Vec<(String, Box<dyn SystemProducer>)>,
     /// A plain producer has messages since its last flush.
@@ -67,6 +70,7 @@ impl Outputs {
             transactional,
             in_transaction: false,
             contents: Contents::default(),
+            began: None,
             plain: Vec::new(),
             plain_unflushed: false,
             routes: Vec::new(),
@@ -92,6 +96,7 @@ impl Outputs {
         if !self.in_transaction {
             self.transactional.begin()?;
             self.in_transaction = true;
+            self.began = Some(Instant::now());
         }
         Ok(())
     }
@@ -121,16 +126,26 @@ impl Outputs {
 
     /// Commits the transaction; returns what that proves.
     pub(crate) fn commit(&mut self) -> Result<Option<Proof>, SystemError> {
-        self.transactional.commit(PATIENCE).map_err(|error| match error {
+        // With as much patience as there is progress; then only the coordinator's answer is missing.
+        let patience = PATIENCE.max(self.transactional.timeout());
+        let committed = self.transactional.flush(PATIENCE).and_then(|()| self.transactional.commit(patience));
+        committed.map_err(|error| match error {
             SystemError::Refused(why) => SystemError::Fatal(format!(
                 "{why}: a refusal inside a transaction ends it, whatever [errors] send says; make the topic take such \
                  messages, or send none"
             )),
             other => other,
         })?;
-        self.in_transaction = false;
+        (self.in_transaction, self.began) = (false, None);
         self.sent = 0;
         Ok(self.contents.committed())
+    }
+
+    /// If the transaction that is open, or was when it failed, is open for longer than it may be: for how long, and for
+    /// how long it may.
+    pub(crate) fn overtime(&self) -> Option<(Duration, Duration)> {
+        let (open, most) = (self.began?.elapsed(), self.transactional.timeout());
+        (open > most).then_some((open, most))
     }
 
     /// Lets readers of the outputs go on; a successor would do it as well.

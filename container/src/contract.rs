@@ -13,11 +13,14 @@ use types::{ContainerModel, JobSpec, JobTopics, SystemStream, SystemStreamPartit
 
 use crate::asynchronous::OnRuntime;
 use crate::board::Board;
-use crate::clock::Clock;
+use crate::clock::{Clock, SetTime};
 use crate::container::run_threads;
 use crate::end::End;
 use crate::fake::{Broker, FakeSystem};
 use crate::tests::{folder, shared};
+
+#[path = "contract/time.rs"]
+mod time;
 
 /// What happened, in order; shared by all tasks of a test.
 pub(crate) type Story = Arc<Mutex<Vec<String>>>;
@@ -86,7 +89,7 @@ impl<'a> Life<'a> {
         let system = FakeSystem::new(self.broker, None, None, stop);
         let mut shared = shared(self.job, self.seq, self.state, &system, &board);
         (shared.clock, shared.metrics) = (self.clock, self.metrics);
-        run_threads(&shared, &self.model, &factory)
+        run_threads(&shared, &self.model, &factory).map(drop)
     }
 }
 
@@ -341,7 +344,7 @@ fn timers_survive_a_restart_and_go_off_once() {
     let job = job("task = { inputs = [\"kafka.in\"], timers = true }");
     let broker = broker(&job, &["in"], 1);
     fill(&broker, "in", 0, &["a"]);
-    let (story, time) = (Story::default(), Arc::new(AtomicU64::new(5_000)));
+    let (story, time) = (Story::default(), SetTime::at(5_000));
     let live = |seq| {
         // A disk of its own each time: the timers come from the changelog.
         let state = folder();
@@ -352,10 +355,10 @@ fn timers_survive_a_restart_and_go_off_once() {
         told(&story)
     };
     assert_eq!(live(1), Vec::<String>::new());
-    time.store(5_999, Ordering::Relaxed);
+    time.set(5_999);
     fill(&broker, "in", 0, &["b"]);
     assert_eq!(live(2), Vec::<String>::new());
-    time.store(7_000, Ordering::Relaxed);
+    time.set(7_000);
     assert_eq!(live(3), ["a at 6000", "b at 6999"]);
     assert_eq!(live(4), Vec::<String>::new());
 }

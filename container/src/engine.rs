@@ -1,9 +1,11 @@
 //! One task thread at work: batches to tasks, windows, timers, commits.
 //!
 //! Per message there is no allocation, lock, system call or look at the clock of ours: a batch is cut into runs of one
-//! partition, each run goes to its task in one call, and two flags are looked at after each message.
+//! partition, each run goes to its task in one call, and two flags are looked at after each message. One of them is the
+//! thread's bell ([`crate::pulse`]): it rings when a commit, a window or a timer is due or the thread is to stop, and
+//! whatever is not done by then waits until that is.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,21 +13,26 @@ use std::time::Duration;
 use task_api::system::{Message, SystemAdmin, SystemError, TopicHandle};
 use task_api::{FailedMessage, MessageBatch, StreamTask, TaskClock, TaskCoordinator, Timers};
 use task_core::commit::{Due, Pending, Schedule};
+use task_core::ownership::OwnerRecord;
 use task_core::record::{Checkpoint, Restored};
-use tracing::{info, warn};
+use tracing::warn;
 use types::{Incarnation, JobId, TaskName, Timestamp};
 
-use crate::board::Board;
+use crate::board::{Board, Told};
 use crate::clock::Clock;
 use crate::collector::Outputs;
-use crate::end::End;
+use crate::due::unforgiven;
+use crate::end::{End, Over};
 use crate::failures::{Failed, Failures};
 use crate::inputs::{Inputs, Source};
 use crate::meters::{TaskMeters, ThreadMeters};
+use crate::pace::Pace;
 use crate::points;
+use crate::pulse::{Pulse, Stage};
 use crate::restore::Log;
 use crate::stores::Store;
 use crate::stores::disk::TaskDisk;
+use crate::stores::link::Link;
 
 /// The longest wait for messages: a stop is seen within it.
 const LONGEST_POLL_MS: u64 = 100;
@@ -41,7 +48,6 @@ const TELL_MS: u64 = 1_000;
 const LOOK_MS: u64 = 1_000;
 /// How long the end waits until they know.
 const LAST_TELL: Duration = Duration::from_secs(1);
-
 /// One store of a task.
 pub(crate) struct TaskStore {
     pub(crate) store: Rc<RefCell<Store>>,
@@ -78,6 +84,9 @@ pub(crate) struct Task<T> {
 pub(crate) struct Engine<T> {
     pub(crate) job: JobId,
     pub(crate) incarnation: Incarnation,
+    /// Its own owner record, and where those of its tasks are.
+    pub(crate) owner: OwnerRecord,
+    pub(crate) checkpoint_topic: String,
     pub(crate) thread: usize,
     pub(crate) board: Arc<Board>,
     /// The home system's.
@@ -100,9 +109,11 @@ pub(crate) struct Engine<T> {
 /// What a thread has at hand.
 #[derive(Default)]
 pub(crate) struct Work {
-    /// Set by a store whose cache is full: a commit must come before the next message.
-    pub(crate) full: Rc<Cell<bool>>,
-    coordinator: TaskCoordinator,
+    /// With the thread's stores; and its pulse.
+    pub(crate) link: Rc<Link>,
+    pub(crate) pulse: Arc<Pulse>,
+    pace: Pace,
+    pub(crate) coordinator: TaskCoordinator,
     pub(crate) commit_requested: bool,
     /// Why a task's method made the thread end; told to systems as an error of theirs.
     pub(crate) failed: Option<End>,
@@ -111,7 +122,13 @@ pub(crate) struct Work {
     /// Messages processed and transactions committed since the last report.
     unreported: u64,
     pub(crate) commits: u64,
-    next_window: Timestamp,
+    pub(crate) next_window: Timestamp,
+    /// The first task whose window of this round is still to come.
+    pub(crate) window_of: usize,
+    /// The task whose timers go off first.
+    pub(crate) timers_of: usize,
+    /// The source whose held messages come first.
+    held_from: usize,
     next_report: Timestamp,
     /// Something was committed since systems were told.
     pub(crate) untold: bool,
@@ -119,19 +136,29 @@ pub(crate) struct Work {
     pub(crate) next_warning: Timestamp,
     next_look: Timestamp,
     /// Every input of every task is over; none if nobody has looked yet.
-    over: Option<bool>,
+    pub(crate) over: Option<bool>,
     /// What comes is held, because the thread is to stop.
     pub(crate) holding: bool,
 }
 
 impl Work {
-    pub(crate) fn new(full: Rc<Cell<bool>>) -> Work {
-        Work { full, ..Work::default() }
+    pub(crate) fn new(link: Rc<Link>) -> Work {
+        Work { pulse: Arc::clone(&link.pulse), link, ..Work::default() }
     }
 
-    /// Whether a commit must come before the next message.
+    /// Whether something must come before the next message.
+    pub(crate) fn must_return(&self) -> bool {
+        self.pulse.is_rung() || self.coordinator.is_set()
+    }
+
+    /// Whether what comes may go to its task.
+    fn may_give(&self) -> bool {
+        !self.holding && !self.must_return() && self.pace.left() > 0
+    }
+
+    /// Whether a commit must come before the next call of any kind.
     pub(crate) fn must_commit(&self) -> bool {
-        self.full.get() || self.coordinator.is_set()
+        self.pulse.is_full() || self.coordinator.is_set()
     }
 }
 
@@ -140,8 +167,8 @@ impl<T: StreamTask> Engine<T> {
     ///
     /// # Errors
     /// What failed; nothing since the last commit is committed.
-    pub(crate) fn run(&mut self) -> Result<(), End> {
-        let mut ended = self.work().and_then(|()| self.close());
+    pub(crate) fn run(&mut self) -> Result<Over, End> {
+        let mut ended = self.work().and_then(|over| self.close().map(|()| over));
         if let Err(End::Failed(why)) = &ended {
             match self.outputs.abort() {
                 Ok(()) => {}
@@ -152,6 +179,9 @@ impl<T: StreamTask> Engine<T> {
                 Err(error) => warn!(%error, "cannot abort the transaction: the next owner will"),
             }
         }
+        if let Err(End::Fenced(why)) = ended {
+            ended = Err(crate::claim::who_fenced(self, why));
+        }
         if ended.is_ok() && std::mem::take(&mut self.work.untold) {
             // What is told last is what tools show until the job runs again.
             self.inputs.tell_committed(LAST_TELL);
@@ -160,21 +190,22 @@ impl<T: StreamTask> Engine<T> {
         ended
     }
 
-    fn work(&mut self) -> Result<(), End> {
+    fn work(&mut self) -> Result<Over, End> {
         self.work.next_window = self.clock.now().plus(self.window_ms.unwrap_or(0));
         self.inputs.wake_this_thread();
         // A start that was decided, such as the newest message, is decided once.
         self.work.commit_requested |= self.inputs.have_moved();
+        self.work.window_of = self.tasks.len();
         loop {
-            let now = self.clock.now();
             self.task_clock.set(self.clock.unix_ms());
             if let Some(what) = self.inputs.topic_made_again() {
                 return Err(End::Failed(format!("reading: {what}")));
             }
-            self.windows(now)?;
+            self.windows()?;
             self.timers()?;
             self.complete(false)?;
             let over = self.end_streams()?;
+            let now = self.clock.now();
             let mut pending = self.pending(over, now);
             let stopping = pending.stopping;
             if stopping && !over {
@@ -186,12 +217,13 @@ impl<T: StreamTask> Engine<T> {
                 self.commit(due, pending, now)?;
             }
             if stopping {
-                return Ok(());
+                return Ok(if over { Over::Inputs } else { Over::Told });
             }
             self.report(now, false);
+            self.arm(true);
             self.inputs.arrange(now).map_err(|error| End::from(error).during("reading"))?;
             let took = self.take_held(now)?;
-            if !self.work.must_commit() {
+            if !self.work.must_return() {
                 let patience = if took { Duration::ZERO } else { self.patience(now, pending) };
                 self.poll(now, patience)?;
             }
@@ -200,7 +232,8 @@ impl<T: StreamTask> Engine<T> {
 
     fn close(&mut self) -> Result<(), End> {
         let mut ended = Ok(());
-        for task in &mut self.tasks {
+        for (at, task) in self.tasks.iter_mut().enumerate() {
+            self.work.pulse.enter(Stage::Close, at);
             if let Err(error) = task.code.close() {
                 ended = Err(End::Failed(format!("close of {}: {error}", task.name)));
             }
@@ -227,118 +260,62 @@ impl<T: StreamTask> Engine<T> {
         Duration::from_millis(wait)
     }
 
-    /// Gives tasks what was fetched for them before; returns whether one took anything.
+    /// Gives tasks what was fetched for them before; returns whether one took anything. Whoever did not get a turn
+    /// because something was due is the first to get one next time.
     fn take_held(&mut self, now: Timestamp) -> Result<bool, End> {
         let mut any = false;
+        let mut sources = self.inputs.readers.iter().flat_map(|reader| &reader.sources);
+        if sources.all(|source| source.held.is_empty()) {
+            return Ok(false);
+        }
         let choosing = self.inputs.are_chosen();
-        for reader in &mut self.inputs.readers {
-            for source in reader.sources.iter_mut().filter(|source| !source.waits && !source.held.is_empty())
-            {
-                for _ in 0..HELD_SLICES {
-                    if self.work.must_commit() {
-                        return Ok(true);
-                    }
-                    let mut hands = Hands {
-                        tasks: &mut self.tasks,
-                        outputs: &mut self.outputs,
-                        work: &mut self.work,
-                        failures: &self.failures,
-                        choosing,
-                        now,
-                    };
-                    let held = std::mem::take(&mut source.held);
-                    let messages = held.messages();
-                    let (taken, shown) = (hands.give(source, &messages), messages.len());
-                    source.held = held;
-                    let taken =
-                        taken.map_err(|error| self.work.failed.take().unwrap_or_else(|| End::from(error)))?;
-                    source.held.took(taken);
-                    any |= taken > 0;
-                    if taken < shown || source.held.is_empty() {
-                        break;
-                    }
+        let lengths: Vec<usize> = self.inputs.readers.iter().map(|reader| reader.sources.len()).collect();
+        let places: Vec<(usize, usize)> = lengths
+            .iter()
+            .enumerate()
+            .flat_map(|(reader, len)| (0..*len).map(move |at| (reader, at)))
+            .collect();
+        for n in 0..places.len() {
+            let number = (self.work.held_from + n) % places.len();
+            let (reader, at) = places[number];
+            let source = &mut self.inputs.readers[reader].sources[at];
+            if source.waits || source.held.is_empty() {
+                continue;
+            }
+            for slice in 0..HELD_SLICES {
+                if self.work.must_return() {
+                    self.work.held_from = number + usize::from(slice > 0);
+                    return Ok(true);
+                }
+                let mut hands = Hands {
+                    tasks: &mut self.tasks,
+                    outputs: &mut self.outputs,
+                    work: &mut self.work,
+                    failures: &self.failures,
+                    choosing,
+                    now,
+                    clock: &self.clock,
+                };
+                let held = std::mem::take(&mut source.held);
+                let messages = held.messages();
+                let taken = hands.paced(|hands| hands.give(source, &messages));
+                let shown = messages.len();
+                source.held = held;
+                let taken =
+                    taken.map_err(|error| self.work.failed.take().unwrap_or_else(|| End::from(error)))?;
+                source.held.took(taken);
+                any |= taken > 0;
+                if taken < shown || source.held.is_empty() {
+                    break;
                 }
             }
         }
         Ok(any)
     }
 
-    fn windows(&mut self, now: Timestamp) -> Result<(), End> {
-        let Some(every) = self.window_ms.filter(|_| now >= self.work.next_window) else { return Ok(()) };
-        // What a pause has missed is not made up for.
-        let missed = now.since(self.work.next_window) / every.max(1);
-        self.work.next_window = self.work.next_window.plus((missed + 1) * every.max(1));
-        for task in self.tasks.iter_mut().filter(|task| !task.ended) {
-            if let Err(error) = task.code.window(&mut self.outputs, &mut self.work.coordinator) {
-                return Err(unforgiven(&mut self.outputs, &task.name, "window", &error));
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets every timer go off that is due, in the order of their times within each task.
-    fn timers(&mut self) -> Result<(), End> {
-        let unix_ms = self.task_clock.now_unix_ms();
-        for task in &mut self.tasks {
-            let Some(timers) = &task.timers else { continue };
-            // Whatever is set while these go off waits for the next round, so that inputs get their turn.
-            while let Some((key, due)) = timers.take_due(unix_ms)? {
-                let done = task.code.timer(&key, due, &mut self.outputs, &mut self.work.coordinator);
-                if let Err(error) = done {
-                    self.failures.judge(&task.name, &Failed::Timer(&key, due), error, &mut self.outputs)?;
-                }
-                if self.work.full.get() {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets tasks finish what they have in flight: what is done, or, with `all`, everything.
-    fn complete(&mut self, all: bool) -> Result<(), End> {
-        for task in &mut self.tasks {
-            loop {
-                let before = task.code.in_flight();
-                if before == 0 {
-                    break;
-                }
-                match task.code.complete(all, &mut self.outputs, &mut self.work.coordinator) {
-                    Ok(()) => break,
-                    // Leaving out what is not named, or is still there, would come round for ever.
-                    Err(error) if !error.is::<FailedMessage>() || task.code.in_flight() >= before => {
-                        return Err(unforgiven(&mut self.outputs, &task.name, "complete", &error));
-                    }
-                    Err(error) => {
-                        self.failures.judge(&task.name, &Failed::Named, error, &mut self.outputs)?
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Tells tasks whose inputs are all over; returns whether every task's are.
-    fn end_streams(&mut self) -> Result<bool, End> {
-        let any = self.inputs.look_for_ends();
-        if let Some(over) = self.work.over.filter(|_| !any) {
-            return Ok(over);
-        }
-        for at in 0..self.tasks.len() {
-            if self.tasks[at].ended || !self.inputs.task_ended(at) {
-                continue;
-            }
-            self.complete(true)?;
-            let task = &mut self.tasks[at];
-            task.ended = true;
-            info!(task = %task.name, processed = task.processed, "its inputs are over");
-            if let Err(error) = task.code.end_of_stream(&mut self.outputs, &mut self.work.coordinator) {
-                return Err(unforgiven(&mut self.outputs, &task.name, "end of stream", &error));
-            }
-        }
-        let over = self.tasks.iter().all(|task| task.ended);
-        self.work.over = Some(over);
-        Ok(over)
+    /// Whether every store is sound: an error of one is never the message's, whatever a task makes of it.
+    pub(crate) fn sound(&self) -> Result<(), End> {
+        self.work.link.failure().map_or(Ok(()), |why| Err(End::Failed(why)))
     }
 
     /// What has happened since the last commit; the thread stops if its inputs are `over`, if it was told to, or if a
@@ -347,12 +324,12 @@ impl<T: StreamTask> Engine<T> {
         let (commit, shutdown) = self.work.coordinator.take();
         self.work.commit_requested |= commit;
         if shutdown {
-            self.board.stop();
+            self.board.stop(Told::Task);
         }
         let stopping = over || self.board.is_stopping();
         let mut pending = Pending {
             anything: self.work.processed > 0 || self.outputs.sent > 0,
-            cache_full: self.work.full.get(),
+            cache_full: self.work.pulse.is_full(),
             requested: self.work.commit_requested,
             stopping,
             ..Pending::default()
@@ -400,15 +377,9 @@ impl<T: StreamTask> Engine<T> {
     fn commit(&mut self, due: Due, pending: Pending, now: Timestamp) -> Result<(), End> {
         // Every position that is committed has had its effects.
         self.complete(true)?;
+        self.sound()?;
+        self.work.pulse.enter(Stage::Commit, 0);
         crate::transaction::commit(self, due, pending, now).map_err(|end| end.during("commit"))
-    }
-}
-
-/// Why a method failed whose errors no policy forgives.
-fn unforgiven(outputs: &mut Outputs, task: &TaskName, what: &str, error: &task_api::TaskError) -> End {
-    match outputs.failure() {
-        Some(system) => End::from(system).during("sending"),
-        None => End::Failed(format!("{task} failed: {what}: {error}")),
     }
 }
 
@@ -421,6 +392,7 @@ pub(crate) struct Hands<'e, T> {
     /// Some inputs go before others.
     pub(crate) choosing: bool,
     pub(crate) now: Timestamp,
+    pub(crate) clock: &'e Clock,
 }
 
 impl<T: StreamTask> Hands<'_, T> {
@@ -437,25 +409,44 @@ impl<T: StreamTask> Hands<'_, T> {
             let of = runs().flat_map(|run| &readers_of[run[0].source]);
             of.map(|at| sources[*at].priority()).max().unwrap_or(0)
         });
-        for run in runs() {
-            for at in &readers_of[run[0].source] {
-                let source = &mut sources[*at];
-                let run = &run[..source.before_end(run, self.now)];
-                let is_behind = source.waits || highest.is_some_and(|highest| source.priority() < highest);
-                let may =
-                    source.held.is_empty() && !is_behind && !self.work.holding && !self.work.must_commit();
-                let taken = if may { self.give(source, run)? } else { 0 };
-                source.held.add(&run[taken..]);
+        self.paced(|hands| {
+            let mut all = 0;
+            for run in runs() {
+                for at in &readers_of[run[0].source] {
+                    let source = &mut sources[*at];
+                    let run = &run[..source.before_end(run, hands.now)];
+                    let is_behind =
+                        source.waits || highest.is_some_and(|highest| source.priority() < highest);
+                    let may = source.held.is_empty() && !is_behind && hands.work.may_give();
+                    let taken = if may { hands.give(source, run)? } else { 0 };
+                    all += taken;
+                    source.held.add(&run[taken..]);
+                }
             }
-        }
-        Ok(())
+            Ok(all)
+        })
+        .map(drop)
+    }
+
+    /// Learns from `give` how fast tasks are.
+    fn paced(
+        &mut self,
+        give: impl FnOnce(&mut Self) -> Result<usize, SystemError>,
+    ) -> Result<usize, SystemError> {
+        let start = self.clock.now();
+        self.work.pace.begin();
+        let taken = give(self)?;
+        self.work.pace.learn(taken, self.clock.now().since(start));
+        Ok(taken)
     }
 
     /// Gives a run to its task; returns how much it took.
     fn give(&mut self, source: &mut Source, run: &[Message<'_>]) -> Result<usize, SystemError> {
         let task = &mut self.tasks[source.task];
-        let full = Rc::clone(&self.work.full);
-        let mut batch = MessageBatch::new(&source.partition, run, &full);
+        let run = &run[..run.len().min(self.work.pace.left())];
+        let pulse = Arc::clone(&self.work.pulse);
+        pulse.enter(Stage::Process, source.task);
+        let mut batch = MessageBatch::new(&source.partition, run, pulse.bell());
         loop {
             let (before, in_flight) = (batch.taken(), task.code.in_flight());
             let Err(error) = task.code.process_batch(&mut batch, self.outputs, &mut self.work.coordinator)
@@ -467,7 +458,9 @@ impl<T: StreamTask> Hands<'_, T> {
             let message = if is_named { None } else { batch.failed_since(before) };
             let failed = message.as_ref().map_or(Failed::Named, Failed::Message);
             // An error that comes again and again would be forgiven again and again.
-            let judged = if message.is_some() || is_named && came_further {
+            let judged = if let Some(why) = self.work.link.failure() {
+                Err(End::Failed(why))
+            } else if message.is_some() || is_named && came_further {
                 self.failures.judge(&task.name, &failed, error, self.outputs)
             } else {
                 Err(unforgiven(self.outputs, &task.name, "process_batch", &error))
@@ -476,11 +469,13 @@ impl<T: StreamTask> Hands<'_, T> {
                 self.work.failed = Some(end);
                 return Err(SystemError::Fatal("the task failed".into()));
             }
-            if batch.rest().is_empty() || self.work.must_commit() {
+            if batch.rest().is_empty() || self.work.must_return() {
                 break;
             }
         }
         let taken = batch.taken();
+        self.work.pace.took(taken);
+        pulse.enter(Stage::Reading, 0);
         if let Some(last) = run[..taken].last() {
             source.took(last.offset);
             task.processed += taken as u64;

@@ -34,6 +34,7 @@ mod claim;
 mod clock;
 mod collector;
 mod container;
+mod due;
 mod end;
 mod engine;
 mod environment;
@@ -43,11 +44,15 @@ mod files;
 mod held;
 mod inputs;
 mod local;
+mod lookout;
 mod master;
 mod meters;
+mod pace;
 mod points;
 mod polling;
+mod pulse;
 mod restore;
+mod stacks;
 mod stores;
 mod systems;
 mod task_thread;
@@ -83,9 +88,11 @@ pub use task_api::*;
 pub use types::{Delivery, JobId, SystemStream, SystemStreamPartition, TaskName};
 
 /// Runs a container of a job, or, if `--local` is among the arguments, the whole job in this process (`--local --help`
-/// tells how); `factory` makes one task. To be called from `main` as its last act: the process exits with 0 when it was
-/// told to stop or its inputs are over, with `types::EXIT_FENCED` when a newer incarnation owns its tasks, and with 1
-/// when something failed (the log says what).
+/// tells how); `factory` makes one task. To be called from `main` as its last act: the process exits with 0 when its
+/// inputs are over or a task asked for its shutdown, with 143 (130) when SIGTERM (SIGINT) told it to stop, with
+/// `types::EXIT_FENCED` when a newer incarnation owns its tasks, with `types::EXIT_STUCK` when a task hung, with
+/// `types::EXIT_TRANSACTION_TIMEOUT` when its transaction was open for too long, and with 1 when anything else failed
+/// (the log says what).
 pub fn run<T: StreamTask, F: Fn() -> T + Send + Sync + 'static>(factory: F) -> ! {
     daemon::init_logs("container");
     let code = container::run(&factory);

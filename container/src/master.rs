@@ -14,7 +14,8 @@ use task_api::metrics::MetricsRegistry;
 use tracing::{debug, info, warn};
 use types::{ContainerHello, ContainerModel, FromContainer, ToContainer};
 
-use crate::board::Board;
+use crate::board::{Board, Told};
+use crate::end::TERM;
 use crate::environment::Environment;
 use crate::exposition;
 
@@ -77,8 +78,9 @@ async fn stop_on_signal(board: Arc<Board>, mut ended: tokio::sync::watch::Receiv
     let shutdown = Shutdown::on_signals();
     tokio::select! {
         () = shutdown.wait() => {
-            info!("told to stop by a signal: committing");
-            board.stop();
+            let signal = shutdown.signal().unwrap_or(TERM);
+            info!(signal, "told to stop by a signal: committing");
+            board.stop(Told::Signal(signal));
         }
         _ = ended.wait_for(|ended| *ended) => {}
     }
@@ -190,7 +192,7 @@ impl Dialler {
                     Some(ToContainer::StatusAck) => {}
                     Some(ToContainer::Shutdown) => {
                         info!("told to stop by the application master: committing");
-                        self.board.stop();
+                        self.board.stop(Told::Master);
                     }
                     Some(ToContainer::AskMetrics { nonce }) => {
                         for part in exposition::parts(nonce, &self.metrics.render()) {

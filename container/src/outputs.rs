@@ -53,7 +53,7 @@ fn live<T: StreamTask>(
     let mut shared = shared(job, 1, state, &system, &board);
     let other: Arc<dyn System> = Arc::new(other);
     shared.systems.insert("other".into(), other);
-    run_threads(&shared, &model(1, &["in"], &[]), &task)
+    run_threads(&shared, &model(1, &["in"], &[]), &task).map(drop)
 }
 
 fn two_systems(delivery: &str, more: &str) -> (JobSpec, Broker, Broker) {

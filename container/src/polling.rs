@@ -12,6 +12,7 @@ use crate::end::End;
 use crate::engine::{Engine, Hands};
 use crate::failures::Failed;
 use crate::inputs::Reader;
+use crate::pulse::Stage;
 
 /// The longest wait for one of several things of which not all wake the thread.
 const SLICE_MS: u64 = 2;
@@ -85,6 +86,7 @@ impl<T: StreamTask> Engine<T> {
     /// Polls one reader; returns how many messages came.
     fn poll_one(&mut self, at: usize, now: Timestamp, timeout: Duration) -> Result<usize, End> {
         let choosing = self.inputs.are_chosen();
+        self.work.pulse.enter(Stage::Reading, 0);
         let Reader { consumer, sources, readers_of, .. } = &mut self.inputs.readers[at];
         let mut hands = Hands {
             tasks: &mut self.tasks,
@@ -93,6 +95,7 @@ impl<T: StreamTask> Engine<T> {
             failures: &self.failures,
             choosing,
             now,
+            clock: &self.clock,
         };
         match consumer.poll(timeout, &mut |messages| hands.take(messages, sources, readers_of)) {
             Ok(count) => Ok(count + self.take_unreadable(at, now)?),

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use types::{Delivery, JobSpec};
 
-use crate::board::Board;
-use crate::clock::Clock;
+use crate::board::{Board, Told};
+use crate::clock::{Clock, SetTime};
 use crate::container::run_threads;
 use crate::end::End;
 use crate::fake::{Broker, FakeSystem, Idle};
@@ -38,15 +38,16 @@ fn replaced(
     };
     let system = FakeSystem::asking(broker, Box::new(on_idle));
     let first = Shared { flush_ms: 3_600_000, clock, ..shared(job, 5, &state, &system, &board) };
-    run_threads(&first, &model(), &Count::default)
+    run_threads(&first, &model(), &Count::default).map(drop)
 }
 
 #[test]
 fn the_last_flush_of_a_container_that_was_replaced_while_idle_says_nothing_of_rows_it_has_not() {
     for delivery in [Delivery::ExactlyOnce, Delivery::AtLeastOnce] {
         let (broker, job, state) = (broker(30), job(delivery, true), folder());
-        let ended =
-            replaced((&broker, &job, state.path().to_owned()), 8, Clock::start(), |board| board.stop());
+        let ended = replaced((&broker, &job, state.path().to_owned()), 8, Clock::start(), |board| {
+            board.stop(Told::Signal(15))
+        });
         assert!(matches!(ended, Err(End::Fenced(_))), "{ended:?}");
         let back = live(&broker, &job, 7, state.path(), None);
         assert!(back.ended.is_ok(), "{:?}", back.ended);
@@ -57,10 +58,10 @@ fn the_last_flush_of_a_container_that_was_replaced_while_idle_says_nothing_of_ro
 #[test]
 fn a_container_that_was_replaced_while_idle_notices_before_long() {
     let (broker, job, state) = (broker(30), job(Delivery::AtLeastOnce, true), folder());
-    let time = Arc::new(AtomicU64::new(5_000));
+    let time = SetTime::at(5_000);
     let clock = Clock::Set(Arc::clone(&time));
     let ended = replaced((&broker, &job, state.path().to_owned()), 0, clock, move |_| {
-        time.fetch_add(61_000, Ordering::SeqCst);
+        time.advance(61_000);
     });
     assert!(matches!(ended, Err(End::Fenced(_))), "{ended:?}");
 }

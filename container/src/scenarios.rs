@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use task_core::record::{self, Record};
 use types::{JobSpec, JobTopics};
 
 use crate::board::Board;
-use crate::clock::Clock;
+use crate::clock::{Clock, SetTime};
 use crate::container::run_threads;
 use crate::end::End;
 use crate::fake::{Broker, FakeSystem, Idle};
@@ -199,7 +198,7 @@ fn on_kit(job: &JobSpec, steps: &[Step]) -> (Vec<Seen>, Stores) {
 struct Script {
     broker: Broker,
     checkpoints: String,
-    clock: Arc<AtomicU64>,
+    clock: Arc<SetTime>,
     steps: VecDeque<(usize, Step)>,
     /// The step that is under way and the ticks that are left of it.
     under_way: Option<(usize, u64)>,
@@ -260,7 +259,7 @@ impl Script {
     }
 
     fn tick(&mut self) {
-        self.clock.fetch_add(TICK_MS, Ordering::Relaxed);
+        self.clock.advance(TICK_MS);
     }
 
     fn send(&mut self, partition: i32, key: &str, value: &str) {
@@ -305,7 +304,7 @@ fn on_runtime(job: &JobSpec, steps: &[Step]) -> (Vec<Seen>, Stores) {
     OUTPUTS.iter().for_each(|(stream, partitions)| broker.topic(stream, *partitions));
     let changelogs = job.stores.values().filter_map(|store| store.changelog.as_deref());
     changelogs.for_each(|topic| broker.topic(topic, PARTITIONS));
-    let clock = Arc::new(AtomicU64::new(START_UNIX_MS));
+    let clock = SetTime::at(START_UNIX_MS);
     let script = Arc::new(Mutex::new(Script {
         broker: broker.clone(),
         checkpoints,
@@ -343,7 +342,7 @@ fn one_life(
     script: &Arc<Mutex<Script>>,
     seq: u64,
     state: &Path,
-    clock: &Arc<AtomicU64>,
+    clock: &Arc<SetTime>,
 ) -> bool {
     let asked = Arc::clone(script);
     let system = FakeSystem::asking(broker, Box::new(move || lock(&asked).next()));
@@ -355,9 +354,9 @@ fn one_life(
         return script.under_way.is_some();
     }
     script.alone(match ended {
-        Ok(()) => None,
+        Ok(_) => None,
         Err(End::Failed(why)) => Some(why),
-        Err(End::Fenced(why)) => panic!("nobody could have fenced it: {why}"),
+        Err(end) => panic!("it cannot end so: {end}"),
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kafka::{Access, KafkaAdmin, KafkaConsumer, KafkaProducer, SecretOf};
 use task_api::system::{SystemAdmin, SystemConsumer, SystemError, SystemProducer, TransactionalProducer};
@@ -92,8 +93,7 @@ pub(crate) fn open(
     let kafka = job.systems.values().filter(|spec| spec.kind == SystemKind::Kafka).count().max(1);
     // Each thread has a consumer and producers of its own on each of them.
     let threads = job.containers.threads.saturating_mul(u32::try_from(kafka).unwrap_or(u32::MAX));
-    // Exactly-once outputs keep one open from commit to commit; brokers allow at most 15 minutes.
-    let transaction_ms = job.task.commit_ms.saturating_mul(3).clamp(60_000, 900_000);
+    let transaction = transaction_timeout(job, budget);
     let mut systems = Systems::new();
     for (name, spec) in &job.systems {
         if spec.kind != SystemKind::Kafka {
@@ -119,9 +119,21 @@ pub(crate) fn open(
         let admin = Arc::new(KafkaAdmin::new(&access.bootstrap, &reader)?);
         let mut transactional = access.producer.clone();
         make_room_for_rows(&mut transactional, job);
-        systems.insert(name.clone(), Arc::new(Kafka { access, admin, transactional, transaction_ms }));
+        systems.insert(name.clone(), Arc::new(Kafka { access, admin, transactional, transaction }));
     }
     Ok(systems)
+}
+
+/// For how long a transaction may be open. Exactly-once outputs keep one open from commit to commit, and then all dirty
+/// rows of a thread's caches go into it, under a quota perhaps. A successor does not wait for it: it aborts what its
+/// predecessor left. Brokers allow 15 minutes unless they are told otherwise.
+fn transaction_timeout(job: &JobSpec, budget: &Budget) -> Duration {
+    const LEAST_MS: u64 = 60_000;
+    const SLOW_BYTES_PER_MS: u64 = 1_000;
+    let stateful = u64::from(!job.stores.is_empty());
+    let rows_ms = stateful * budget.caches / u64::from(job.containers.threads.max(1)) / SLOW_BYTES_PER_MS;
+    let ms = job.task.commit_ms.saturating_mul(3).saturating_add(rows_ms);
+    Duration::from_millis(ms.clamp(LEAST_MS, types::MOST_TRANSACTION_MS))
 }
 
 struct Kafka {
@@ -129,8 +141,8 @@ struct Kafka {
     admin: Arc<KafkaAdmin>,
     /// Settings of transactional producers.
     transactional: BTreeMap<String, String>,
-    /// How long a transaction may stay open before the broker aborts it.
-    transaction_ms: u64,
+    /// How long a transaction may stay open before the broker aborts it, unless the job says so.
+    transaction: Duration,
 }
 
 impl System for Kafka {
@@ -144,9 +156,8 @@ impl System for Kafka {
         Ok(Box::new(KafkaProducer::idempotent(&self.access.bootstrap, client_id, &self.access.producer)?))
     }
     fn transactional(&self, id: &str) -> Result<Box<dyn TransactionalProducer>, SystemError> {
-        let mut config = self.transactional.clone();
-        config.entry("transaction.timeout.ms".into()).or_insert_with(|| self.transaction_ms.to_string());
-        Ok(Box::new(KafkaProducer::transactional(&self.access.bootstrap, id, &config)?))
+        let (bootstrap, config) = (&self.access.bootstrap, &self.transactional);
+        Ok(Box::new(KafkaProducer::transactional_for(bootstrap, id, config, self.transaction)?))
     }
 }
 

@@ -1,6 +1,6 @@
 //! One task thread from its start to its end: claim, restore, init, work.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,12 +21,14 @@ use crate::board::Board;
 use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::collector::Outputs;
-use crate::end::End;
+use crate::end::{End, Over};
 use crate::engine::{ChangelogOut, Engine, Task, TaskStore, Work};
 use crate::failures::Failures;
 use crate::meters::{TaskMeters, ThreadMeters};
+use crate::pulse::Stage;
 use crate::restore::{Restore, RestoredTask, mend};
 use crate::stores::disk::DiskMemory;
+use crate::stores::link::Link;
 use crate::stores::{Below, Limits, Store};
 use crate::systems::{System, Systems, home};
 use crate::{claim, inputs, points};
@@ -60,11 +62,11 @@ pub(crate) fn run<T: StreamTask>(
     thread: usize,
     tasks: &[TaskModel],
     factory: &dyn Fn() -> T,
-) -> Result<(), End> {
+) -> Result<Over, End> {
     let started = start(shared, thread, tasks, factory);
     if shared.board.is_stopping() && !matches!(started, Err(End::Fenced(_))) && started.is_err() {
         info!(thread, "told to stop before it ran");
-        return Ok(());
+        return Ok(Over::Told);
     }
     let mut engine = started?;
     if shared.board.phase(thread, ContainerPhase::Running) {
@@ -91,17 +93,20 @@ fn start<T: StreamTask>(
     let transactional = system.transactional(&me.id)?;
     let mut outputs =
         Outputs::new(Arc::clone(job), systems.clone(), client_id.clone(), transactional, &shared.metrics);
-    let starts = claim::claim(me, job, models, &*admin, &mut outputs, board)
+    let starts = claim::claim(me.clone(), job, models, &*admin, &mut outputs, board)
         .map_err(|end| end.during("start order"))?;
 
     board.phase(thread, ContainerPhase::Restoring);
     points::at("restore");
     let restored = restore(shared, &*admin, models, &starts, &mut outputs)?;
 
+    let pulse = board.pulse(thread);
+    shared.clock.rings(&pulse);
+    let link = Rc::new(Link::new(Arc::clone(&pulse), overdraft(shared)));
     let desk = Desk {
         job,
         limits: cache_limits(shared, models.len()),
-        full: Rc::new(Cell::new(false)),
+        link: Rc::clone(&link),
         clock: TaskClock::default(),
         metrics: &shared.metrics,
     };
@@ -118,15 +123,18 @@ fn start<T: StreamTask>(
     let schedule =
         Schedule::new(job.task.commit_ms, shared.flush_ms, keeps_ms.unwrap_or(u64::MAX), clock.now());
     let metrics_of: Vec<_> = tasks.iter().map(|t| (t.name.clone(), desk.metrics_of(&t.name))).collect();
+    let checkpoint_topic = JobTopics::of(&job.job).checkpoint;
     let mut engine = Engine {
         job: job.job.clone(),
         incarnation: shared.incarnation,
+        owner: me,
+        checkpoint_topic: checkpoint_topic.clone(),
         thread,
         board: Arc::clone(board),
         admin,
         inputs,
         tasks,
-        checkpoints: outputs.state_topic(&JobTopics::of(&job.job).checkpoint)?,
+        checkpoints: outputs.state_topic(&checkpoint_topic)?,
         outputs,
         clock,
         task_clock: desk.clock.clone(),
@@ -134,13 +142,22 @@ fn start<T: StreamTask>(
         window_ms: job.task.window_ms,
         failures: Failures::new(job.errors.clone(), &metrics_of),
         meters: ThreadMeters::new(&shared.metrics, thread),
-        work: Work::new(Rc::clone(&desk.full)),
+        work: Work::new(link),
     };
-    for (task, model) in engine.tasks.iter_mut().zip(models) {
+    for (at, (task, model)) in engine.tasks.iter_mut().zip(models).enumerate() {
+        pulse.enter(Stage::Init, at);
         desk.init(task, model)?;
     }
     systems.values().for_each(|system| system.admin().started());
+    pulse.enter(Stage::Unwatched, 0);
     Ok(engine)
+}
+
+/// How much more than their shares the caches of a thread may hold until a call of a task is over: what one call writes
+/// must all be held, and a commit comes right after it. It is taken from the quarter of the memory that is left free.
+fn overdraft(shared: &Shared) -> usize {
+    let threads = u64::from(shared.job.containers.threads.max(1));
+    usize::try_from(shared.budget.caches / 2 / threads).unwrap_or(usize::MAX)
 }
 
 /// Brings the stores and positions of `models` to their watermarks, and writes changelogs anew that must be.
@@ -198,7 +215,7 @@ fn cache_limits(shared: &Shared, tasks_here: usize) -> BTreeMap<String, Limits> 
 struct Desk<'a> {
     job: &'a JobSpec,
     limits: BTreeMap<String, Limits>,
-    full: Rc<Cell<bool>>,
+    link: Rc<Link>,
     clock: TaskClock,
     metrics: &'a MetricsRegistry,
 }
@@ -223,8 +240,8 @@ impl Desk<'_> {
                     StoreKind::Memory => Below::Memory(restored.memory.remove(name).unwrap_or_default()),
                 };
                 let metrics = self.metrics.with_labels(&[("task", &model.name.0), ("store", name)]);
-                let (full, clock) = (Rc::clone(&self.full), self.clock.clone());
-                let store = Store::new(name, spec, self.limits[name], below, full, clock, &metrics);
+                let (link, clock) = (Rc::clone(&self.link), self.clock.clone());
+                let store = Store::new(name, spec, self.limits[name], below, link, clock, &metrics);
                 let changelog = match restored.changelogs.get(name) {
                     Some(log) => {
                         Some(ChangelogOut { handle: outputs.state_topic(&log.at.topic)?, log: log.clone() })

@@ -17,7 +17,7 @@ use types::{
     SystemStreamPartition, TaskModel,
 };
 
-use crate::board::Board;
+use crate::board::{Board, Told};
 use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::container::run_threads;
@@ -147,7 +147,7 @@ pub(crate) fn live(
     let on_crash = crash.map(|(_, to)| Box::new(move || copy(&from, &to)) as Box<dyn Fn() + Send + Sync>);
     let system = FakeSystem::new(broker, crash_at, on_crash, Some(Arc::clone(&board)));
     let shared = shared(job, seq, state, &system, &board);
-    let ended = run_threads(&shared, &model(), &Count::default);
+    let ended = run_threads(&shared, &model(), &Count::default).map(drop);
     Life { ended, crashed: system.has_crashed(), calls: system.calls(), board }
 }
 
@@ -385,7 +385,7 @@ fn two_threads_have_a_producer_each_and_are_exact() {
         while !running.is_finished() && board.status().processed < 60 {
             std::thread::yield_now();
         }
-        board.stop();
+        board.stop(Told::Signal(15));
         assert!(running.join().expect("no panic").is_ok());
     });
     assert_exact(&broker, &job, state.path(), "two threads");

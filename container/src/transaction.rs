@@ -185,7 +185,7 @@ fn committed<T: StreamTask>(engine: &mut Engine<T>) {
     for store in engine.tasks.iter().flat_map(|task| &task.stores) {
         store.store.borrow_mut().committed();
     }
-    engine.work.full.set(false);
+    engine.work.pulse.set_full(false);
     engine.work.commit_requested = false;
     engine.work.processed = 0;
     engine.work.commits += 1;

@@ -298,7 +298,7 @@ fn sigterm_commits_and_ends() {
         std::thread::sleep(Duration::from_millis(2));
     }
     running.signal(Signal::TERM);
-    assert_eq!(running.exit_code(), Some(0));
+    assert_eq!(running.exit_code(), Some(143));
     assert_eq!(job.outputs(), [("a".to_owned(), 1)]);
     let mut told = String::new();
     running.0.stderr.take().expect("piped").read_to_string(&mut told).expect("text");

@@ -20,6 +20,8 @@ mod proxy;
 mod reading;
 #[path = "real_broker/tally.rs"]
 mod tally;
+#[path = "real_broker/time.rs"]
+mod time;
 #[path = "real_broker/topics.rs"]
 mod topics;
 
@@ -198,7 +200,7 @@ fn exactly_once_is_exact_when_the_process_is_killed_again_and_again() {
     let last = Container::start(&job, &master, seq, "state", &[]);
     job.wait_for_outputs(20_000);
     last.signal(Signal::TERM);
-    assert_eq!(last.exit_code(), 0);
+    assert_eq!(last.exit_code(), 143);
     job.assert_exact();
 }
 
@@ -209,7 +211,7 @@ fn sigterm_commits_and_the_restart_reads_nothing_again() {
     let first = Container::start(&job, &master, 1, "state", &[]);
     master.wait(&first, "done", |status| status.processed == 5_000);
     first.signal(Signal::TERM);
-    assert_eq!(first.exit_code(), 0);
+    assert_eq!(first.exit_code(), 143);
     let second = Container::start(&job, &master, 2, "state", &[]);
     let status = master.wait(&second, "running", is_running);
     for task in &status.tasks {
@@ -220,7 +222,7 @@ fn sigterm_commits_and_the_restart_reads_nothing_again() {
     let status = master.wait(&second, "at the end", |status| status.processed >= 100);
     assert_eq!(status.processed, 100);
     second.signal(Signal::TERM);
-    assert_eq!(second.exit_code(), 0);
+    assert_eq!(second.exit_code(), 143);
     job.assert_exact();
     // Elsewhere, the whole changelog is read.
     let third = Container::start(&job, &master, 3, "another-state", &[]);
@@ -230,7 +232,7 @@ fn sigterm_commits_and_the_restart_reads_nothing_again() {
         assert!(!restore.from_local && restore.rows > 0 && restore.done == restore.total, "{restore:?}");
     }
     third.signal(Signal::TERM);
-    assert_eq!(third.exit_code(), 0);
+    assert_eq!(third.exit_code(), 143);
 }
 
 /// Where an old container may fall asleep: before each step of its start order, and on both sides of a commit.
@@ -281,7 +283,7 @@ fn sleepers_wake_up_fenced(name: &str, new_slot: &str) {
         assert_eq!(code, types::EXIT_FENCED, "paused at {phase}:\n{log}");
         job.wait_for_outputs(fed);
         new.signal(Signal::TERM);
-        assert_eq!(new.exit_code(), 0);
+        assert_eq!(new.exit_code(), 143);
         seq += 2;
     }
     job.assert_exact();

@@ -50,7 +50,7 @@ fn sigterm_commits() {
     let topics = Topics::on(brokers);
     let cluster = Cluster::start(1);
     // Nothing but the end commits.
-    let job = Job { commit: "1h".into(), ..Job::counter("sigterm", brokers) };
+    let job = Job { commit: "14m".into(), ..Job::counter("sigterm", brokers) };
     topics.create(&job.inputs[0], 2);
     topics.create(&job.output, 1);
     let mut sent = Counts::new();
@@ -70,6 +70,35 @@ fn sigterm_commits() {
     feed::send(&topics, &job.inputs[0], 100, 200, &mut sent);
     let count = cluster.wait("the new messages processed", SOON, |cluster| processed(cluster, 200));
     assert_eq!(count, 200, "the restart reprocesses nothing");
+    cluster.stop(&job);
+    feed::assert_exact(&topics, &job.output, &sent);
+}
+
+#[test]
+fn a_container_that_is_terminated_from_outside_is_started_again_and_everything_comes() {
+    let brokers = Brokers::shared();
+    let topics = Topics::on(brokers);
+    let cluster = Cluster::start(1);
+    let job = Job { containers: 2, ..Job::counter("outside", brokers) };
+    topics.create(&job.inputs[0], 2);
+    topics.create(&job.output, 1);
+    let mut sent = Counts::new();
+    cluster.submit(&job);
+    let app = cluster.wait_running(&job);
+    feed::send(&topics, &job.inputs[0], 100, 1_000, &mut sent);
+    for slot in 0..2 {
+        process::send(pid_of(&app, slot), rustix::process::Signal::TERM);
+    }
+    let again = cluster.wait("both started again", SOON, |cluster| {
+        let again = cluster.all_running(&job)?;
+        let same = (0..2).any(|slot| pid_of(&again, slot) == pid_of(&app, slot));
+        check(!same, || "still the same processes".to_owned()).map(|()| again)
+    });
+    for slot in 0..2 {
+        assert_eq!(slot_of(&again, slot).last_exit, Some(ExitCause::Failed { code: 143 }));
+    }
+    feed::send(&topics, &job.inputs[0], 100, 1_000, &mut sent);
+    cluster.wait("all outputs", SOON, |_| feed::is_whole(&topics, &job.output, &sent));
     cluster.stop(&job);
     feed::assert_exact(&topics, &job.output, &sent);
 }

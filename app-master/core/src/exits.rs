@@ -1,6 +1,8 @@
 //! Exits: each cause by its kind, acknowledged once it was acted on.
 
-use types::{ContainerId, ContainerStatus, ExitCause, Incarnation, NodeId, OnExhausted, Timestamp};
+use types::{
+    ContainerId, ContainerStatus, EXIT_FENCED, ExitCause, Incarnation, NodeId, OnExhausted, Timestamp,
+};
 
 use crate::core::{AmCore, Phase};
 use crate::event::Command;
@@ -178,8 +180,14 @@ impl AmCore {
             );
             return self.fail(now, reason, out);
         }
+        // Nobody is above it: whatever its broker refused, it failed by itself, and again if it is only restarted.
+        let by_itself = newest == Ok(Some(container.0));
+        let exit = if by_itself { ExitCause::Failed { code: EXIT_FENCED } } else { ExitCause::Fenced };
         let node = self.containers.get(&container).map(|t| t.placed.node.clone()).unwrap_or_default();
-        self.judge_exit(now, container, number, &ExitCause::Fenced, &node, out);
+        if let Some(slot) = self.slots.get_mut(&number).filter(|_| by_itself) {
+            slot.last_exit = slot.last_exit.take().map(|(_, at)| (exit.clone(), at));
+        }
+        self.judge_exit(now, container, number, &exit, &node, out);
     }
 
     pub(crate) fn partitions_of(&self, number: u32) -> Vec<i32> {

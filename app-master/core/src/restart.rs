@@ -5,6 +5,7 @@
 //! | Failed, Signal, OutOfMemory | yes | first in the window at once, then after the backoff |
 //! | LaunchFailed, DiskFull | once seen on two nodes, or again on one that was to be avoided | as above |
 //! | Fenced (by nobody that can be found) | no | as above |
+//! | Fenced, but nobody is above it | yes, as Failed | as above |
 //! | NodeLost, LeaseExpired, Preempted, KilledBy* | no | at once |
 //! | Success | – | none: the slot is done |
 

@@ -261,7 +261,7 @@ fn fenced_by_nobody_is_started_again_and_by_a_successor_is_only_acknowledged() {
     let (mut stage, launched) = running(spec(1));
     let (ask, container) = launched[0].clone();
     stage.exit(ask.request, container, "n0", ExitCause::Fenced);
-    let out = stage.run(|c, now, out| c.owners_read(now, 0, container, Ok(Some(container.0)), out));
+    let out = stage.run(|c, now, out| c.owners_read(now, 0, container, Ok(None), out));
     let again = asks(&out)[0].clone();
     let second = stage.launch(&again, "n1");
     let out = stage.exit(again.request, second, "n1", ExitCause::NodeLost);
@@ -269,6 +269,33 @@ fn fenced_by_nobody_is_started_again_and_by_a_successor_is_only_acknowledged() {
     let out = stage.exit(again.request, second, "n1", ExitCause::Fenced);
     assert_eq!((asks(&out), finish(&out)), (vec![], None));
     assert_eq!(stage.core.view(stage.now).slots[0].1, SlotState::Running { container: third });
+}
+
+#[test]
+fn a_container_that_says_it_is_fenced_while_nobody_is_above_it_has_failed() {
+    let (mut stage, launched) = running(spec(1));
+    let (mut ask, mut container) = launched[0].clone();
+    let retries = spec(1).restart.retries;
+    for failed in 0..=retries {
+        stage.exit(ask.request, container, "n0", ExitCause::Fenced);
+        let out = stage.run(|c, now, out| c.owners_read(now, 0, container, Ok(Some(container.0)), out));
+        if failed == retries {
+            assert_eq!(asks(&out), []);
+            break;
+        }
+        let mut asked = asks(&out);
+        if asked.is_empty() {
+            // After its backoff.
+            asked = asks(&stage.pass(60_000, &[]));
+        }
+        ask = asked[0].clone();
+        container = stage.launch(&ask, "n0");
+    }
+    let message = stage.core.job_status(stage.now).message;
+    assert!(
+        message.contains("exit code 90 (it says it is fenced, but nobody else owns its tasks)"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -37,6 +37,7 @@ pub(crate) const SECTIONS: &[(&str, &[&str])] = &[
             "timers",
             "concurrency",
             "state-lost",
+            "stuck-after",
             "config",
             "checkpoint-config",
         ],

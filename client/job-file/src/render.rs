@@ -90,6 +90,10 @@ fn task(out: &mut Toml, spec: &JobSpec) {
     out.plain("timers", spec.task.timers);
     out.plain("concurrency", spec.task.concurrency);
     out.text("state-lost", state_lost(spec.task.state_lost));
+    match spec.task.stuck_after_ms {
+        Some(ms) => out.duration("stuck-after", ms),
+        None => out.text("stuck-after", "off"),
+    }
     out.table("config", &spec.task.config);
     out.table("checkpoint-config", &spec.metadata.checkpoint_config);
 }

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 
 use toml::de::{DeTable, DeValue};
 use types::{
-    ContainersSpec, Delivery, ErrorsSpec, Grouper, JobId, JobSpec, MetadataSpec, OnError, OnExhausted,
-    OnInputGrowth, OnLeaseLoss, PlacementSpec, Resource, RestartSpec, Spread, TaskSpec,
+    ContainersSpec, Delivery, ErrorsSpec, Grouper, JobId, JobSpec, MOST_TRANSACTION_MS, MetadataSpec,
+    OnError, OnExhausted, OnInputGrowth, OnLeaseLoss, PlacementSpec, Resource, RestartSpec, STUCK_AFTER_MS,
+    Spread, SystemKind, TaskSpec,
 };
 
 use crate::package::package;
@@ -15,6 +16,7 @@ use crate::stores::stores;
 use crate::streams::{streams, systems};
 use crate::table::{File, Section};
 use crate::topic_config::metadata_config;
+use crate::units::print_duration;
 use crate::value::{
     boolean, cpu, duration, id, integer, memory, name, one_of, settings, some_duration, state_lost,
     stream_name,
@@ -50,6 +52,7 @@ pub(crate) fn job<'t>(file: &'t File<'t>, table: &'t DeTable<'t>) -> JobSpec {
     spec.package.secrets.extend(files);
     spec.streams = streams(&root, &spec.systems);
     spec.stores = stores(&root, &spec);
+    commits_in_time(file, &spec);
     spec
 }
 
@@ -139,11 +142,58 @@ fn task(mut section: Section<'_, '_>) -> (TaskSpec, Settings) {
         timers: section.optional("timers", boolean).unwrap_or(false),
         concurrency: section.optional("concurrency", |value| integer(value, 1, 10_000)).map_or(16, small),
         state_lost: section.optional("state-lost", state_lost).unwrap_or_default(),
+        stuck_after_ms: section.optional("stuck-after", stuck_after).unwrap_or(Some(STUCK_AFTER_MS)),
         config: section.optional("config", settings).unwrap_or_default(),
     };
     let checkpoint_config = section.optional("checkpoint-config", metadata_config).unwrap_or_default();
     section.finish();
     (spec, checkpoint_config)
+}
+
+/// A duration from a second on, or "off".
+fn stuck_after(value: &DeValue<'_>) -> Result<Option<u64>, String> {
+    const LEAST_MS: u64 = 1_000;
+    if value.as_str() == Some("off") {
+        return Ok(None);
+    }
+    match duration(value).map_err(|why| format!("{why}, or \"off\""))? {
+        ms if ms < LEAST_MS => Err("is too short; the least is \"1s\"; \"off\" lets tasks hang".to_owned()),
+        ms => Ok(Some(ms)),
+    }
+}
+
+/// Exactly-once outputs keep a transaction open from commit to commit: one that is open for longer than brokers allow
+/// can never be committed.
+fn commits_in_time(file: &File<'_>, spec: &JobSpec) {
+    const KEY: &str = "transaction.timeout.ms";
+    if spec.task.delivery != Delivery::ExactlyOnce {
+        return;
+    }
+    let home =
+        spec.task.inputs.first().and_then(|input| input.split_once('.')).map_or("", |(system, _)| system);
+    let Some(system) = spec.systems.get(home).filter(|system| system.kind == SystemKind::Kafka) else {
+        return;
+    };
+    let given = system.producer.get(KEY);
+    let allowed_ms = given.and_then(|text| text.parse().ok()).unwrap_or(MOST_TRANSACTION_MS);
+    if spec.task.commit_ms < allowed_ms {
+        return;
+    }
+    let why = match given {
+        Some(_) => format!("`{KEY}` of `systems.{home}.producer`, which is {allowed_ms}"),
+        None => format!(
+            "the \"{}\" that brokers let a transaction be open; a broker whose transaction.max.timeout.ms is longer \
+             needs `producer = {{ \"{KEY}\" = \"…\" }}` of `systems.{home}` as well",
+            print_duration(allowed_ms)
+        ),
+    };
+    file.bad(
+        "task.commit",
+        &format!(
+            "\"{}\" is too long for `delivery = \"exactly-once\"`; valid: less than {why}",
+            print_duration(spec.task.commit_ms)
+        ),
+    );
 }
 
 fn placement(section: &Section<'_, '_>) -> PlacementSpec {

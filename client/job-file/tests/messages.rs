@@ -67,6 +67,7 @@ grouper = "partition"
 timers = false
 concurrency = 16
 state-lost = "fail"
+stuck-after = "10m"
 
 [systems."kafka"]
 type = "kafka"
@@ -112,7 +113,7 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest() {
         &with("inputs = ", "inptus = "),
         "job.toml:8: unknown key `task.inptus`; did you mean `inputs`? \
          valid keys: inputs, former-inputs, on-input-growth, window, commit, delivery, grouper, timers, concurrency, \
-         state-lost, config, \
+         state-lost, stuck-after, config, \
          checkpoint-config",
     );
 }
@@ -132,7 +133,7 @@ fn a_key_in_the_wrong_section_is_shown_its_place() {
         &with("inputs = ", "retries = 3\ninputs = "),
         "job.toml:8: unknown key `task.retries`; did you mean `restart.retries`? \
          valid keys: inputs, former-inputs, on-input-growth, window, commit, delivery, grouper, timers, concurrency, \
-         state-lost, config, \
+         state-lost, stuck-after, config, \
          checkpoint-config",
     );
 }

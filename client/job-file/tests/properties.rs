@@ -149,23 +149,36 @@ fn task() -> impl Strategy<Value = TaskSpec> {
         1u64..1 << 40,
         any::<[bool; 3]>(),
         1u32..=10_000,
+        prop::option::of(1_000u64..1 << 40),
         settings(),
     )
-        .prop_map(|(inputs, window_ms, commit_ms, [exactly, single, timers], concurrency, config)| {
-            TaskSpec {
-                former_inputs: vec!["kafka.no-longer".to_owned()],
-                on_input_growth: if single { OnInputGrowth::Extend } else { OnInputGrowth::Fail },
-                inputs: inputs.into_iter().collect(),
+        .prop_map(
+            |(
+                inputs,
                 window_ms,
                 commit_ms,
-                delivery: if exactly { Delivery::ExactlyOnce } else { Delivery::AtLeastOnce },
-                grouper: if single { Grouper::Single } else { Grouper::Partition },
-                timers,
+                [exactly, single, timers],
                 concurrency,
-                state_lost: if single { StateLost::Local } else { StateLost::Fail },
+                stuck_after_ms,
                 config,
-            }
-        })
+            )| {
+                TaskSpec {
+                    former_inputs: vec!["kafka.no-longer".to_owned()],
+                    on_input_growth: if single { OnInputGrowth::Extend } else { OnInputGrowth::Fail },
+                    inputs: inputs.into_iter().collect(),
+                    window_ms,
+                    // Exactly-once cannot wait longer than brokers do.
+                    commit_ms: if exactly { 1 + commit_ms % 899_998 } else { commit_ms },
+                    delivery: if exactly { Delivery::ExactlyOnce } else { Delivery::AtLeastOnce },
+                    grouper: if single { Grouper::Single } else { Grouper::Partition },
+                    timers,
+                    concurrency,
+                    state_lost: if single { StateLost::Local } else { StateLost::Fail },
+                    stuck_after_ms,
+                    config,
+                }
+            },
+        )
 }
 
 fn errors() -> impl Strategy<Value = ErrorsSpec> {

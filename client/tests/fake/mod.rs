@@ -256,6 +256,7 @@ pub fn slot_status(slot: u32) -> SlotStatus {
                 lag: Some(812),
                 processed: 5,
                 restore: None,
+                call: None,
             }],
             processed: 5,
             commits: 1,

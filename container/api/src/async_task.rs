@@ -46,11 +46,39 @@ pub trait AsyncStreamTask: 'static {
         coordinator: &mut TaskCoordinator,
     ) -> TaskResult;
 
-    /// As [`crate::StreamTask::window`].
+    /// As [`crate::StreamTask::window`]; nothing of the task is in flight then.
     ///
     /// # Errors
     /// Any error ends the container.
     fn window(
+        &mut self,
+        collector: &mut dyn MessageCollector,
+        coordinator: &mut TaskCoordinator,
+    ) -> TaskResult {
+        let _ = (collector, coordinator);
+        Ok(())
+    }
+
+    /// As [`crate::StreamTask::timer`]; nothing of the task is in flight then.
+    ///
+    /// # Errors
+    /// As [`crate::StreamTask::timer`].
+    fn timer(
+        &mut self,
+        key: &[u8],
+        due_unix_ms: u64,
+        collector: &mut dyn MessageCollector,
+        coordinator: &mut TaskCoordinator,
+    ) -> TaskResult {
+        let _ = (key, due_unix_ms, collector, coordinator);
+        Ok(())
+    }
+
+    /// As [`crate::StreamTask::end_of_stream`]; nothing of the task is in flight then.
+    ///
+    /// # Errors
+    /// Any error ends the container.
+    fn end_of_stream(
         &mut self,
         collector: &mut dyn MessageCollector,
         coordinator: &mut TaskCoordinator,
@@ -161,6 +189,24 @@ impl<A: AsyncStreamTask, C: Calls<A::Reply>> StreamTask for InOrder<A, C> {
         coordinator: &mut TaskCoordinator,
     ) -> TaskResult {
         self.task.window(collector, coordinator)
+    }
+
+    fn timer(
+        &mut self,
+        key: &[u8],
+        due_unix_ms: u64,
+        collector: &mut dyn MessageCollector,
+        coordinator: &mut TaskCoordinator,
+    ) -> TaskResult {
+        self.task.timer(key, due_unix_ms, collector, coordinator)
+    }
+
+    fn end_of_stream(
+        &mut self,
+        collector: &mut dyn MessageCollector,
+        coordinator: &mut TaskCoordinator,
+    ) -> TaskResult {
+        self.task.end_of_stream(collector, coordinator)
     }
 
     fn close(&mut self) -> TaskResult {

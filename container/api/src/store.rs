@@ -37,6 +37,20 @@ pub enum StoreError {
         /// What job.toml allows.
         limit: usize,
     },
+    /// One call of the task has written more than memory has room for until the next commit.
+    #[error(
+        "store {store}: one call wrote more than memory holds until a commit ({bytes} bytes; its cache has {limit}): \
+         write in parts, over several messages, windows or timers, between which the container commits, or raise \
+         `[containers] memory`"
+    )]
+    TooMuchAtOnce {
+        /// The store.
+        store: String,
+        /// What its cache holds now.
+        bytes: usize,
+        /// The share of memory that its cache has.
+        limit: usize,
+    },
 }
 
 /// A store of bytes, ordered by key. Writes are seen by later reads at once and are durable at the next commit.

@@ -294,6 +294,10 @@ impl<'a> ProducerRecord<'a> {
 
 /// A producer whose sends between `begin` and `commit` become visible together or not at all.
 pub trait TransactionalProducer: SystemProducer {
+    /// For how long a transaction may be open before the system aborts it.
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(60)
+    }
     /// Registers its transactional id, once: aborts what an earlier owner of the id had open and fences it.
     ///
     /// # Errors
@@ -307,7 +311,7 @@ pub trait TransactionalProducer: SystemProducer {
     /// Flushes and commits.
     ///
     /// # Errors
-    /// [`SystemError::Fenced`], or it is unknown whether it was committed: the caller must end.
+    /// [`SystemError::Fenced`], which is also what a system says that has aborted the transaction by itself, or it is unknown whether it was committed: the caller must end.
     fn commit(&mut self, timeout: Duration) -> Result<(), SystemError>;
     /// Drops what was sent since `begin`.
     ///

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use types::{JobId, SystemStreamPartition, TaskName};
 
@@ -50,7 +51,8 @@ pub trait StreamTask: 'static {
 
     /// Called with what has arrived of one partition; by default it calls [`Self::process`] for each message. For tasks
     /// that work on slices: what they take from the batch counts as processed when they return, the rest is given
-    /// again later.
+    /// again later. A batch is as large as such a task gets through in a fraction of a second, as measured; see also
+    /// [`MessageBatch::must_return`].
     ///
     /// # Errors
     /// As [`Self::process`]; the message that was taken last is the one that failed, or, if none was taken, the first.
@@ -111,7 +113,8 @@ pub trait StreamTask: 'static {
     }
 
     /// How many messages were taken but are not processed yet. Only tasks that work on several at once have any:
-    /// see [`crate::AsyncStreamTask`].
+    /// see [`crate::AsyncStreamTask`]. The runtime completes them all before it calls [`Self::window`], [`Self::timer`]
+    /// or [`Self::end_of_stream`], and before it commits.
     fn in_flight(&self) -> usize {
         0
     }
@@ -164,19 +167,26 @@ pub struct MessageBatch<'a> {
     source: &'a SystemStreamPartition,
     messages: &'a [Message<'a>],
     taken: usize,
-    /// Set when the runtime must commit before the next message.
-    commit_first: &'a Cell<bool>,
+    /// Set, by whichever thread, when the runtime has something to do before the next message.
+    return_first: &'a AtomicBool,
 }
 
 impl<'a> MessageBatch<'a> {
-    /// For runtimes: all of `messages` are of `source`.
+    /// For runtimes: all of `messages` are of `source`; none is taken while `return_first` is set.
     #[must_use]
     pub fn new(
         source: &'a SystemStreamPartition,
         messages: &'a [Message<'a>],
-        commit_first: &'a Cell<bool>,
+        return_first: &'a AtomicBool,
     ) -> MessageBatch<'a> {
-        MessageBatch { source, messages, taken: 0, commit_first }
+        MessageBatch { source, messages, taken: 0, return_first }
+    }
+    /// Whether the runtime waits for `process_batch` to return, because a commit, a window or a timer is due or the
+    /// container is to stop. The iterator ends by itself then; a loop over slices should look here after each slice,
+    /// and return. What is not taken comes again.
+    #[must_use]
+    pub fn must_return(&self) -> bool {
+        self.return_first.load(Ordering::Relaxed)
     }
     /// Where the messages come from.
     #[must_use]
@@ -226,9 +236,9 @@ impl<'a> MessageBatch<'a> {
 impl<'a> Iterator for MessageBatch<'a> {
     type Item = IncomingMessageEnvelope<'a>;
 
-    /// Takes the next message; none if there is no other, or if a commit must come first.
+    /// Takes the next message; none if there is no other, or if [`MessageBatch::must_return`].
     fn next(&mut self) -> Option<Self::Item> {
-        if self.commit_first.get() {
+        if self.must_return() {
             return None;
         }
         let message = self.messages.get(self.taken)?;

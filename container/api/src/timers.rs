@@ -81,6 +81,25 @@ impl Timers {
         self.0.borrow().by_time.first().map(|(due, _)| *due)
     }
 
+    /// For runtimes: the first `most` timers that are due at `now_unix_ms`, in the order of their times. They stay set.
+    #[must_use]
+    pub fn due(&self, now_unix_ms: u64, most: usize) -> Vec<(Vec<u8>, u64)> {
+        let queue = self.0.borrow();
+        let due = queue.by_time.iter().take_while(|(due, _)| *due <= now_unix_ms);
+        due.take(most).map(|(due, key)| (key.clone(), *due)).collect()
+    }
+
+    /// For runtimes: takes the timer of `key` if it is still set to `due_unix_ms`; returns whether it was.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn take(&self, key: &[u8], due_unix_ms: u64) -> Result<bool, StoreError> {
+        if self.get(key) != Some(due_unix_ms) {
+            return Ok(false);
+        }
+        self.cancel(key).map(|_| true)
+    }
+
     /// For runtimes: takes the first timer that is due at `now_unix_ms`, with its time.
     ///
     /// # Errors

@@ -259,6 +259,12 @@ impl Schedule {
         }
     }
 
+    /// When the last commit was.
+    #[must_use]
+    pub fn last(&self) -> Timestamp {
+        self.last_commit
+    }
+
     /// When to look again if nothing happens.
     #[must_use]
     pub fn next(&self) -> Timestamp {

@@ -25,7 +25,18 @@ pub struct KafkaProducer {
     limits: Vec<Option<Limit>>,
     /// What brokers have refused, to be taken.
     refused: VecDeque<RefusedRecord>,
+    /// For how long a transaction may be open.
+    timeout: Duration,
+    /// What a transactional client is made of again if brokers do not let transactions be open for so long; none if the
+    /// job has set the time itself.
+    again: Option<Vec<(String, String)>>,
 }
+
+const TRANSACTION_TIMEOUT: &str = "transaction.timeout.ms";
+/// librdkafka's default.
+const TRANSACTION_TIMEOUT_MS: u64 = 60_000;
+/// Shorter ones are no brokers' limit.
+const LEAST_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a topic takes at once, and how much of it may be on its way.
 #[derive(Debug, Clone, Copy)]
@@ -75,8 +86,7 @@ impl KafkaProducer {
         client_id: &str,
         config: &BTreeMap<String, String>,
     ) -> Result<Self, SystemError> {
-        let producer =
-            Self::with(&[("bootstrap.servers", bootstrap), ("client.id", client_id)], config, false)?;
+        let producer = Self::with(&[("bootstrap.servers", bootstrap), ("client.id", client_id)], config)?;
         producer.native.keep_refusals();
         Ok(producer)
     }
@@ -90,23 +100,48 @@ impl KafkaProducer {
         transactional_id: &str,
         config: &BTreeMap<String, String>,
     ) -> Result<Self, SystemError> {
+        let default = Duration::from_millis(TRANSACTION_TIMEOUT_MS);
+        Self::transactional_for(bootstrap, transactional_id, config, default)
+    }
+
+    /// As [`Self::transactional`], with transactions that may be open for `timeout`, or for as long as brokers let them
+    /// be if that is shorter (`transaction.max.timeout.ms`), unless `config` sets a time.
+    ///
+    /// # Errors
+    /// A setting is unknown or wrong.
+    pub fn transactional_for(
+        bootstrap: &str,
+        transactional_id: &str,
+        config: &BTreeMap<String, String>,
+        timeout: Duration,
+    ) -> Result<Self, SystemError> {
+        let given = config.get(TRANSACTION_TIMEOUT).and_then(|text| text.parse().ok());
+        let timeout = given.map_or(timeout, Duration::from_millis);
         let who = [
             ("bootstrap.servers", bootstrap),
             ("client.id", transactional_id),
             ("transactional.id", transactional_id),
         ];
-        Self::with(&who, config, true)
+        let fixed: Vec<(&str, &str)> = FIXED.iter().chain(&who).copied().collect();
+        let mut again: Vec<(String, String)> = settings(&OURS, config, &fixed)
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
+        again.retain(|(key, _)| key != TRANSACTION_TIMEOUT);
+        let native = with_timeout(&again, timeout)?;
+        let again = given.is_none().then_some(again);
+        Ok(KafkaProducer { timeout, again, ..Self::of(native, config, true) })
     }
 
-    fn with(
-        who: &[(&str, &str)],
-        config: &BTreeMap<String, String>,
-        is_transactional: bool,
-    ) -> Result<Self, SystemError> {
+    fn with(who: &[(&str, &str)], config: &BTreeMap<String, String>) -> Result<Self, SystemError> {
         let fixed: Vec<(&str, &str)> = FIXED.iter().chain(who).copied().collect();
         let native = Producer::new(&settings(&OURS, config, &fixed))?;
+        Ok(Self::of(native, config, false))
+    }
+
+    fn of(native: Producer, config: &BTreeMap<String, String>, is_transactional: bool) -> Self {
         let bytes = |key: &str| config.get(key).and_then(|text| text.parse().ok()).unwrap_or(DEFAULT_BYTES);
-        Ok(KafkaProducer {
+        KafkaProducer {
             native,
             unserved: (0, 0),
             is_transactional,
@@ -114,7 +149,9 @@ impl KafkaProducer {
             message_bytes: bytes("message.max.bytes"),
             limits: Vec::new(),
             refused: VecDeque::new(),
-        })
+            timeout: Duration::MAX,
+            again: None,
+        }
     }
 
     fn queue(&mut self, record: &ProducerRecord<'_>) -> Result<(), SystemError> {
@@ -238,9 +275,40 @@ impl SystemProducer for KafkaProducer {
     }
 }
 
+fn with_timeout(settings: &[(String, String)], timeout: Duration) -> Result<Producer, SystemError> {
+    let ms = timeout.as_millis().to_string();
+    let mut all: Vec<(&str, &str)> =
+        settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    all.push((TRANSACTION_TIMEOUT, &ms));
+    Producer::new(&all)
+}
+
 impl TransactionalProducer for KafkaProducer {
+    fn timeout(&self) -> Duration {
+        self.timeout
+    }
     fn init(&mut self, timeout: Duration) -> Result<(), SystemError> {
-        self.native.init_transactions(timeout)
+        loop {
+            let refused = match self.native.init_transactions(timeout) {
+                Err(SystemError::Refused(why)) => why,
+                done => return done,
+            };
+            let shorter = self.timeout / 2;
+            match &self.again {
+                // A client that was refused is of no use any more. It has no topics yet.
+                Some(again) if shorter >= LEAST_TRANSACTION_TIMEOUT => {
+                    self.native = with_timeout(again, shorter)?;
+                    self.timeout = shorter;
+                }
+                _ => {
+                    let ms = self.timeout.as_millis();
+                    return Err(SystemError::Fatal(format!(
+                        "{TRANSACTION_TIMEOUT} = {ms} is longer than the brokers' transaction.max.timeout.ms: set \
+                         less in job.toml, in `producer` of the system ({refused})"
+                    )));
+                }
+            }
+        }
     }
     fn begin(&mut self) -> Result<(), SystemError> {
         self.native.begin_transaction()

@@ -90,7 +90,7 @@ impl SystemConsumer for FakeConsumer {
         }
         let life = &self.system.life;
         if let Some(board) = &life.board {
-            board.stop();
+            board.stop(crate::board::Told::Signal(15));
         }
         match life.on_idle.as_ref().map(|on_idle| on_idle()) {
             Some(Idle::Crashes) => {

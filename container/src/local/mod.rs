@@ -42,11 +42,11 @@ use types::{
 };
 
 use crate::StreamTask;
-use crate::board::Board;
+use crate::board::{Board, Told};
 use crate::budget::Budget;
 use crate::clock::{Clock, unix_ms};
 use crate::container::run_threads;
-use crate::end::End;
+use crate::end::{End, Over, TERM};
 use crate::restore::patiently;
 use crate::stores::disk::DiskMemory;
 use crate::systems::{self, System, Systems};
@@ -73,11 +73,11 @@ pub(crate) fn is_wanted() -> bool {
     std::env::args_os().skip(1).any(|argument| argument == "--local")
 }
 
-/// Runs the job as the command line says, to its end.
+/// Runs the job as the command line says, to its end; returns the exit code.
 ///
 /// # Errors
 /// Why it ended otherwise.
-pub(crate) fn run<T: StreamTask, F: Fn() -> T + Send + Sync>(factory: &F) -> Result<(), End> {
+pub(crate) fn run<T: StreamTask, F: Fn() -> T + Send + Sync>(factory: &F) -> Result<i32, End> {
     let given: Vec<OsString> = std::env::args_os().skip(1).collect();
     // Clap itself answers --help and what it cannot read.
     let arguments = Arguments::parse_from(given);
@@ -165,7 +165,7 @@ impl Local {
         Ok(Local { job: Arc::new(job), state, home, tally, format, stdout_is_free, budget, systems })
     }
 
-    fn run<T: StreamTask, F: Fn() -> T + Send + Sync>(self, factory: &F) -> Result<(), End> {
+    fn run<T: StreamTask, F: Fn() -> T + Send + Sync>(self, factory: &F) -> Result<i32, End> {
         let Local { job, budget, .. } = &self;
         let model = self.model()?;
         info!(
@@ -198,13 +198,13 @@ impl Local {
     /// Writes down that all is committed if it is, and has the last words.
     fn end(
         &self,
-        ended: Result<(), End>,
+        ended: Result<Over, End>,
         board: &Board,
         metrics: &MetricsRegistry,
         took: Duration,
-    ) -> Result<(), End> {
+    ) -> Result<i32, End> {
         let closed = self.home.end(ended.is_ok()).map_err(End::from);
-        let ended = ended.and(closed);
+        let ended = ended.and_then(|over| closed.map(|()| over));
         let summary = Summary::of(&self.job, board, metrics, &self.tally, took);
         let job = &self.job.job;
         match self.format {
@@ -222,7 +222,7 @@ impl Local {
         {
             tell(&format!("{job}: {told}"), false);
         }
-        ended
+        ended.map(|over| over.exit_code(board.told()))
     }
 
     /// Above that of every owner there was, whatever the clock says.
@@ -385,8 +385,9 @@ fn stop_on_signals(board: &Arc<Board>) -> std::io::Result<()> {
     let board = Arc::clone(board);
     let listen = move || {
         runtime.block_on(async {
-            daemon::Shutdown::on_signals().wait().await;
-            board.stop();
+            let shutdown = daemon::Shutdown::on_signals();
+            shutdown.wait().await;
+            board.stop(Told::Signal(shutdown.signal().unwrap_or(TERM)));
             // For the second signal.
             std::future::pending::<()>().await;
         });

@@ -294,6 +294,10 @@ impl Cache {
         self.table.len() >= 2 * self.limits.rows || self.bytes >= self.limits.bytes
     }
 
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
+    }
+
     /// Whether dirty rows force a commit.
     pub(crate) fn is_full(&self) -> bool {
         self.dirty.len() >= self.limits.rows || self.pinned_bytes >= self.limits.bytes / 2

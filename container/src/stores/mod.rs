@@ -9,12 +9,12 @@ pub(crate) mod cache;
 pub(crate) mod database;
 pub(crate) mod disk;
 pub(crate) mod fill;
+pub(crate) mod link;
 pub(crate) mod memory;
 mod order;
 pub(crate) mod rows;
 pub(crate) mod ttl;
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -25,6 +25,7 @@ use types::{OnLargeValue, StoreSpec};
 
 pub(crate) use cache::{Cache, Limits};
 use disk::TaskDisk;
+use link::Link;
 use memory::MemoryRows;
 use rows::{BelowRows, Copied, Snapshot};
 
@@ -49,8 +50,10 @@ pub(crate) struct Store {
     max_bytes: usize,
     on_large: OnLargeValue,
     clock: TaskClock,
-    /// Set when the cache is full of dirty rows: the task's thread commits before the next message.
-    full: Rc<Cell<bool>>,
+    /// With its thread, which commits before the next message when the cache is full of dirty rows.
+    link: Rc<Link>,
+    /// Bytes of the cache beyond its share, as the link knows.
+    overdrawn: usize,
     /// Reused for reads from disk, and for stored forms.
     scratch: Vec<u8>,
     metrics: StoreMetrics,
@@ -65,7 +68,7 @@ impl Store {
         spec: &StoreSpec,
         limits: Limits,
         below: Below,
-        full: Rc<Cell<bool>>,
+        link: Rc<Link>,
         clock: TaskClock,
         metrics: &TaskMetrics,
     ) -> Store {
@@ -77,7 +80,8 @@ impl Store {
             max_bytes: usize::try_from(spec.max_value_bytes.min(LARGEST_ROW)).unwrap_or(usize::MAX),
             on_large: spec.on_large_value,
             clock,
-            full,
+            link,
+            overdrawn: 0,
             scratch: Vec::new(),
             metrics: StoreMetrics::new(metrics),
             disk_reads: 0,
@@ -94,6 +98,7 @@ impl Store {
     pub(crate) fn committed(&mut self) {
         self.metrics.written.add(self.cache.dirty_rows() as u64);
         self.cache.committed();
+        self.settle_overdraft();
         self.metrics.disk_reads.add(std::mem::take(&mut self.disk_reads));
         self.metrics.of_cache(&self.cache);
     }
@@ -118,6 +123,7 @@ impl Store {
             }
         };
         self.metrics.of_below(bytes, rows);
+        self.settle_overdraft();
         Ok(())
     }
 
@@ -132,11 +138,25 @@ impl Store {
         }
     }
 
-    fn write(&mut self, key: &[u8], value: Option<&[u8]>) {
+    fn write(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), StoreError> {
+        if self.link.is_overdrawn() {
+            let (bytes, limit) = (self.cache.bytes(), self.cache.limits().bytes);
+            return self.link.note(Err(StoreError::TooMuchAtOnce { store: self.name.clone(), bytes, limit }));
+        }
         self.cache.write(key, value);
         if self.cache.is_full() {
-            self.full.set(true);
+            self.link.pulse.set_full(true);
+            // The thread cannot commit before this call of the task is over, and memory is not endless.
+            self.settle_overdraft();
         }
+        Ok(())
+    }
+
+    /// Says how much the cache holds beyond its share.
+    fn settle_overdraft(&mut self) {
+        let now = self.cache.bytes().saturating_sub(self.cache.limits().bytes);
+        let before = std::mem::replace(&mut self.overdrawn, now);
+        self.link.overdraw(before, now);
     }
 
     /// The stored value of `key`.
@@ -147,7 +167,7 @@ impl Store {
             (None, Below::Disk(disk)) => {
                 self.scratch.clear();
                 self.disk_reads += 1;
-                let there = disk.get(&self.name, key, &mut self.scratch)?;
+                let there = self.link.note(disk.get(&self.name, key, &mut self.scratch))?;
                 self.cache.learn(key, there.then_some(self.scratch.as_slice()))
             }
         };
@@ -158,9 +178,9 @@ impl Store {
 impl RawStore for Store {
     fn get(&mut self, key: &[u8]) -> Result<Option<&[u8]>, StoreError> {
         let Some(ttl_ms) = self.ttl_ms else { return self.stored(key) };
-        let now = self.clock.now_unix_ms();
+        let (now, link) = (self.clock.now_unix_ms(), Rc::clone(&self.link));
         match self.stored(key)? {
-            Some(stored) => ttl::live(stored, ttl_ms, now),
+            Some(stored) => link.note(ttl::live(stored, ttl_ms, now)),
             None => Ok(None),
         }
     }
@@ -171,15 +191,14 @@ impl RawStore for Store {
             return self.too_large(bytes, self.max_bytes);
         }
         if self.ttl_ms.is_none() {
-            self.write(key, Some(value));
-            return Ok(());
+            return self.write(key, Some(value));
         }
         let mut stored = std::mem::take(&mut self.scratch);
         stored.clear();
         ttl::stamp(value, self.clock.now_unix_ms(), &mut stored);
-        self.write(key, Some(&stored));
+        let written = self.write(key, Some(&stored));
         self.scratch = stored;
-        Ok(())
+        written
     }
 
     fn delete(&mut self, key: &[u8]) -> Result<(), StoreError> {
@@ -187,20 +206,19 @@ impl RawStore for Store {
         if key.len() > limit {
             return self.too_large(key.len(), limit);
         }
-        self.write(key, None);
-        Ok(())
+        self.write(key, None)
     }
 
     fn rows(&mut self, from: Option<&[u8]>, to: Option<&[u8]>) -> Result<Box<dyn RawRows>, StoreError> {
         let is_empty = from.zip(to).is_some_and(|(from, to)| from >= to);
         let below = match &self.below {
             _ if is_empty => BelowRows::Empty,
-            Below::Disk(disk) => BelowRows::Disk(disk.snapshot(&self.name, from, to)?),
+            Below::Disk(disk) => BelowRows::Disk(self.link.note(disk.snapshot(&self.name, from, to))?),
             Below::Memory(rows) => BelowRows::Memory(rows.snapshot(from, to)),
         };
         let mine = Copied::of(self.cache.range_not_on_disk(from, to));
         let ttl = self.ttl_ms.map(|ttl_ms| (ttl_ms, self.clock.now_unix_ms()));
-        Ok(Box::new(Snapshot::new(mine, below, ttl)))
+        Ok(Box::new(Snapshot::new(mine, below, ttl, Rc::clone(&self.link))))
     }
 }
 

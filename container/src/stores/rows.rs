@@ -2,11 +2,13 @@
 //! below it. Rows below are not copied.
 
 use std::cmp::Ordering;
+use std::rc::Rc;
 
 use task_api::store::{RawRows, StoreError};
 
 use super::cache::Row;
 use super::disk::DiskSnapshot;
+use super::link::Link;
 use super::memory::MemorySnapshot;
 use super::ttl;
 
@@ -74,11 +76,12 @@ pub(crate) struct Snapshot {
     ttl: Option<(u64, u64)>,
     /// What was given out last and must be passed by: (of the cache, of what is below).
     given: (bool, bool),
+    link: Rc<Link>,
 }
 
 impl Snapshot {
-    pub(crate) fn new(mine: Copied, below: BelowRows, ttl: Option<(u64, u64)>) -> Snapshot {
-        Snapshot { mine, below, ttl, given: (false, false) }
+    pub(crate) fn new(mine: Copied, below: BelowRows, ttl: Option<(u64, u64)>, link: Rc<Link>) -> Snapshot {
+        Snapshot { mine, below, ttl, given: (false, false), link }
     }
 
     /// Moves to the next row that is there; whether the cache has it, none at the end.
@@ -87,7 +90,7 @@ impl Snapshot {
             let (mine, below) = std::mem::take(&mut self.given);
             self.mine.next += usize::from(mine);
             if below {
-                self.below.advance()?;
+                self.link.note(self.below.advance())?;
             }
             // What the cache has stands for the row of the same key below.
             self.given = match (self.mine.item(), self.below.item()) {
@@ -125,7 +128,7 @@ impl RawRows for Snapshot {
         let Some((key, stored)) = row else { return Ok(None) };
         match self.ttl {
             None => Ok(Some((key, stored))),
-            Some((ttl, now)) => Ok(ttl::live(stored, ttl, now)?.map(|value| (key, value))),
+            Some((ttl, now)) => Ok(self.link.note(ttl::live(stored, ttl, now))?.map(|value| (key, value))),
         }
     }
 }

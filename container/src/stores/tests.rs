@@ -1,6 +1,5 @@
 //! A store is a map: whatever is cached, evicted, committed, flushed, restored, and whatever it is made of.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
@@ -15,6 +14,7 @@ use types::{Compression, OnLargeValue, StoreKind, StoreSpec};
 use super::cache::Limits;
 use super::disk::{DiskMemory, TaskDisk};
 use super::fill::Fill;
+use super::link::Link;
 use super::memory::MemoryRows;
 use super::{Below, Store, ttl};
 
@@ -53,7 +53,7 @@ fn on_disk(disk: &TaskDisk) -> Model {
 struct Rig {
     store: Store,
     disk: Option<Arc<TaskDisk>>,
-    full: Rc<Cell<bool>>,
+    link: Rc<Link>,
     clock: TaskClock,
     registry: MetricsRegistry,
 }
@@ -62,11 +62,11 @@ impl Rig {
     fn new(spec: &StoreSpec, limits: Limits, state: &Path, restored: MemoryRows) -> Rig {
         let disk = (spec.kind == StoreKind::RocksDb).then(|| Arc::new(open_as(state, spec)));
         let below = disk.clone().map_or(Below::Memory(restored), Below::Disk);
-        let (full, clock, registry) =
-            (Rc::new(Cell::new(false)), TaskClock::default(), MetricsRegistry::default());
+        let link = Rc::new(Link::new(Arc::default(), 1 << 20));
+        let (clock, registry) = (TaskClock::default(), MetricsRegistry::default());
         let metrics = registry.with_labels(&[("store", "rows")]);
-        let store = Store::new("rows", spec, limits, below, Rc::clone(&full), clock.clone(), &metrics);
-        Rig { store, disk, full, clock, registry }
+        let store = Store::new("rows", spec, limits, below, Rc::clone(&link), clock.clone(), &metrics);
+        Rig { store, disk, link, clock, registry }
     }
 
     fn on_disk(spec: &StoreSpec, state: &Path) -> Rig {
@@ -90,7 +90,7 @@ impl Rig {
         };
         self.store.cache().visit_dirty(&mut take).expect("drains");
         self.store.committed();
-        self.full.set(false);
+        self.link.pulse.set_full(false);
     }
 }
 
@@ -264,7 +264,7 @@ impl Run {
             Op::Crash => self.crash(),
         }
         if self.rig.store.cache().dirty_rows() >= self.limits.rows {
-            prop_assert!(self.rig.full.get(), "a full cache says so");
+            prop_assert!(self.rig.link.pulse.is_full(), "a full cache says so");
         }
         Ok(())
     }

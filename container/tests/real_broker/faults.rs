@@ -84,7 +84,7 @@ fn runs_or_ends(tally: &Tally, mut container: Container, what: &str) {
         std::thread::sleep(Duration::from_millis(10));
     }
     container.signal(Signal::TERM);
-    assert_eq!(container.exit_code(), 0);
+    assert_eq!(container.exit_code(), 143);
 }
 
 fn is_soak() -> bool {
@@ -235,7 +235,7 @@ fn a_disk_that_became_read_only_ends_the_container_with_its_cause_and_loses_noth
     let clean = tally.start("state", &[]);
     tally.master.wait(&clean, "running", is_running);
     clean.signal(Signal::TERM);
-    assert_eq!(clean.exit_code(), 0);
+    assert_eq!(clean.exit_code(), 143);
     disk.read_only(true);
     let mut refused = tally.start("state", &[]);
     assert_cause(&mut refused, "Read-only file system");
@@ -262,7 +262,7 @@ fn comes_back_after(name: &str, damage: impl Fn(&Path)) {
     let mut clean = tally.start("state", &[]);
     tally.await_checkpoints(&mut clean);
     clean.signal(Signal::TERM);
-    assert_eq!(clean.exit_code(), 0);
+    assert_eq!(clean.exit_code(), 143);
     let files = files_of_rows(&tally.job.folder.path().join("state"));
     assert!(!files.is_empty());
     files.iter().for_each(|file| damage(file));

@@ -111,7 +111,7 @@ impl Tally {
         self.master.wait(&last, "running", is_running);
         self.await_checkpoints(&mut last);
         last.signal(Signal::TERM);
-        assert_eq!(last.exit_code(), 0);
+        assert_eq!(last.exit_code(), 143);
         for folder in [state, "empty"] {
             let shown = self.start(folder, &[]);
             let status = self.master.wait(&shown, "running", is_running);
@@ -120,7 +120,7 @@ impl Tally {
                 assert_eq!(restore.from_local, folder == state, "{folder}: {restore:?}");
             }
             shown.signal(Signal::TERM);
-            assert_eq!(shown.exit_code(), 0);
+            assert_eq!(shown.exit_code(), 143);
             for partition in 0..PARTITIONS {
                 let dump = self.dump(self.seq, partition).expect("it was running");
                 assert_eq!(dump, self.counts(partition, usize::MAX), "{folder}, partition {partition}");

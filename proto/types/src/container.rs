@@ -55,7 +55,7 @@ pub enum FromContainer {
 pub enum ToContainer {
     /// Its report arrived.
     StatusAck,
-    /// Commit, then exit with 0.
+    /// Commit, then exit, with 143 as after a SIGTERM.
     Shutdown,
     /// Tell all metrics.
     AskMetrics {
@@ -105,6 +105,18 @@ pub struct TaskStatus {
     pub processed: u64,
     /// How its restore went or goes; none if it has no store.
     pub restore: Option<RestoreStatus>,
+    /// The call of its code that has not returned for a while, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call: Option<CallStatus>,
+}
+
+/// A call of a task's code.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CallStatus {
+    /// Which: `process`, `window`, `timer`, `init`, …
+    pub what: String,
+    /// For how long it has not returned, ms.
+    pub age_ms: u64,
 }
 
 /// A restore.

@@ -8,6 +8,24 @@ use serde::{Deserialize, Serialize};
 /// Node managers turn it into [`ExitCause::Fenced`] without knowing what fencing is.
 pub const EXIT_FENCED: i32 = 90;
 
+/// The exit code of a container that ends itself because one of its tasks did not return for longer than
+/// `[task] stuck-after`.
+pub const EXIT_STUCK: i32 = 91;
+/// The exit code of a container whose transaction the broker aborted because it was open for too long.
+pub const EXIT_TRANSACTION_TIMEOUT: i32 = 92;
+
+/// What a container's exit code says beyond that it failed; for people.
+fn meaning(code: i32) -> &'static str {
+    match code {
+        EXIT_FENCED => " (it says it is fenced, but nobody else owns its tasks)",
+        EXIT_STUCK => " (a task hung for longer than [task] stuck-after)",
+        EXIT_TRANSACTION_TIMEOUT => " (its transaction was open for too long)",
+        130 => " (interrupted by a signal from outside)",
+        143 => " (terminated by a signal from outside)",
+        _ => "",
+    }
+}
+
 /// Why a container is over.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "cause")]
@@ -78,7 +96,7 @@ impl fmt::Display for ExitCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ExitCause::Success => f.write_str("success"),
-            ExitCause::Failed { code } => write!(f, "failed with exit code {code}"),
+            ExitCause::Failed { code } => write!(f, "failed with exit code {code}{}", meaning(*code)),
             ExitCause::Signal { signal } => write!(f, "killed by signal {signal}"),
             ExitCause::OutOfMemory { peak_bytes, limit_bytes } => {
                 write!(f, "out of memory: peak {} MiB, limit {} MiB", peak_bytes >> 20, limit_bytes >> 20)

@@ -139,8 +139,21 @@ pub struct TaskSpec {
     /// What follows when state is lost, of stores that do not say it themselves.
     #[serde(default)]
     pub state_lost: StateLost,
+    /// `stuck-after`: a container ends if a call of a task's code takes longer, ms; none: never.
+    #[serde(default = "default_stuck_after")]
+    pub stuck_after_ms: Option<u64>,
     /// The job's own settings, handed to `StreamTask::init`.
     pub config: BTreeMap<String, String>,
+}
+
+/// For how long brokers let a transaction be open, ms, unless they are told otherwise (`transaction.max.timeout.ms`).
+pub const MOST_TRANSACTION_MS: u64 = 900_000;
+
+/// `[task] stuck-after` of jobs that do not say it.
+pub const STUCK_AFTER_MS: u64 = 600_000;
+
+fn default_stuck_after() -> Option<u64> {
+    Some(STUCK_AFTER_MS)
 }
 
 /// What a job with stores does when its inputs get partitions that move keys from one task to another. Jobs without

@@ -51,6 +51,7 @@ pub fn spec(containers: u32) -> JobSpec {
             timers: false,
             concurrency: 16,
             state_lost: StateLost::Fail,
+            stuck_after_ms: Some(types::STUCK_AFTER_MS),
             config: BTreeMap::new(),
         },
         systems: BTreeMap::from([("kafka".to_owned(), kafka)]),

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use types::{OnError, SystemStreamPartition, TIMERS_STORE, TaskName};
 
@@ -136,7 +137,7 @@ impl<T: StreamTask> Life<T> {
         };
         self.complete(w, false)?;
         // Timers that are due at once are committed together.
-        if w.full.get() || self.due_timer(w).is_none() {
+        if w.full.load(Ordering::Relaxed) || self.due_timer(w).is_none() {
             self.settle(w)?;
         }
         Ok(did)
@@ -168,6 +169,7 @@ impl<T: StreamTask> Life<T> {
             return Ok(());
         }
         self.next_window = Some(next + every.max(1));
+        self.complete(w, true)?;
         for (task, place) in self.tasks.iter_mut().zip(&w.tasks) {
             let done = task.code.window(&mut w.streams, &mut self.coordinator);
             done.map_err(|cause| unforgiven(&mut w.streams, &place.name, "window", cause))?;
@@ -181,6 +183,7 @@ impl<T: StreamTask> Life<T> {
         if self.stopped {
             return Ok(());
         }
+        self.complete(w, true)?;
         for (task, place) in self.tasks.iter_mut().zip(&w.tasks) {
             let done = task.code.end_of_stream(&mut w.streams, &mut self.coordinator);
             done.map_err(|cause| unforgiven(&mut w.streams, &place.name, "end of stream", cause))?;
@@ -211,6 +214,8 @@ impl<T: StreamTask> Life<T> {
     }
 
     fn timer(&mut self, w: &mut World, n: usize) -> Result<(), Failure> {
+        // Before the timer is taken: what is in flight may set it anew, or fail by itself.
+        self.complete(w, true)?;
         let Task { code, timers } = &mut self.tasks[n];
         let taken = timers.as_ref().map_or(Ok(None), |timers| timers.take_due(w.now()));
         let taken = taken.map_err(|error| Failure::of(&w.tasks[n].name, "timers", error.into()))?;
@@ -244,7 +249,7 @@ impl<T: StreamTask> Life<T> {
                     return Err(Failure::of(&w.tasks[*n].name, "process_batch", cause));
                 }
             }
-            if batch.rest().is_empty() || full.get() || self.coordinator.is_set() {
+            if batch.rest().is_empty() || batch.must_return() || self.coordinator.is_set() {
                 break;
             }
         }
@@ -324,7 +329,7 @@ impl<T: StreamTask> Life<T> {
                 return self.stop(w);
             }
             let is_time = w.now().saturating_sub(self.last_commit) >= w.job.task.commit_ms;
-            if self.anything(w) && (is_time || self.commit_requested || w.full.get()) {
+            if self.anything(w) && (is_time || self.commit_requested || w.full.load(Ordering::Relaxed)) {
                 self.commit(w)?;
             }
             if !self.coordinator.is_set() {
@@ -345,7 +350,7 @@ impl<T: StreamTask> Life<T> {
         w.streams.decide(true);
         self.checkpoint(w);
         w.stores().for_each(|store| store.borrow_mut().commit());
-        w.full.set(false);
+        w.full.store(false, Ordering::Relaxed);
         w.commits += 1;
         self.processed = 0;
         self.commit_requested = false;

@@ -215,6 +215,7 @@ fn empty_job() -> JobSpec {
             timers: false,
             concurrency: 16,
             state_lost: StateLost::Fail,
+            stuck_after_ms: None,
             config: BTreeMap::new(),
         },
         systems: BTreeMap::new(),

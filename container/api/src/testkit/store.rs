@@ -1,8 +1,8 @@
 //! A task's store in memory: what was written since the last commit can be taken back.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use types::{OnLargeValue, StoreKind, StoreSpec};
 
@@ -21,13 +21,13 @@ pub(super) struct KitStore {
     /// What the rows written since the last commit were before.
     before: BTreeMap<Vec<u8>, Option<Row>>,
     /// Set when a commit must come before the next message.
-    full: Rc<Cell<bool>>,
+    full: Rc<AtomicBool>,
     /// Values that were too large and were left out.
     pub(super) dropped: Counter,
 }
 
 impl KitStore {
-    pub(super) fn new(name: &str, spec: &StoreSpec, clock: &TaskClock, full: &Rc<Cell<bool>>) -> KitStore {
+    pub(super) fn new(name: &str, spec: &StoreSpec, clock: &TaskClock, full: &Rc<AtomicBool>) -> KitStore {
         KitStore {
             name: name.to_owned(),
             spec: spec.clone(),
@@ -76,7 +76,7 @@ impl KitStore {
         };
         self.before.entry(key.to_vec()).or_insert(before);
         if self.before.len() as u64 >= self.spec.cache_rows {
-            self.full.set(true);
+            self.full.store(true, Ordering::Relaxed);
         }
     }
 }

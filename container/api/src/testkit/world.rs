@@ -1,8 +1,9 @@
 //! What outlives a container: streams, what is committed, and the time.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use types::{JobSpec, StoreSpec, SystemStreamPartition, TaskName};
 
@@ -25,7 +26,7 @@ pub(super) struct World {
     /// The seed of the order of partitions; none: in the order of sending.
     pub(super) shuffle: Option<u64>,
     /// Set by a store that wants a commit before the next message.
-    pub(super) full: Rc<Cell<bool>>,
+    pub(super) full: Rc<AtomicBool>,
 }
 
 /// A task's place: what each of its lives finds.
@@ -94,7 +95,7 @@ impl World {
         self.stores().for_each(|store| store.borrow_mut().roll_back());
         self.streams.decide(false);
         self.streams.failed = None;
-        self.full.set(false);
+        self.full.store(false, Ordering::Relaxed);
     }
 
     /// What a new process finds, here or on another node.

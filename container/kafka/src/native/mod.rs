@@ -280,6 +280,12 @@ impl Client {
         Ok(())
     }
 
+    /// Why the client failed for good, if it did.
+    pub(crate) fn fatal_cause(&self) -> Code {
+        // SAFETY: no text is asked for.
+        unsafe { rd::rd_kafka_fatal_error(self.rk, std::ptr::null_mut(), 0) }
+    }
+
     /// Takes an error object, if there is one.
     fn check(&self, error: *mut rd::rd_kafka_error_t) -> Result<(), SystemError> {
         if error.is_null() {

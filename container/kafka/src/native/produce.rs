@@ -324,30 +324,52 @@ impl Producer {
         self.client.delivery_failure()
     }
 
-    /// Waits until all that was queued is delivered or failed.
+    /// Waits until all that was queued is delivered or failed, for as long as something is within `timeout`: how long a
+    /// flush takes depends on how much there is, and on quotas.
     pub(crate) fn flush(&self, timeout: Duration) -> Result<(), SystemError> {
-        // SAFETY: the handle is alive.
-        let code = unsafe { rd::rd_kafka_flush(self.client.rk, millis(timeout)) };
-        self.client.delivery_failure()?;
-        match code {
-            Code::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
-            code => {
-                // SAFETY: the handle is alive.
-                let waiting = unsafe { rd::rd_kafka_outq_len(self.client.rk) };
-                let seconds = timeout.as_secs();
-                let why =
-                    format!("{waiting} messages are not acknowledged after {seconds} s: {}", code_text(code));
-                Err(self.client.error(code, &why))
+        /// So often is looked whether anything was delivered. A flush that is over does not wait for it.
+        const LOOK: Duration = Duration::from_secs(1);
+        let (mut waiting, mut since) = (c_int::MAX, Instant::now());
+        loop {
+            // SAFETY: the handle is alive.
+            let (code, left) = unsafe {
+                let code = rd::rd_kafka_flush(self.client.rk, millis(timeout.min(LOOK)));
+                (code, rd::rd_kafka_outq_len(self.client.rk))
+            };
+            self.client.delivery_failure()?;
+            if left < waiting {
+                (waiting, since) = (left, Instant::now());
+            }
+            match code {
+                Code::RD_KAFKA_RESP_ERR_NO_ERROR => return Ok(()),
+                Code::RD_KAFKA_RESP_ERR__TIMED_OUT if since.elapsed() < timeout => {}
+                code => {
+                    let seconds = since.elapsed().as_secs();
+                    let why = format!(
+                        "{left} messages are not acknowledged, and none was for {seconds} s: {}",
+                        code_text(code)
+                    );
+                    return Err(self.client.error(code, &why));
+                }
             }
         }
     }
 
-    /// Registers the transactional id. librdkafka looks for the coordinator once when it starts, and again only
+    /// Registers the transactional id; refused if transactions may not be open for as long as is wished. librdkafka looks for the coordinator once when it starts, and again only
     /// half a second later if no broker was connected by then: so a broker is waited for first.
     pub(crate) fn init_transactions(&self, timeout: Duration) -> Result<(), SystemError> {
         self.client.await_broker(timeout)?;
         // SAFETY: the handle is alive; `check` takes the error.
-        self.client.check(unsafe { rd::rd_kafka_init_transactions(self.client.rk, millis(timeout)) })
+        let done =
+            self.client.check(unsafe { rd::rd_kafka_init_transactions(self.client.rk, millis(timeout)) });
+        match done {
+            Err(error)
+                if self.client.fatal_cause() == Code::RD_KAFKA_RESP_ERR_INVALID_TRANSACTION_TIMEOUT =>
+            {
+                Err(SystemError::Refused(error.to_string()))
+            }
+            done => done,
+        }
     }
 
     pub(crate) fn begin_transaction(&self) -> Result<(), SystemError> {

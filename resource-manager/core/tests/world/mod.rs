@@ -93,6 +93,7 @@ pub fn spec(name: &str, containers: u32) -> JobSpec {
             timers: false,
             concurrency: 16,
             state_lost: StateLost::Fail,
+            stuck_after_ms: Some(types::STUCK_AFTER_MS),
             config: BTreeMap::new(),
         },
         systems: BTreeMap::new(),
