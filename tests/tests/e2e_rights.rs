@@ -169,8 +169,11 @@ fn a_job_needs_the_rights_that_are_listed_and_each_of_them() {
     for right in &missing {
         secured.topic(&right.of(&made).name, &[("cleanup.policy", "compact")]);
     }
+    // A changelog is read by a job that has rows there, which these jobs have not yet.
+    let at_once = |right: &&Right| (right.name.as_str(), right.operation.as_str()) != ("<changelog>", "Read");
     let without: Vec<(Job, Right)> = all
         .iter()
+        .filter(at_once)
         .map(|right| {
             let job = secured.job(&format!("no-{}", right.operation.to_lowercase()));
             let right = right.of(&job);

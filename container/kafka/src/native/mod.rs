@@ -345,7 +345,8 @@ impl Mailbox {
             "FAIL" | "SASL" | "SSL" | "LIBSASL" | "OIDC" => self.trouble.note(text),
             // `Failed to add partition "topic" [0] to transaction: …`: no answer tells which it was.
             "ADDPARTS" => {
-                let topic = text.split('"').nth(1).map(str::to_owned);
+                let denied = text.contains("authorization failed");
+                let topic = text.split('"').nth(1).filter(|_| denied).map(str::to_owned);
                 *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = topic;
             }
             _ => {}
@@ -395,7 +396,14 @@ unsafe extern "C" fn on_delivery(
     let (key, value) = (raw.key_len, raw.len);
     let why =
         format!("a message for topic {topic} (key of {key} bytes, value of {value}): {}", code_text(code));
+    // A transaction that could not take a topic in drops what was to be sent: why it could not says more.
+    let purged =
+        matches!(code, Code::RD_KAFKA_RESP_ERR__PURGE_QUEUE | Code::RD_KAFKA_RESP_ERR__PURGE_INFLIGHT);
+    let left_out = mailbox.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let error = match classify(code, &why) {
+        SystemError::Fatal(_) if purged && left_out.is_some() => {
+            mailbox.who.denied(Tried::topic("Write", left_out.as_deref().unwrap_or_default()))
+        }
         SystemError::Fatal(_) if is_denied(code) => mailbox.who.denied(Tried::topic("Write", &topic)),
         SystemError::Fatal(why) if is_refusal(code) => SystemError::Refused(why),
         other => other,
