@@ -1,6 +1,6 @@
 //! What must hold after each step, and what must have come to rest at the end.
 
-use types::{AppId, AppState, ContainerId, Resource, Role, StartContainer};
+use types::{AppId, AppState, ContainerId, NodeId, Resource, Role, StartContainer};
 
 use crate::node::What;
 use crate::world::World;
@@ -62,11 +62,15 @@ impl World {
         self.judge_lease(twin, || format!("{place:?}: {} is ordered", start.id));
     }
 
-    /// When the resource manager calls a container lost with its node: the node's lease must be over. From then on
-    /// it may be replaced, even if its node comes back in time to be told to sweep it.
-    pub fn judge_loss(&mut self, container: ContainerId) {
-        if self.given_up.insert(container) {
-            self.judge_lease(container, || format!("{container} is called lost"));
+    /// When the resource manager calls a node lost: its lease must be over. From then on whatever runs there may be
+    /// replaced, whether this resource manager knows of it or not, even if the node comes back in time to be told to
+    /// sweep it.
+    pub fn judge_lost(&mut self, node: &NodeId) {
+        let Some(machine) = self.machines.iter().find(|machine| machine.id == *node) else { return };
+        for container in machine.running.keys().copied().collect::<Vec<_>>() {
+            if self.given_up.insert(container) {
+                self.judge_lease(container, || format!("{container} is called lost"));
+            }
         }
     }
 

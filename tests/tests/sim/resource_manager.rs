@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use rm_core::{
-    Command, Config, Denied, Event, Outcome, Record, RmCore, Stored, StoredApp, StoredNode, Submit, View,
+    Command, Config, Denied, Event, Outcome, Record, RmCore, Stored, StoredApp, StoredNode, Submit,
 };
 use types::{
-    AppContainer, AppId, Artefact, ContainerId, ContainerState, ContainersSpec, Delivery, Digest, Epoch,
-    ErrorsSpec, ExitCause, Grouper, JobId, JobSpec, NodeId, OnExhausted, OnLeaseLoss, PackageSpec,
-    PlacementSpec, Resource, RestartSpec, Spread, StateLost, SystemKind, SystemSpec, TaskSpec, ToNode,
+    AppId, Artefact, ContainersSpec, Delivery, Digest, Epoch, ErrorsSpec, Grouper, JobId, JobSpec, NodeId,
+    NodeStateName, OnExhausted, OnLeaseLoss, PackageSpec, PlacementSpec, Resource, RestartSpec, Spread,
+    StateLost, SystemKind, SystemSpec, TaskSpec, ToNode,
 };
 
 use crate::network::{Dialler, End, Link, LinkId, Message};
@@ -22,12 +22,6 @@ pub struct ResourceManager {
     nodes: BTreeMap<NodeId, StoredNode>,
     timer: u64,
     plant: Plant,
-}
-
-/// The containers that are called lost with their nodes.
-fn lost(view: &View) -> Vec<ContainerId> {
-    let is_lost = |it: &&AppContainer| it.state == ContainerState::Exited { exit: ExitCause::NodeLost };
-    view.apps.iter().flat_map(|app| &app.containers).filter(is_lost).map(|it| it.container).collect()
 }
 
 /// The lease that nodes are promised, ms.
@@ -171,14 +165,15 @@ impl World {
     fn rm_apply(&mut self, event: Event, reply_on: Option<LinkId>) {
         let now = self.time();
         let Some(core) = self.rm.core.as_mut() else { return };
-        // Only these two can end a lease.
-        let may_lose = matches!(event, Event::Deadline | Event::NodeHello(_));
+        let may_lose = matches!(event, Event::Deadline);
         let mut out = Vec::new();
         let outcome = core.apply(now, event, &mut out);
         if may_lose {
-            // Before what replaces them is ordered, and whether or not a master is there to be told.
-            let lost = lost(&core.view(now));
-            lost.into_iter().for_each(|container| self.judge_loss(container));
+            let nodes = core.view(now).cluster.nodes;
+            nodes
+                .iter()
+                .filter(|node| node.state == NodeStateName::Lost)
+                .for_each(|it| self.judge_lost(&it.node));
         }
         for command in &out {
             self.persist(command);
