@@ -25,7 +25,7 @@ use crate::end::{End, Over};
 use crate::engine::{ChangelogOut, Engine, Task, TaskStore, Work};
 use crate::failures::Failures;
 use crate::meters::{TaskMeters, ThreadMeters};
-use crate::pulse::Stage;
+use crate::pulse::{Pulse, Stage};
 use crate::restore::{Restore, RestoredTask, mend};
 use crate::stores::disk::DiskMemory;
 use crate::stores::link::Link;
@@ -88,7 +88,6 @@ fn start<T: StreamTask>(
     let number = u32::try_from(thread).unwrap_or(u32::MAX);
     let me = OwnerRecord::of_thread(&job.job, shared.slot, number, shared.incarnation);
     let client_id = me.id.clone();
-
     board.phase(thread, ContainerPhase::Claiming);
     let transactional = system.transactional(&me.id)?;
     let mut outputs =
@@ -111,32 +110,31 @@ fn start<T: StreamTask>(
         metrics: &shared.metrics,
     };
     desk.clock.set(shared.clock.unix_ms());
-    let logs = restored.iter().flat_map(|task| task.changelogs.values());
-    let keeps_ms = logs.map(|log| log.keeps_tombstones_ms).min();
+    let keeps_ms =
+        restored.iter().flat_map(|task| task.changelogs.values()).map(|log| log.keeps_tombstones_ms).min();
     let mut tasks = Vec::with_capacity(models.len());
     for (model, restored) in models.iter().zip(restored) {
         tasks.push(desk.task(model, restored, &mut outputs, factory())?);
     }
     let checkpoints: Vec<&Checkpoint> = tasks.iter().map(|task| &task.checkpoint).collect();
     let inputs = inputs::open(job, systems, &client_id, models, &checkpoints)?;
-    let clock = shared.clock.clone();
-    let schedule =
-        Schedule::new(job.task.commit_ms, shared.flush_ms, keeps_ms.unwrap_or(u64::MAX), clock.now());
+    let (now, keeps_ms) = (shared.clock.now(), keeps_ms.unwrap_or(u64::MAX));
+    let schedule = Schedule::new(job.task.commit_ms, shared.flush_ms, keeps_ms, now);
     let metrics_of: Vec<_> = tasks.iter().map(|t| (t.name.clone(), desk.metrics_of(&t.name))).collect();
-    let checkpoint_topic = JobTopics::of(&job.job).checkpoint;
+    let topic = JobTopics::of(&job.job).checkpoint;
     let mut engine = Engine {
         job: job.job.clone(),
         incarnation: shared.incarnation,
         owner: me,
-        checkpoint_topic: checkpoint_topic.clone(),
+        checkpoint_topic: topic.clone(),
         thread,
         board: Arc::clone(board),
         admin,
         inputs,
         tasks,
-        checkpoints: outputs.state_topic(&checkpoint_topic)?,
+        checkpoints: outputs.state_topic(&topic)?,
         outputs,
-        clock,
+        clock: shared.clock.clone(),
         task_clock: desk.clock.clone(),
         schedule,
         window_ms: job.task.window_ms,
@@ -144,12 +142,8 @@ fn start<T: StreamTask>(
         meters: ThreadMeters::new(&shared.metrics, thread),
         work: Work::new(link),
     };
-    for (at, (task, model)) in engine.tasks.iter_mut().zip(models).enumerate() {
-        pulse.enter(Stage::Init, at);
-        desk.init(task, model)?;
-    }
+    desk.init_all(&mut engine.tasks, models, &pulse)?;
     systems.values().for_each(|system| system.admin().started());
-    pulse.enter(Stage::Unwatched, 0);
     Ok(engine)
 }
 
@@ -269,6 +263,20 @@ impl Desk<'_> {
             ended: false,
             meters: TaskMeters::new(&self.metrics_of(&model.name)),
         })
+    }
+
+    fn init_all<T: StreamTask>(
+        &self,
+        tasks: &mut [Task<T>],
+        models: &[TaskModel],
+        pulse: &Pulse,
+    ) -> Result<(), End> {
+        for (at, (task, model)) in tasks.iter_mut().zip(models).enumerate() {
+            pulse.enter(Stage::Init, at);
+            self.init(task, model)?;
+        }
+        pulse.enter(Stage::Unwatched, 0);
+        Ok(())
     }
 
     fn init<T: StreamTask>(&self, task: &mut Task<T>, model: &TaskModel) -> Result<(), End> {
