@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use task_api::StreamTask;
 use task_api::system::{SystemError, TopicHandle, TopicPartition};
-use task_core::commit::{CommitStep, Due, Ends, Flush, Pending, Positions, Schedule, steps};
+use task_core::commit::{CommitStep, Due, Ends, Flush, Pending, Positions, steps};
 use task_core::record::{self, Checkpoint};
 use tracing::{debug, warn};
 use types::{Incarnation, TaskName, Timestamp};
@@ -44,7 +44,7 @@ pub(crate) fn commit<T: StreamTask>(
             CommitStep::ChangelogEnds => ends = changelog_ends(engine)?,
             CommitStep::Checkpoints => {
                 checkpoints(engine)?;
-                if Schedule::must_prove(due, flush, pending) && engine.outputs.is_empty() {
+                if engine.schedule.must_prove(due, flush, pending) && engine.outputs.is_empty() {
                     prove(engine)?;
                 }
             }
@@ -140,7 +140,8 @@ fn is_dirty<T>(task: &Task<T>) -> bool {
     task.stores.iter().any(|store| store.store.borrow_mut().cache().dirty_rows() > 0)
 }
 
-/// The high watermarks of all changelog partitions of the thread, in the order of tasks and stores. None if nobody answers now: then rows go to disk without a position.
+/// The high watermarks of all changelog partitions of the thread, in the order of tasks and stores. None if nobody
+/// answers now: then rows go to disk without a position.
 fn changelog_ends<T: StreamTask>(engine: &mut Engine<T>) -> Result<Option<Ends>, SystemError> {
     let logs: Vec<TopicPartition> = engine
         .tasks
@@ -225,7 +226,9 @@ fn flush_stores<T: StreamTask>(
                 batch.memory(Some(&memory_of(&engine.job, &task.name, &task.checkpoint)))?;
             }
             batch.write()?;
-            points::at("offsets-written");
+            if positions.is_some() {
+                points::at("offsets-written");
+            }
         }
         if durable {
             disk.flush(wait)?;

@@ -159,6 +159,8 @@ pub struct Schedule {
     last_commit: Timestamp,
     last_durable: Timestamp,
     last_proof: Timestamp,
+    /// Rows were handed to the store below since it was last made durable.
+    written: bool,
 }
 
 /// What has happened since the last commit.
@@ -191,7 +193,13 @@ impl Schedule {
             last_commit: now,
             last_durable: now,
             last_proof: now,
+            written: false,
         }
+    }
+
+    /// Whether there are rows whose place on disk is not sure yet.
+    fn waits_for_disk(&self, pending: Pending) -> bool {
+        pending.unflushed || self.written
     }
 
     /// Whether to commit now.
@@ -201,8 +209,8 @@ impl Schedule {
             return Some(Due::Refresh);
         }
         let proof = (now.since(self.last_proof) >= self.prove_ms).then_some(Due::Proof);
-        // Rows that are clean but not on disk make a last commit worth its while: the restart then reads nothing.
-        if !(pending.anything || pending.stopping && pending.unflushed) {
+        // Rows that are clean but not safe on disk make a last commit worth its while: the restart then reads nothing.
+        if !(pending.anything || pending.stopping && self.waits_for_disk(pending)) {
             return proof.filter(|_| !pending.stopping);
         }
         if pending.stopping {
@@ -221,11 +229,11 @@ impl Schedule {
     /// Whether the transaction of this commit must hold something: a position of rows that go to disk rests on it, or it
     /// is made for that alone.
     #[must_use]
-    pub fn must_prove(due: Due, flush: Flush, pending: Pending) -> bool {
+    pub fn must_prove(&self, due: Due, flush: Flush, pending: Pending) -> bool {
         match due {
             Due::Refresh | Due::Proof => true,
             Due::Interval | Due::CacheFull | Due::Requested | Due::Stopping => {
-                flush == Flush::Durable && pending.unflushed
+                flush == Flush::Durable && self.waits_for_disk(pending)
             }
         }
     }
@@ -236,7 +244,7 @@ impl Schedule {
         match due {
             Due::Stopping | Due::Refresh => Flush::Durable,
             Due::Interval | Due::CacheFull | Due::Requested | Due::Proof => {
-                if pending.unflushed && now.since(self.last_durable) >= self.flush_ms {
+                if self.waits_for_disk(pending) && now.since(self.last_durable) >= self.flush_ms {
                     Flush::Durable
                 } else if pending.clean_rows_full {
                     // Small flushes would only make work for compactions: durable now and then is enough.
@@ -254,8 +262,10 @@ impl Schedule {
         if proof.is_some() {
             self.last_proof = now;
         }
-        if flush == Flush::Durable {
-            self.last_durable = now;
+        match flush {
+            Flush::No => {}
+            Flush::Written => self.written = true,
+            Flush::Durable => (self.last_durable, self.written) = (now, false),
         }
     }
 
@@ -336,11 +346,11 @@ mod tests {
         assert_eq!(schedule.due(Timestamp(wait + 1), sends), Some(Due::Proof));
         schedule.committed(Timestamp(wait + 1), Flush::No, Some(&Proof(())));
         assert_eq!(schedule.due(Timestamp(wait + 2), sends), None);
-        let must = |due, flush| Schedule::must_prove(due, flush, SOMETHING);
+        let must = |due, flush| schedule.must_prove(due, flush, SOMETHING);
         assert!(must(Due::Proof, Flush::No) && must(Due::Refresh, Flush::No));
         assert!(must(Due::Stopping, Flush::Durable), "a position follows");
         assert!(!must(Due::Interval, Flush::Written));
-        assert!(!Schedule::must_prove(Due::Stopping, Flush::Durable, sends), "no row goes to disk");
+        assert!(!schedule.must_prove(Due::Stopping, Flush::Durable, sends), "no row goes to disk");
     }
 
     #[test]
@@ -358,6 +368,20 @@ mod tests {
         assert_eq!(schedule.flush_stores(Timestamp(10_001), Due::CacheFull, full), Flush::Written);
         schedule.committed(Timestamp(10_001), Flush::Written, None);
         assert_eq!(schedule.flush_stores(Timestamp(20_000), Due::CacheFull, full), Flush::Durable);
+    }
+
+    #[test]
+    fn rows_that_were_handed_down_are_made_durable_at_the_end_also_if_nothing_else_is_left_to_do() {
+        let mut schedule = schedule();
+        schedule.committed(Timestamp(1_000), Flush::Written, None);
+        let stopping = Pending { stopping: true, ..Pending::default() };
+        assert_eq!(schedule.due(Timestamp(1_001), Pending::default()), None, "not before");
+        assert_eq!(schedule.due(Timestamp(1_001), stopping), Some(Due::Stopping));
+        let flush = schedule.flush_stores(Timestamp(1_001), Due::Stopping, stopping);
+        assert_eq!(flush, Flush::Durable);
+        assert!(schedule.must_prove(Due::Stopping, flush, stopping), "a position of theirs follows");
+        schedule.committed(Timestamp(1_002), flush, None);
+        assert_eq!(schedule.due(Timestamp(1_003), stopping), None);
     }
 
     #[test]
