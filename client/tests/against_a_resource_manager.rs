@@ -325,7 +325,7 @@ fn logs_of_one_container_are_as_written_and_those_of_several_are_told_apart() {
 }
 
 #[test]
-fn start_points_of_a_live_job_are_not_moved() {
+fn start_points_of_a_live_job_are_not_moved_unless_its_containers_may_restart() {
     let (fake, job) = (Fake::start(), job());
     fake.with(|state| state.apps = vec![live_app("application_7_0009", "flights")]);
     let mut command = Command::new(env!("CARGO_BIN_EXE_samza"));
@@ -334,8 +334,9 @@ fn start_points_of_a_live_job_are_not_moved() {
     assert_eq!(output.status.code(), Some(4));
     assert_eq!(
         err(&output),
-        "samza: flights-1 is live: application_7_0009, running; end it with `samza stop flights-1 --wait`, move its \
-         start points, and submit job.toml again\n"
+        "samza: flights-1 is live: application_7_0009, running; move them with --live, which restarts the \
+         containers concerned, or end it with `samza stop flights-1 --wait`, move its start points, and submit \
+         job.toml again\n"
     );
 }
 
