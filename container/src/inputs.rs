@@ -95,7 +95,7 @@ impl Source {
     pub(crate) fn position(&self, consumer: &dyn SystemConsumer) -> Option<u64> {
         let position = match self.held.first() {
             // What a source was read to its end with may be behind what is held.
-            Some(first) => Some(first),
+            Some(first) => consumer.position_of(first),
             None if self.is_past_end => self.ends_at,
             None => self.next.max(consumer.caught_up_at(self.place)),
         };

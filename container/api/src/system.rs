@@ -155,6 +155,12 @@ pub trait SystemConsumer {
     /// The system failed.
     fn resume(&mut self, sources: &[usize]) -> Result<(), SystemError>;
 
+    /// Where reading must go on for the message at `offset` to be the next: at its offset, but for systems whose offsets
+    /// tell where a message ends, such as files, which know it of the message before alone (none).
+    fn position_of(&self, offset: u64) -> Option<u64> {
+        Some(offset)
+    }
+
     /// The offset up to which the source was last read to its end (what cannot be seen counts as read); none if it
     /// never was. Where a transaction is open, its first message is the end. A source to which something is written all
     /// the time may never be told to be at its end.

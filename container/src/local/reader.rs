@@ -141,6 +141,11 @@ impl SystemConsumer for FileConsumer {
         Ok(())
     }
 
+    /// An offset is where its line ends.
+    fn position_of(&self, _offset: u64) -> Option<u64> {
+        None
+    }
+
     fn caught_up_at(&self, source: usize) -> Option<u64> {
         let source = &self.sources[source];
         source.is_over().then(|| source.next())
