@@ -138,7 +138,7 @@ fn a_container_that_slept_while_it_was_replaced_leaves_no_position_of_rows_it_ha
     let new = Container::start(&job, &master, 2, "new", &[]);
     job.wait_for_outputs(2_000);
     new.signal(Signal::TERM);
-    assert_eq!(new.exit_code(), 0);
+    assert_eq!(new.exit_code(), 143);
     // It wakes up to be stopped, and has nothing to commit.
     old.signal(Signal::TERM);
     old.signal(Signal::CONT);
@@ -147,7 +147,7 @@ fn a_container_that_slept_while_it_was_replaced_leaves_no_position_of_rows_it_ha
     let back = Container::start(&job, &master, 3, "old", &[]);
     job.wait_for_outputs(3_000);
     back.signal(Signal::TERM);
-    assert_eq!(back.exit_code(), 0);
+    assert_eq!(back.exit_code(), 143);
     job.assert_exact();
 }
 
@@ -180,7 +180,7 @@ fn a_restore_that_is_killed_goes_on_where_it_was() {
     let restore = status.tasks[0].restore.clone().expect("it has a store");
     assert!(restore.from_local && restore.rows < rows * 2 / 3, "{restore:?}");
     second.signal(Signal::TERM);
-    assert_eq!(second.exit_code(), 0);
+    assert_eq!(second.exit_code(), 143);
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! A job's own topics on a real Kafka: what is there is read, altered or refused, and what is not is created in full.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kafka::KafkaAdmin;
-use task_api::system::{NewTopic, SystemAdmin};
+use task_api::system::{NewTopic, SystemAdmin, SystemError};
 use task_core::topics::{self, Unready};
 use types::{JobSpec, TopicPlan, TopicStatus};
 
@@ -36,9 +36,21 @@ impl Stage {
     fn plans(&self) -> Vec<TopicPlan> {
         types::coordinator_topic(&self.spec).into_iter().chain(types::job_topics(&self.spec, 2)).collect()
     }
-    fn ensure(&self) -> Result<Vec<TopicStatus>, Unready> {
+    fn look(&self) -> Result<Vec<TopicStatus>, Unready> {
         let plans = self.plans();
         topics::ensure(&self.admin, &self.bootstrap, &plans.iter().collect::<Vec<_>>())
+    }
+    /// Looks again, as masters do, while a broker does not know yet of what was just created.
+    fn ensure(&self) -> Result<Vec<TopicStatus>, Unready> {
+        let start = Instant::now();
+        loop {
+            match self.look() {
+                Err(Unready::System(SystemError::Retriable(_))) if start.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                other => return other,
+            }
+        }
     }
     fn changelog(&self) -> String {
         self.spec.stores[STORE].changelog.clone().expect("it has one")
@@ -52,7 +64,7 @@ impl Stage {
         let start = Instant::now();
         while self.setting(topic, key) != value {
             assert!(start.elapsed() < PATIENCE, "{topic} has {key}={}", self.setting(topic, key));
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
     fn make(&self, topic: &str, config: &[(&str, &str)]) {
@@ -61,6 +73,15 @@ impl Stage {
         self.admin
             .create(&[NewTopic { topic: topic.to_owned(), partitions: 2, replication, config }])
             .expect("made");
+        // Each look may go to another broker: all of them know of it when none misses it any more.
+        let start = Instant::now();
+        let mut found = 0;
+        while found < 10 {
+            assert!(start.elapsed() < PATIENCE, "{topic} is not there");
+            let there = patiently(|| self.admin.describe(&[topic.to_owned()]));
+            found = if there.is_empty() { 0 } else { found + 1 };
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
@@ -102,7 +123,7 @@ fn a_changelog_that_drops_rows_by_age_is_mended_if_it_is_ours_and_refused_if_it_
     let named = Stage::new(&Brokers::shared(), "named", &format!("changelog = \"{theirs}\"\n"));
     named.make(&theirs, &[("cleanup.policy", "compact,delete"), ("retention.ms", "3600000")]);
     let refused = named.ensure().expect_err("it would lose rows");
-    let Unready::System(task_api::SystemError::Fatal(why)) = &refused else { panic!("{refused:?}") };
+    let Unready::System(SystemError::Fatal(why)) = &refused else { panic!("{refused:?}") };
     assert!(why.contains("--add-config cleanup.policy=compact"), "{why}");
     let names: Vec<String> = named.plans().into_iter().map(|plan| plan.topic).collect();
     let there = patiently(|| named.admin.describe(&names));
@@ -117,7 +138,7 @@ fn a_broker_that_is_down_at_the_first_submit_is_waited_for() {
     let start = Instant::now();
     while patiently(|| stage.admin.brokers()).len() > 2 {
         assert!(start.elapsed() < PATIENCE, "the controller does not miss it");
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(100));
     }
     // No topic tells of the third: the brokers' own settings do.
     assert_eq!(patiently(|| stage.admin.cluster_size()), 3);
@@ -135,7 +156,7 @@ fn a_broker_that_is_down_at_the_first_submit_is_waited_for() {
             Ok(ready) => break ready,
             Err(error) => assert!(start.elapsed() < PATIENCE, "{error:?}"),
         }
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(100));
     };
     assert_eq!(ready.iter().map(|topic| topic.replication).collect::<Vec<_>>(), [3, 3, 3]);
     stage.expect(&names[0], "min.insync.replicas", "2");
