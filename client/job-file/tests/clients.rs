@@ -1,32 +1,9 @@
 //! What is said of settings of Kafka's clients and of how a job gets into a secured Kafka, as a user sees it.
 
+mod stage;
+
+use stage::{GOOD, errors, says};
 use types::{Given, SecurityKey, SecurityProtocol};
-
-const GOOD: &str = r#"[job]
-name = "flight-delays"
-
-[package]
-path = "flight-delays"
-
-[task]
-inputs = ["kafka.flights"]
-
-[systems.kafka]
-type = "kafka"
-bootstrap = "127.0.0.1:9092"
-"#;
-
-fn errors(text: &str) -> String {
-    match job_file::parse(text, "job.toml") {
-        Ok(file) => panic!("accepted: {file:?}"),
-        Err(problems) => problems.to_string(),
-    }
-}
-
-#[track_caller]
-fn says(text: &str, expected: &str) {
-    assert_eq!(errors(text), expected);
-}
 
 #[test]
 fn settings_that_the_runtime_sets_are_not_the_users() {

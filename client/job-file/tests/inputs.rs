@@ -1,38 +1,9 @@
 //! Inputs that are patterns, and inputs that were: what is read, and the texts of errors.
 
+mod stage;
+
+use stage::{GOOD, errors, says, with};
 use types::SystemStream;
-
-const GOOD: &str = r#"[job]
-name = "flight-delays"
-
-[package]
-path = "flight-delays"
-
-[task]
-inputs = ["kafka.flights"]
-
-[systems.kafka]
-type = "kafka"
-bootstrap = "127.0.0.1:9092"
-"#;
-
-fn errors(text: &str) -> String {
-    match job_file::parse(text, "job.toml") {
-        Ok(file) => panic!("accepted: {file:?}"),
-        Err(problems) => problems.to_string(),
-    }
-}
-
-/// `GOOD` with one line replaced.
-fn with(line: &str, instead: &str) -> String {
-    assert!(GOOD.contains(line), "{line}");
-    GOOD.replace(line, instead)
-}
-
-#[track_caller]
-fn says(text: &str, expected: &str) {
-    assert_eq!(errors(text), expected);
-}
 
 #[test]
 fn a_pattern_among_the_inputs_takes_settings_and_stands_for_nothing_that_the_job_writes() {

@@ -1,38 +1,9 @@
 //! The texts of errors, as a user sees them.
 
+mod stage;
+
+use stage::{GOOD, errors, says, with};
 use types::{Compression, OffsetDefault, OnLargeValue, StoreKind, StoreSpec, SystemStream};
-
-const GOOD: &str = r#"[job]
-name = "flight-delays"
-
-[package]
-path = "flight-delays"
-
-[task]
-inputs = ["kafka.flights"]
-
-[systems.kafka]
-type = "kafka"
-bootstrap = "127.0.0.1:9092"
-"#;
-
-fn errors(text: &str) -> String {
-    match job_file::parse(text, "job.toml") {
-        Ok(file) => panic!("accepted: {file:?}"),
-        Err(problems) => problems.to_string(),
-    }
-}
-
-/// `GOOD` with one line replaced.
-fn with(line: &str, instead: &str) -> String {
-    assert!(GOOD.contains(line), "{line}");
-    GOOD.replace(line, instead)
-}
-
-#[track_caller]
-fn says(text: &str, expected: &str) {
-    assert_eq!(errors(text), expected);
-}
 
 #[test]
 fn a_minimal_file_gets_the_documented_defaults() {

@@ -1,24 +1,8 @@
 //! What a job file says of time: how long a call may take, and how long a commit may be waited for.
 
-const GOOD: &str = r#"[job]
-name = "flight-delays"
+mod stage;
 
-[package]
-path = "flight-delays"
-
-[task]
-inputs = ["kafka.flights"]
-
-[systems.kafka]
-type = "kafka"
-bootstrap = "127.0.0.1:9092"
-"#;
-
-/// `GOOD` with one line replaced.
-fn with(line: &str, instead: &str) -> String {
-    assert!(GOOD.contains(line), "{line}");
-    GOOD.replace(line, instead)
-}
+use stage::with;
 
 #[track_caller]
 fn says(text: &str, expected: &str) {
