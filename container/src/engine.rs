@@ -53,6 +53,8 @@ pub(crate) struct TaskStore {
     pub(crate) store: Rc<RefCell<Store>>,
     /// None for a store without changelog.
     pub(crate) changelog: Option<ChangelogOut>,
+    /// It is made from the rows of another store, whose changelog restores it too.
+    pub(crate) is_index: bool,
 }
 
 /// Where a store's rows are logged.

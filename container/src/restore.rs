@@ -20,13 +20,15 @@ use task_core::lost::{From, LocalMemory};
 use task_core::record::{self, Checkpoint, LogMemory, Record, Restored};
 use task_core::restore::{Changelog, OffsetsRow, Plan, Why, plan};
 use tracing::{debug, warn};
-use types::{Incarnation, JobId, JobSpec, JobTopics, StoreKind, StoreSpec, TaskModel, TaskName};
+use types::{
+    Incarnation, JobId, JobSpec, JobTopics, StoreKind, StoreSpec, TIMERS_STORE, TaskModel, TaskName,
+};
 
 use crate::board::Board;
 use crate::claim::Start;
 use crate::clock::{Clock, unix_ms};
 use crate::end::End;
-use crate::stores::disk::{DiskMemory, TaskDisk};
+use crate::stores::disk::{DiskMemory, TIMERS_INDEX, TaskDisk};
 use crate::stores::fill::Fill;
 use crate::stores::memory::MemoryRows;
 use look::Look;
@@ -181,7 +183,8 @@ impl Restore<'_> {
                 mends: BTreeMap::new(),
             });
         }
-        let stores: Vec<_> = self.job.stores.iter().map(|(name, spec)| (name.as_str(), spec)).collect();
+        let mut stores: Vec<_> = self.job.stores.iter().map(|(name, spec)| (name.as_str(), spec)).collect();
+        stores.extend(index_of_timers(self.job));
         let suffix = self.incarnation.to_string();
         let disk = TaskDisk::open(&self.state, &task.state_entry(), &suffix, &stores, self.memory)?;
         debug!(task = %task.name, took_ms = took_ms(), "database open");
@@ -447,6 +450,11 @@ impl Restore<'_> {
         batch.write()?;
         Ok(disk.flush(true)?)
     }
+}
+
+/// The index that timers have beside their store.
+pub(crate) fn index_of_timers(job: &JobSpec) -> Option<(&'static str, &StoreSpec)> {
+    job.stores.get(TIMERS_STORE).filter(|_| job.task.timers).map(|timers| (TIMERS_INDEX, timers))
 }
 
 /// What vouches for a task's rows on disk.

@@ -26,8 +26,8 @@ use crate::engine::{ChangelogOut, Engine, Task, TaskStore, Work};
 use crate::failures::Failures;
 use crate::meters::{TaskMeters, ThreadMeters};
 use crate::pulse::{Pulse, Stage};
-use crate::restore::{Restore, RestoredTask, mend};
-use crate::stores::disk::DiskMemory;
+use crate::restore::{Restore, RestoredTask, index_of_timers, mend};
+use crate::stores::disk::{DiskMemory, TaskDisk};
 use crate::stores::link::Link;
 use crate::stores::{Below, Limits, Store};
 use crate::systems::{System, Systems, home};
@@ -199,10 +199,11 @@ fn home_system<'a>(job: &JobSpec, systems: &'a Systems) -> Result<&'a Arc<dyn Sy
 fn cache_limits(shared: &Shared, tasks_here: usize) -> BTreeMap<String, Limits> {
     let job = &shared.job;
     let threads = u64::from(job.containers.threads.max(1));
-    let caches = threads * tasks_here.max(1) as u64 * job.stores.len().max(1) as u64;
+    let stores = || job.stores.iter().map(|(name, spec)| (name.as_str(), spec)).chain(index_of_timers(job));
+    let caches = threads * (tasks_here * stores().count()).max(1) as u64;
     let bytes = usize::try_from(shared.budget.caches / caches).unwrap_or(usize::MAX).max(64 << 10);
     let rows = |rows: u64| usize::try_from(rows).unwrap_or(usize::MAX / 2).max(1);
-    job.stores.iter().map(|(name, s)| (name.clone(), Limits { rows: rows(s.cache_rows), bytes })).collect()
+    stores().map(|(name, s)| (name.to_owned(), Limits { rows: rows(s.cache_rows), bytes })).collect()
 }
 
 /// What tasks are made with.
@@ -219,6 +220,31 @@ impl Desk<'_> {
         self.metrics.with_labels(&[("task", &task.0)])
     }
 
+    /// A store's rows and its cache in front of `below`.
+    fn store(&self, model: &TaskModel, name: &str, spec: &StoreSpec, below: Below) -> Store {
+        let metrics = self.metrics.with_labels(&[("task", &model.name.0), ("store", name)]);
+        let (link, clock) = (Rc::clone(&self.link), self.clock.clone());
+        Store::new(name, spec, self.limits[name], below, link, clock, &metrics)
+    }
+
+    /// The task's timers, if it has some: their index joins its stores, after those of the job.
+    fn timers(
+        &self,
+        model: &TaskModel,
+        disk: Option<&Arc<TaskDisk>>,
+        stores: &mut Vec<TaskStore>,
+    ) -> Result<Option<Timers>, End> {
+        let Some(((name, spec), disk)) = index_of_timers(self.job).zip(disk) else { return Ok(None) };
+        let of_timers = self.job.stores.keys().position(|store| store == TIMERS_STORE);
+        let Some(rows) = of_timers.and_then(|at| stores.get(at)).map(|of| Rc::clone(&of.store)) else {
+            return Ok(None);
+        };
+        let index = self.store(model, name, spec, Below::Disk(Arc::clone(disk)));
+        let index = Rc::new(RefCell::new(index));
+        stores.push(TaskStore { store: Rc::clone(&index), changelog: None, is_index: true });
+        Ok(Some(Timers::load(rows, index)?))
+    }
+
     fn task<T>(
         &self,
         model: &TaskModel,
@@ -233,23 +259,17 @@ impl Desk<'_> {
                     StoreKind::RocksDb => Below::Disk(Arc::clone(disk)),
                     StoreKind::Memory => Below::Memory(restored.memory.remove(name).unwrap_or_default()),
                 };
-                let metrics = self.metrics.with_labels(&[("task", &model.name.0), ("store", name)]);
-                let (link, clock) = (Rc::clone(&self.link), self.clock.clone());
-                let store = Store::new(name, spec, self.limits[name], below, link, clock, &metrics);
+                let store = self.store(model, name, spec, below);
                 let changelog = match restored.changelogs.get(name) {
                     Some(log) => {
                         Some(ChangelogOut { handle: outputs.state_topic(&log.at.topic)?, log: log.clone() })
                     }
                     None => None,
                 };
-                stores.push(TaskStore { store: Rc::new(RefCell::new(store)), changelog });
+                stores.push(TaskStore { store: Rc::new(RefCell::new(store)), changelog, is_index: false });
             }
         }
-        let timers_at = self.job.stores.keys().position(|name| self.job.task.timers && name == TIMERS_STORE);
-        let timers = match timers_at.and_then(|at| stores.get(at)) {
-            Some(TaskStore { store, .. }) => Some(Timers::load(store.clone())?),
-            None => None,
-        };
+        let timers = self.timers(model, restored.disk.as_ref(), &mut stores)?;
         Ok(Task {
             name: model.name.clone(),
             code,

@@ -203,18 +203,18 @@ fn flush_stores<T: StreamTask>(
     let mut ends_of = positions.map(|of| (of.offsets().iter(), of.read_at_unix_ms()));
     for task in &engine.tasks {
         let Some(disk) = &task.disk else { continue };
-        let logged = || task.stores.iter().filter_map(|store| Some((store, store.changelog.as_ref()?)));
-        if logged().any(|(store, _)| store.store.borrow_mut().cache().rows_not_on_disk() > 0) {
+        let logged = || task.stores.iter().filter(|store| store.changelog.is_some() || store.is_index);
+        if logged().any(|store| store.store.borrow_mut().cache().rows_not_on_disk() > 0) {
             // Until all rows are there nothing vouches for any.
             let mut batch = disk.batch();
             batch.memory(None)?;
             batch.write()?;
         }
         let mut batch = disk.batch();
-        for (store, out) in logged() {
+        for store in logged() {
             let mut of = store.store.borrow_mut();
             of.write_below()?;
-            let Some((ends, read_at)) = &mut ends_of else { continue };
+            let (Some(out), Some((ends, read_at))) = (&store.changelog, &mut ends_of) else { continue };
             let offset = *ends.next().expect("one end was read for each changelog");
             batch.offsets_row(of.name(), &out.log.row(offset, *read_at).encode())?;
         }
@@ -242,7 +242,7 @@ fn flush_unlogged<T: StreamTask>(engine: &mut Engine<T>) -> Result<(), End> {
     for task in &engine.tasks {
         let Some(disk) = &task.disk else { continue };
         let mut any = false;
-        for store in task.stores.iter().filter(|store| store.changelog.is_none()) {
+        for store in task.stores.iter().filter(|store| store.changelog.is_none() && !store.is_index) {
             let mut of = store.store.borrow_mut();
             if of.cache().rows_not_on_disk() > 0 {
                 of.write_below()?;

@@ -76,6 +76,19 @@ pub trait RawStore {
     /// # Errors
     /// The engine failed.
     fn rows(&mut self, from: Option<&[u8]>, to: Option<&[u8]>) -> Result<Box<dyn RawRows>, StoreError>;
+    /// The first keys from `from` on, at most `most`. Unlike [`Self::rows`] it need not copy what comes after them.
+    ///
+    /// # Errors
+    /// The engine failed.
+    fn first_keys(&mut self, from: &[u8], most: usize) -> Result<Vec<Vec<u8>>, StoreError> {
+        let (mut rows, mut keys) = (self.rows(Some(from), None)?, Vec::new());
+        while keys.len() < most
+            && let Some((key, _)) = rows.next()?
+        {
+            keys.push(key.to_vec());
+        }
+        Ok(keys)
+    }
 }
 
 /// Rows of a store at one moment, one after the other.

@@ -3,6 +3,9 @@
 //!
 //! An error that says that files are damaged leaves a mark, so that the next start sets them aside (see
 //! [`super::database`]) instead of failing again.
+//!
+//! Timers have an index, ordered by their times, that is on disk only: a column family that is written as a store's, and
+//! made from rows as these are restored. Its offsets row says that it has an entry of every row.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,8 +20,9 @@ use rocksdb::{
 };
 use self_cell::self_cell;
 use task_api::store::StoreError;
+use task_api::timers::index_entry;
 use tracing::warn;
-use types::{StoreKind, StoreSpec};
+use types::{StoreKind, StoreSpec, TIMERS_STORE};
 
 pub(crate) use super::database::DiskMemory;
 use super::database::{self, Db, Layout, MEMORY, OFFSETS, RESTORE_FILE, engine, family, family_options};
@@ -27,6 +31,9 @@ use super::database::{self, Db, Layout, MEMORY, OFFSETS, RESTORE_FILE, engine, f
 const MOST_UNMERGED: u64 = 24;
 /// How long a merge is waited for: after that memory is the smaller risk.
 const MERGE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The index of timers, as a store; no store of a job has such a name.
+pub(crate) const TIMERS_INDEX: &str = "@timers";
 
 /// A task's database, locked.
 pub(crate) struct TaskDisk {
@@ -77,7 +84,36 @@ impl TaskDisk {
         let (db, set_aside) = database::open_or_set_aside(&folder, &database::aside(state, entry), &layout)?;
         let stores = stores.iter().map(|(name, spec)| ((*name).to_owned(), (*spec).clone())).collect();
         memory.databases.fetch_add(1, Ordering::Relaxed);
-        Ok(TaskDisk { db, memory: memory.clone(), stores, folder, set_aside, now_unix_ms, _lock: lock })
+        let disk =
+            TaskDisk { db, memory: memory.clone(), stores, folder, set_aside, now_unix_ms, _lock: lock };
+        disk.complete_index()?;
+        Ok(disk)
+    }
+
+    /// The index of a store, if it has one.
+    pub(super) fn index_of(&self, store: &str) -> Option<&'static str> {
+        (store == TIMERS_STORE && self.stores.contains_key(TIMERS_INDEX)).then_some(TIMERS_INDEX)
+    }
+
+    /// Makes the index of rows that were written without one.
+    fn complete_index(&self) -> Result<(), StoreError> {
+        let Some(index) = self.index_of(TIMERS_STORE) else { return Ok(()) };
+        if self.offsets_row(index)?.is_some() {
+            return Ok(());
+        }
+        let mut rows = self.iterate(TIMERS_STORE, None, None)?;
+        let mut batch = self.batch();
+        while let Some(row) = rows.item() {
+            batch.index(index, row)?;
+            if batch.batch.size_in_bytes() >= self.memory.batch_bytes() {
+                std::mem::replace(&mut batch, self.batch()).write()?;
+            }
+            rows.next();
+        }
+        rows.status().map_err(|e| self.failed(e))?;
+        batch.offsets_row(index, b"whole")?;
+        batch.write()?;
+        self.flush(true)
     }
 
     /// Whether damaged state was set aside when this was opened.
@@ -178,6 +214,12 @@ impl TaskDisk {
             // Dropping a column family is durable at once, so the deletion must be durable before.
             self.flush(true)?;
         }
+        self.drop_rows(store)?;
+        // After the rows: entries without rows do no harm.
+        self.index_of(store).map_or(Ok(()), |index| self.drop_rows(index))
+    }
+
+    fn drop_rows(&self, store: &str) -> Result<(), StoreError> {
         let name = family(store);
         if self.is_empty(store)? {
             return Ok(());
@@ -239,7 +281,10 @@ impl TaskDisk {
     pub(crate) fn merge_later(&self, store: &str, later: bool) -> Result<(), StoreError> {
         // RocksDB's own is 4; it slows writers down at 20.
         let setting = [("level0_file_num_compaction_trigger", if later { "16" } else { "4" })];
-        self.db.set_options_cf(&self.cf(&family(store))?, &setting).map_err(|e| self.failed(e))
+        for store in [store].into_iter().chain(self.index_of(store)) {
+            self.db.set_options_cf(&self.cf(&family(store))?, &setting).map_err(|e| self.failed(e))?;
+        }
+        Ok(())
     }
 
     /// Files that are added wait for no merge by themselves. Each costs memory, its filter at once and its share of a
@@ -320,7 +365,7 @@ pub(crate) struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    /// Adds rows of a store.
+    /// Adds rows of a store, and what its index has of them.
     pub(crate) fn rows<'r>(
         &mut self,
         store: &str,
@@ -332,7 +377,17 @@ impl Batch<'_> {
                 Some(value) => self.batch.put_cf(&cf, key, value),
                 None => self.batch.delete_cf(&cf, key),
             }
+            if let Some((index, value)) = self.disk.index_of(store).zip(value) {
+                self.index(index, (key, value))?;
+            }
         }
+        Ok(())
+    }
+
+    fn index(&mut self, index: &str, (key, value): (&[u8], &[u8])) -> Result<(), StoreError> {
+        let mut entry = Vec::with_capacity(key.len() + value.len());
+        index_entry(key, value, &mut entry)?;
+        self.batch.put_cf(&self.disk.cf(&family(index))?, entry, []);
         Ok(())
     }
 

@@ -5,12 +5,15 @@
 //! is, a small one a batch. In the first chunk of an empty store tombstones delete nothing and are left out. In a
 //! store with a ttl a row that is over is a tombstone.
 //!
+//! The index of timers ([`super::disk`]) is filled beside their rows, from the same chunks.
+//!
 //! After each chunk the store's offsets row says how far its rows are, so that a restore that is cut short goes on from
 //! there. A file is durable once it is taken and its row follows; a batch holds both.
 
 use std::cmp::Ordering;
 
 use task_api::store::StoreError;
+use task_api::timers::index_entry;
 use task_core::restore::OffsetsRow;
 
 use super::cache::Row;
@@ -46,6 +49,32 @@ impl Place {
     }
 }
 
+/// What an index has of a chunk, in its order.
+struct Entries {
+    bytes: Vec<u8>,
+    /// The time, and where the entry is in the bytes.
+    places: Vec<(u64, u32, u32)>,
+}
+
+impl Entries {
+    fn of<'r>(rows: impl Iterator<Item = Row<'r>>) -> Result<Entries, StoreError> {
+        let (mut bytes, mut places) = (Vec::new(), Vec::new());
+        for (key, value) in rows {
+            let Some(value) = value else { continue };
+            let start = bytes.len() as u32;
+            index_entry(key, value, &mut bytes)?;
+            places.push((prefix(value), start, bytes.len() as u32));
+        }
+        let entry = |(_, start, end): &(u64, u32, u32)| &bytes[*start as usize..*end as usize];
+        places.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| entry(a).cmp(entry(b))));
+        Ok(Entries { bytes, places })
+    }
+
+    fn rows(&self) -> impl Iterator<Item = Row<'_>> {
+        self.places.iter().map(|(_, start, end)| (&self.bytes[*start as usize..*end as usize], Some(&[][..])))
+    }
+}
+
 /// The rows of one restore on their way to disk.
 pub(crate) struct Fill<'a> {
     disk: &'a TaskDisk,
@@ -76,7 +105,9 @@ impl<'a> Fill<'a> {
         ttl: Option<(u64, u64)>,
         chunk_bytes: usize,
     ) -> Fill<'a> {
-        let chunk_bytes = chunk_bytes.clamp(1, 1 << 30);
+        // Entries of an index are about as large as its rows.
+        let copies = if disk.index_of(store).is_some() { 2 } else { 1 };
+        let chunk_bytes = (chunk_bytes / copies).clamp(1, 1 << 30);
         let (mut bytes, mut places) = (Vec::new(), Vec::<Place>::new());
         // Room that is not used costs nothing but addresses, and growing would copy all there is again and again. Where
         // not even that is to be had, they grow.
@@ -176,6 +207,13 @@ impl<'a> Fill<'a> {
         if count >= ROWS_FOR_A_FILE {
             if self.files == 1 {
                 self.disk.merge_later(self.store, true)?;
+            }
+            if let Some(index) = self.disk.index_of(self.store) {
+                let entries = Entries::of(rows.clone())?;
+                // Tombstones have none, and there are no files without rows.
+                if entries.rows().next().is_some() {
+                    self.disk.ingest(index, self.files, entries.rows())?;
+                }
             }
             self.disk.ingest(self.store, self.files, rows)?;
             self.files += 1;

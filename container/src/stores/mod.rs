@@ -159,6 +159,11 @@ impl Store {
         self.link.overdraw(before, now);
     }
 
+    fn snapshot(&self, mine: Copied, below: BelowRows) -> Snapshot {
+        let ttl = self.ttl_ms.map(|ttl_ms| (ttl_ms, self.clock.now_unix_ms()));
+        Snapshot::new(mine, below, ttl, Rc::clone(&self.link))
+    }
+
     /// The stored value of `key`.
     fn stored(&mut self, key: &[u8]) -> Result<Option<&[u8]>, StoreError> {
         let at = match (self.cache.lookup(key), &self.below) {
@@ -217,8 +222,33 @@ impl RawStore for Store {
             Below::Memory(rows) => BelowRows::Memory(rows.snapshot(from, to)),
         };
         let mine = Copied::of(self.cache.range_not_on_disk(from, to));
-        let ttl = self.ttl_ms.map(|ttl_ms| (ttl_ms, self.clock.now_unix_ms()));
-        Ok(Box::new(Snapshot::new(mine, below, ttl, Rc::clone(&self.link))))
+        Ok(Box::new(self.snapshot(mine, below)))
+    }
+
+    fn first_keys(&mut self, from: &[u8], most: usize) -> Result<Vec<Vec<u8>>, StoreError> {
+        let (mut keys, mut from) = (Vec::new(), from.to_vec());
+        loop {
+            // Of what the cache has so much at a time.
+            let mine = Copied::of(self.cache.range_not_on_disk(Some(&from), None).take(most.max(1)));
+            let to = mine.last_key().filter(|_| mine.len() >= most).map(|last| [last, &[0]].concat());
+            let below = match &self.below {
+                Below::Disk(disk) => {
+                    BelowRows::Disk(self.link.note(disk.snapshot(&self.name, Some(&from), to.as_deref()))?)
+                }
+                Below::Memory(rows) => BelowRows::Memory(rows.snapshot(Some(&from), to.as_deref())),
+            };
+            let mut rows = self.snapshot(mine, below);
+            while let Some((key, _)) = rows.next()? {
+                keys.push(key.to_vec());
+                if keys.len() >= most {
+                    return Ok(keys);
+                }
+            }
+            match to {
+                Some(to) => from = to,
+                None => return Ok(keys),
+            }
+        }
     }
 }
 
@@ -264,3 +294,5 @@ impl StoreMetrics {
 mod measured;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod timers_tests;

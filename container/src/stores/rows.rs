@@ -35,6 +35,12 @@ impl Copied {
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.len()
     }
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len()
+    }
+    pub(crate) fn last_key(&self) -> Option<&[u8]> {
+        self.rows.last().map(|(start, key_len, _)| &self.bytes[*start..start + key_len])
+    }
     fn item(&self) -> Option<Row<'_>> {
         let (start, key_len, value_len) = *self.rows.get(self.next)?;
         let value = start + key_len;

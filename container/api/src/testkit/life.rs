@@ -96,9 +96,9 @@ impl<T: StreamTask> Life<T> {
                 store.borrow_mut().dropped = metrics.counter("samza_store_large_values_dropped_total");
             }
             let timers = match place.stores.get(TIMERS_STORE).filter(|_| w.job.task.timers) {
-                Some(rows) => {
-                    Some(Timers::load(raw(rows)).map_err(|e| Failure::of(&place.name, "timers", e.into()))?)
-                }
+                Some(rows) => Some(
+                    Timers::in_memory(raw(rows)).map_err(|e| Failure::of(&place.name, "timers", e.into()))?,
+                ),
                 None => None,
             };
             let mut context = TaskContext {
