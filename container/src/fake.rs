@@ -16,8 +16,10 @@ use task_api::system::{
 use self::consumer::FakeConsumer;
 use self::producer::FakeProducer;
 use crate::board::Board;
+use crate::clock::unix_ms;
 use crate::systems::System;
 
+mod conforming;
 mod consumer;
 mod harm;
 mod producer;
@@ -92,8 +94,27 @@ impl Logs {
         *epoch += 1;
         *epoch
     }
+    /// A broker may not have heard of it yet.
     fn log(&mut self, at: &TopicPartition) -> Result<&mut Vec<Entry>, SystemError> {
-        self.partitions.get_mut(at).ok_or_else(|| SystemError::Fatal(format!("no partition {at:?}")))
+        self.partitions.get_mut(at).ok_or_else(|| SystemError::Retriable(format!("no partition {at:?}")))
+    }
+    fn low(&self, at: &TopicPartition) -> u64 {
+        self.lows.get(at).copied().unwrap_or(0)
+    }
+    /// Makes a topic, empty.
+    fn make(&mut self, topic: &str, partitions: i32) {
+        self.remove(topic);
+        *self.made.entry(topic.to_owned()).or_default() += 1;
+        self.partitions.extend((0..partitions).map(|n| (at(topic, n), Vec::new())));
+    }
+    fn remove(&mut self, topic: &str) {
+        self.partitions.retain(|at, _| at.topic != topic);
+        self.lows.retain(|at, _| at.topic != topic);
+    }
+    /// The longest value that a topic takes, if it has a limit.
+    fn most(&self, topic: &str) -> Option<usize> {
+        let set = self.configs.get(topic).and_then(|set| set.get("max.message.bytes")?.parse().ok());
+        set.into_iter().chain(self.refused_above.get(topic).copied()).min()
     }
     fn configure(&mut self, topic: &str, set: &BTreeMap<String, String>) -> Result<(), SystemError> {
         types::check_topic_settings(set).map_err(SystemError::Fatal)?;
@@ -131,10 +152,7 @@ impl Broker {
     }
     /// Makes a topic, anew if there is one.
     pub(crate) fn topic(&self, topic: &str, partitions: i32) {
-        *self.logs().made.entry(topic.to_owned()).or_default() += 1;
-        for partition in 0..partitions {
-            self.logs().partitions.insert(at(topic, partition), Vec::new());
-        }
+        self.logs().make(topic, partitions);
     }
     /// From now on the topic refuses longer values, after they were sent.
     pub(crate) fn refuse_above(&self, topic: &str, bytes: usize) {
@@ -144,7 +162,7 @@ impl Broker {
         self.logs().pauses
     }
     pub(crate) fn delete(&self, topic: &str) {
-        self.logs().partitions.retain(|at, _| at.topic != topic);
+        self.logs().remove(topic);
     }
     pub(crate) fn append(&self, topic: &str, partition: i32, key: &[u8], value: Option<&[u8]>) {
         let entry = Entry::plain(Some(key), value);
@@ -398,7 +416,7 @@ impl SystemAdmin for FakeSystem {
                 match logs.partitions_of(topic) {
                     0 => {
                         logs.configure(topic, config)?;
-                        (0..*partitions).for_each(|n| drop(logs.partitions.insert(at(topic, n), Vec::new())));
+                        logs.make(topic, *partitions);
                     }
                     has if has < *partitions => {
                         let why =
@@ -420,16 +438,18 @@ impl SystemAdmin for FakeSystem {
     }
     fn extend(&self, topic: &str, partitions: i32) -> Result<(), SystemError> {
         self.ask(|logs| {
-            for partition in logs.partitions_of(topic)..partitions {
-                logs.partitions.insert(at(topic, partition), Vec::new());
+            let has = logs.partitions_of(topic);
+            if has == 0 {
+                return Err(SystemError::Fatal(format!("there is no topic {topic}")));
             }
+            logs.partitions.extend((has..partitions).map(|n| (at(topic, n), Vec::new())));
             Ok(())
         })
     }
     fn watermarks(&self, partitions: &[TopicPartition]) -> Result<Vec<Watermarks>, SystemError> {
         self.ask(|logs| {
             let of = |at: &TopicPartition| {
-                let low = logs.lows.get(at).copied().unwrap_or(0);
+                let low = logs.low(at);
                 let log = logs.log(at)?;
                 Ok(Watermarks { low, high: log.len() as u64, stable: Logs::stable(log) })
             };
@@ -444,9 +464,8 @@ impl SystemAdmin for FakeSystem {
         isolation: Isolation,
         take: &mut dyn FnMut(&[Message<'_>]) -> Result<(), SystemError>,
     ) -> Result<(), SystemError> {
-        let (log, low) =
-            self.ask(|logs| Ok((logs.log(partition)?.clone(), logs.lows.get(partition).copied())))?;
-        let from = from.max(low.unwrap_or(0));
+        let (log, low) = self.ask(|logs| Ok((logs.log(partition)?.clone(), logs.low(partition))))?;
+        let from = from.max(low);
         for (n, entry) in log.iter().enumerate().take(until as usize).skip(from as usize) {
             let seen = match isolation {
                 Isolation::ReadUncommitted => entry.fate != Fate::Control,
@@ -467,7 +486,8 @@ impl SystemAdmin for FakeSystem {
     fn append(&self, messages: &[PlainMessage]) -> Result<(), SystemError> {
         for message in messages {
             self.ask(|logs| {
-                logs.log(&message.to)?.push(Entry::plain(Some(&message.key), message.value.as_deref()));
+                let entry = Entry::plain(Some(&message.key), message.value.as_deref());
+                logs.log(&message.to)?.push(Entry { timestamp_ms: Some(unix_ms()), ..entry });
                 Ok(())
             })?;
         }
@@ -476,9 +496,9 @@ impl SystemAdmin for FakeSystem {
     fn lost(&self, starts: &[(TopicPartition, Offset)]) -> Result<Vec<Option<Lost>>, SystemError> {
         self.ask(|logs| {
             let of = |(at, offset): &(TopicPartition, Offset)| {
-                let high = logs.log(at)?.len() as u64;
-                let offset: u64 = offset.0.parse().expect("an offset of ours");
-                Ok((offset > high).then_some(Lost::Recreated { high }))
+                let (low, high, offset) = (logs.low(at), logs.log(at)?.len() as u64, parse(offset)?);
+                let truncated = (offset < low).then_some(Lost::Truncated { low });
+                Ok(truncated.or((offset > high).then_some(Lost::Recreated { high })))
             };
             starts.iter().map(of).collect()
         })
@@ -489,6 +509,10 @@ impl SystemAdmin for FakeSystem {
             Ok(())
         })
     }
+}
+
+fn parse(offset: &Offset) -> Result<u64, SystemError> {
+    offset.0.parse().map_err(|_| SystemError::Fatal(format!("`{offset}` is no offset")))
 }
 
 fn message(source: usize, offset: u64, entry: &Entry) -> Message<'_> {

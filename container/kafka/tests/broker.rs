@@ -11,6 +11,8 @@ use task_api::system::{
 };
 use task_api::{Header, Headers};
 
+#[path = "broker/conformance.rs"]
+mod conforming;
 #[path = "broker/reading.rs"]
 mod reading;
 #[path = "broker/refusals.rs"]

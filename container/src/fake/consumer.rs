@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use task_api::system::{Message, StartAt, SystemConsumer, SystemError, TopicPartition};
 
-use super::{Entry, FakeSystem, Fate, HOLDS, Idle, Logs, message};
+use super::{Entry, FakeSystem, Fate, HOLDS, Idle, Logs, message, parse};
 
 /// Hands over up to three messages of one partition at a time.
 pub(super) struct FakeConsumer {
@@ -13,8 +13,8 @@ pub(super) struct FakeConsumer {
     /// With what is fetched next.
     assigned: Vec<(TopicPartition, u64)>,
     starts: Vec<u64>,
-    /// By source: whether it was fetched from.
-    heard: Vec<bool>,
+    /// By source: its end as of the last fetch.
+    heard: Vec<Option<u64>>,
     paused: Vec<bool>,
     /// By source: where its end was met.
     read: Vec<Option<u64>>,
@@ -39,19 +39,25 @@ impl SystemConsumer for FakeConsumer {
     fn assign(&mut self, partitions: &[(TopicPartition, StartAt)]) -> Result<(), SystemError> {
         self.assigned = self.system.call(|logs| {
             let start = |(at, start): &(TopicPartition, StartAt)| {
+                let (low, log) = (logs.low(at), logs.log(at)?);
                 let from = match start {
-                    StartAt::Oldest => 0,
-                    StartAt::Newest => logs.log(at)?.len() as u64,
-                    StartAt::At(offset) => offset.0.parse().expect("an offset of ours"),
-                    // Messages of the fake have no times: the n-th is of the n-th millisecond.
-                    StartAt::Timestamp(unix_ms) => *unix_ms,
+                    StartAt::Oldest => low,
+                    // What is open is not there yet.
+                    StartAt::Newest => Logs::stable(log),
+                    StartAt::At(offset) => parse(offset)?,
+                    // Of messages without a time the n-th is of the n-th millisecond.
+                    StartAt::Timestamp(unix_ms) => {
+                        let is_of = |(n, e): (usize, &Entry)| e.timestamp_ms.unwrap_or(n as u64) >= *unix_ms;
+                        let first = log.iter().enumerate().position(is_of).map(|n| n as u64);
+                        first.unwrap_or_else(|| Logs::stable(log)).max(low)
+                    }
                 };
                 Ok((at.clone(), from))
             };
             partitions.iter().map(start).collect::<Result<_, SystemError>>()
         })?;
         self.starts = self.assigned.iter().map(|(_, next)| *next).collect();
-        self.heard = vec![false; partitions.len()];
+        self.heard = vec![None; partitions.len()];
         self.paused = vec![false; partitions.len()];
         self.read = vec![None; partitions.len()];
         Ok(())
@@ -69,8 +75,11 @@ impl SystemConsumer for FakeConsumer {
                 continue;
             }
             let (at, next) = &mut self.assigned[self.turn];
-            let log = self.system.call(|logs| logs.log(at).cloned())?;
-            self.heard[self.turn] = true;
+            let (low, log) = self.system.call(|logs| Ok((logs.low(at), logs.log(at)?.clone())))?;
+            if !(low..=log.len() as u64).contains(next) {
+                return Err(SystemError::Fatal(format!("{at:?} at {next}: offset out of range")));
+            }
+            self.heard[self.turn] = Some(log.len() as u64);
             let seen = |e: &Entry| matches!(e.fate, Fate::Plain | Fate::Committed);
             let stable = Logs::stable(&log);
             let messages: Vec<Message<'_>> = (*next..stable)
@@ -106,10 +115,7 @@ impl SystemConsumer for FakeConsumer {
         Some(self.starts[source])
     }
     fn lag(&self, source: usize, position: u64) -> Option<u64> {
-        // Nothing is known before the first fetch.
-        self.heard[source].then_some(())?;
-        let high = self.system.broker.logs().log(&self.assigned[source].0).ok()?.len() as u64;
-        Some(high.saturating_sub(position))
+        Some(self.heard[source]?.saturating_sub(position))
     }
     fn pause(&mut self, sources: &[usize]) -> Result<(), SystemError> {
         sources.iter().for_each(|at| self.paused[*at] = true);

@@ -11,18 +11,21 @@ use task_api::system::{
 use task_api::{OwnedHeaders, murmur2_partition};
 
 use super::{Entry, FakeSystem, Fate, Logs, MOST_BYTES, at};
+use crate::clock::unix_ms;
 
 /// One producer, plain or transactional.
 pub(super) struct FakeProducer {
     system: FakeSystem,
     /// With its epoch, once it is initialised.
     id: Option<(String, u32)>,
-    topics: Vec<String>,
+    /// With what they take at most, if that was told.
+    topics: Vec<(String, Option<usize>)>,
     /// Of a system that is slow: what waits to be flushed.
     waiting: Vec<(TopicPartition, Entry)>,
     refused: VecDeque<RefusedRecord>,
     /// A message of the transaction was refused.
     is_spoilt: bool,
+    in_transaction: bool,
     /// The open transaction holds nothing: librdkafka begins and completes such a one by itself, without a look at
     /// whether the id is still this producer's.
     is_empty: bool,
@@ -37,6 +40,7 @@ impl FakeProducer {
             waiting: Vec::new(),
             refused: VecDeque::new(),
             is_spoilt: false,
+            in_transaction: false,
             is_empty: true,
         }
     }
@@ -50,54 +54,85 @@ impl FakeProducer {
         })
     }
     fn decide(&mut self, fate: Fate) -> Result<(), SystemError> {
+        self.must_be_in_transaction()?;
         if std::mem::replace(&mut self.is_empty, true) {
-            return self.system.call(|_| Ok(()));
+            self.system.call(|_| Ok(()))?;
+        } else {
+            self.transactional(|logs, id| logs.decide(id, fate))?;
         }
-        self.transactional(|logs, id| logs.decide(id, fate))
+        self.in_transaction = false;
+        Ok(())
+    }
+    fn must_be_in_transaction(&self) -> Result<(), SystemError> {
+        if self.in_transaction {
+            return Ok(());
+        }
+        Err(SystemError::Fatal("no transaction is open".into()))
+    }
+    /// A broker refuses the message after it was sent.
+    fn refuse(&mut self, record: &ProducerRecord<'_>, why: String) {
+        let ProducerRecord { topic, key, value, timestamp_ms, headers, tag, .. } = *record;
+        let (key, value) = (key.map(<[u8]>::to_vec), value.map(<[u8]>::to_vec));
+        let headers = OwnedHeaders::of(headers);
+        self.is_spoilt = self.id.is_some();
+        self.refused.push_back(RefusedRecord { topic, key, value, timestamp_ms, headers, tag, why });
     }
 }
 
 impl SystemProducer for FakeProducer {
     fn topic(&mut self, topic: &str) -> Result<TopicHandle, SystemError> {
-        if let Some(n) = self.topics.iter().position(|t| t == topic) {
+        if let Some(n) = self.topics.iter().position(|(known, _)| known == topic) {
             return Ok(TopicHandle(n as u32));
         }
-        self.topics.push(topic.to_owned());
+        self.topics.push((topic.to_owned(), None));
         Ok(TopicHandle(self.topics.len() as u32 - 1))
     }
     fn partitions(&mut self, topic: TopicHandle) -> Result<i32, SystemError> {
-        let topic = &self.topics[topic.0 as usize];
+        let (topic, _) = &self.topics[topic.0 as usize];
         match self.system.call(|logs| Ok(logs.partitions_of(topic)))? {
             0 => Err(SystemError::Retriable(format!("no topic {topic}"))),
             partitions => Ok(partitions),
         }
     }
+    fn takes_at_most(&mut self, topic: TopicHandle, bytes: usize) {
+        self.topics[topic.0 as usize].1 = Some(bytes);
+    }
     fn send(&mut self, record: &ProducerRecord<'_>) -> Result<(), SystemError> {
-        let ProducerRecord { topic, partition, key, value, timestamp_ms, headers, tag } = *record;
-        if value.is_some_and(|value| value.len() > MOST_BYTES) {
+        let ProducerRecord { topic, partition, key, value, timestamp_ms, headers, .. } = *record;
+        if self.id.is_some() {
+            self.must_be_in_transaction()?;
+        }
+        let is_above = |most: &usize| value.is_some_and(|value| value.len() > *most);
+        if is_above(&MOST_BYTES) {
             return Err(SystemError::Refused(format!("more than {MOST_BYTES} bytes")));
         }
-        let name = &self.topics[topic.0 as usize];
-        let most = self.system.broker.logs().refused_above.get(name).copied();
-        if let Some(most) = most.filter(|most| value.is_some_and(|value| value.len() > *most)) {
-            let (key, value) = (key.map(<[u8]>::to_vec), value.map(<[u8]>::to_vec));
-            let (headers, why) = (OwnedHeaders::of(headers), format!("{name} takes {most} bytes"));
-            self.is_spoilt = self.id.is_some();
-            self.refused.push_back(RefusedRecord { topic, key, value, timestamp_ms, headers, tag, why });
+        let (name, told) = self.topics[topic.0 as usize].clone();
+        if let Some(most) = told.filter(is_above).filter(|_| self.id.is_some()) {
+            return Err(SystemError::Refused(format!("{name} takes {most} bytes (its max.message.bytes)")));
+        }
+        let (most, partitions) = {
+            let logs = self.system.broker.logs();
+            (logs.most(&name), logs.partitions_of(&name))
+        };
+        if let Some(most) = most.filter(is_above) {
+            self.refuse(record, format!("{name} takes {most} bytes"));
             return Ok(());
         }
+        if partitions == 0 {
+            self.refuse(record, format!("there is no topic {name}"));
+            return Ok(());
+        }
+        let partition = partition.unwrap_or_else(|| murmur2_partition(key.unwrap_or_default(), partitions));
+        if !(0..partitions).contains(&partition) {
+            return Err(SystemError::Refused(format!("{name} has no partition {partition}")));
+        }
+        let place = at(&name, partition);
         let entry = |id: Option<&str>, fate| {
             let (headers, id) = (OwnedHeaders::of(headers), id.map(str::to_owned));
+            let timestamp_ms = timestamp_ms.or_else(|| Some(unix_ms()));
             Entry { timestamp_ms, headers, id, fate, ..Entry::plain(key, value) }
         };
-        let place = |logs: &mut Logs| {
-            let chosen = || murmur2_partition(key.unwrap_or_default(), logs.partitions_of(name));
-            at(name, partition.unwrap_or_else(chosen))
-        };
-        let push = |logs: &mut Logs, entry: Entry| {
-            let place = place(logs);
-            logs.log(&place).map(|log| log.push(entry))
-        };
+        let push = |logs: &mut Logs, entry: Entry| logs.log(&place).map(|log| log.push(entry));
         match &self.id {
             Some(_) => {
                 self.transactional(|logs, id| push(logs, entry(Some(id), Fate::Open)))??;
@@ -105,9 +140,8 @@ impl SystemProducer for FakeProducer {
                 Ok(())
             }
             None if self.system.life.is_slow.load(Ordering::SeqCst) => {
-                let place = self.system.call(|logs| Ok(place(logs)))?;
                 self.waiting.push((place, entry(None, Fate::Plain)));
-                Ok(())
+                self.system.call(|_| Ok(()))
             }
             None => self.system.call(|logs| push(logs, entry(None, Fate::Plain))),
         }
@@ -131,7 +165,11 @@ impl TransactionalProducer for FakeProducer {
         Ok(())
     }
     fn begin(&mut self) -> Result<(), SystemError> {
-        self.is_empty = true;
+        let is_registered = self.id.as_ref().is_some_and(|(_, epoch)| *epoch > 0);
+        if self.in_transaction || !is_registered {
+            return Err(SystemError::Fatal("a transaction is open, or the id is not registered".into()));
+        }
+        (self.in_transaction, self.is_empty) = (true, true);
         self.system.call(|_| Ok(()))
     }
     fn commit(&mut self, _: Duration) -> Result<(), SystemError> {

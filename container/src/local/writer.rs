@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use task_api::murmur2_partition;
 use task_api::system::{ProducerRecord, SystemError, SystemProducer, TopicHandle, TransactionalProducer};
 
 use tracing::warn;
@@ -60,6 +61,14 @@ impl FileProducer {
             lines: BTreeMap::new(),
             made: 0,
         }
+    }
+
+    /// The transaction that is open is over.
+    fn end(&mut self) -> Result<(), SystemError> {
+        if !std::mem::take(&mut self.in_transaction) {
+            return Err(SystemError::Fatal("no transaction is open".into()));
+        }
+        Ok(())
     }
 
     /// Adds a row to the last block, if it is one of the same partition and has room: a store's rows come together.
@@ -135,7 +144,10 @@ impl SystemProducer for FileProducer {
             }
             Target::Rows { topic, partitions } => {
                 let (topic, partitions) = (*topic, *partitions);
-                let partition = u32::try_from(record.partition.unwrap_or(0)).ok().filter(|n| *n < partitions);
+                let count = i32::try_from(partitions).unwrap_or(i32::MAX);
+                let chosen = || murmur2_partition(record.key.unwrap_or_default(), count);
+                let partition = record.partition.unwrap_or_else(chosen);
+                let partition = u32::try_from(partition).ok().filter(|n| *n < partitions);
                 let partition =
                     partition.ok_or_else(|| SystemError::Fatal("a row of no partition".into()))?;
                 self.row(topic, partition, record.key, record.value);
@@ -161,19 +173,22 @@ impl TransactionalProducer for FileProducer {
     }
 
     fn begin(&mut self) -> Result<(), SystemError> {
+        if self.in_transaction {
+            return Err(SystemError::Fatal("a transaction is open".into()));
+        }
         self.in_transaction = true;
         Ok(())
     }
 
     fn commit(&mut self, _: Duration) -> Result<(), SystemError> {
-        self.in_transaction = false;
+        self.end()?;
         self.home.commit(&mut self.blocks, &mut self.lines)?;
         self.tally.written.add(std::mem::take(&mut self.made));
         Ok(())
     }
 
     fn abort(&mut self, _: Duration) -> Result<(), SystemError> {
-        self.in_transaction = false;
+        self.end()?;
         self.blocks.clear();
         self.lines.clear();
         self.made = 0;

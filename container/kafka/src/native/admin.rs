@@ -246,7 +246,15 @@ impl Client {
                 let name = rust_text(of.topic);
                 if of.err != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
                     let why = format!("{name}-{}: {}", of.partition, super::code_text(of.err));
-                    return Err(self.error_of(of.err, &why, Tried::topic("Read", &name)));
+                    let code = match of.err {
+                        // The client does not know of it, which may be new: so brokers say it too.
+                        Code::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION
+                        | Code::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC => {
+                            Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
+                        }
+                        code => code,
+                    };
+                    return Err(self.error_of(code, &why, Tried::topic("Read", &name)));
                 }
                 found.insert((name, of.partition), u64::try_from(of.offset).unwrap_or(0));
             }

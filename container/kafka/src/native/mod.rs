@@ -50,6 +50,8 @@ pub(crate) struct Mailbox {
     trouble: Trouble,
     /// The topic that a transaction could not take in.
     refused: Mutex<Option<String>>,
+    /// Whether a transaction is being aborted: that what it was to send is dropped is no failure then.
+    is_aborting: AtomicBool,
     /// Who the client is to brokers.
     who: Who,
     /// Whether a broker has ever answered.
@@ -140,6 +142,11 @@ impl Client {
     /// From now on messages that a broker refuses are for [`Self::refusals`].
     fn keep_refusals(&self) {
         self.mailbox.keeps_refusals.store(true, Ordering::Relaxed);
+    }
+
+    /// While a transaction is aborted, what it has not sent yet is dropped on purpose.
+    fn set_aborting(&self, is_aborting: bool) {
+        self.mailbox.is_aborting.store(is_aborting, Ordering::Relaxed);
     }
 
     /// Takes the messages that were refused since the last call.
@@ -400,6 +407,9 @@ unsafe extern "C" fn on_delivery(
     let purged =
         matches!(code, Code::RD_KAFKA_RESP_ERR__PURGE_QUEUE | Code::RD_KAFKA_RESP_ERR__PURGE_INFLIGHT);
     let left_out = mailbox.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if purged && left_out.is_none() && mailbox.is_aborting.load(Ordering::Relaxed) {
+        return;
+    }
     let error = match classify(code, &why) {
         SystemError::Fatal(_) if purged && left_out.is_some() => {
             mailbox.who.denied(Tried::topic("Write", left_out.as_deref().unwrap_or_default()))

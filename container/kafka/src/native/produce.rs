@@ -68,6 +68,35 @@ impl Drop for Producer {
     }
 }
 
+/// What is given to librdkafka with a message, in the number that comes back with it. librdkafka knows no time of a message
+/// that has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct With {
+    is_alone: bool,
+    tag: u8,
+    timestamp_ms: Option<u64>,
+}
+
+impl With {
+    const TIME_AT: u32 = 9;
+
+    fn opaque(self) -> usize {
+        let fits = |time: &u64| *time < 1 << (u64::BITS - Self::TIME_AT);
+        let time = self.timestamp_ms.and_then(|time| time.checked_add(1)).filter(fits).unwrap_or(0);
+        let opaque = time << Self::TIME_AT | u64::from(self.tag) << 1 | u64::from(self.is_alone);
+        usize::try_from(opaque).expect("addresses have 64 bits")
+    }
+
+    fn of(opaque: usize) -> With {
+        let opaque = opaque as u64;
+        With {
+            is_alone: opaque & 1 == 1,
+            tag: (opaque >> 1 & 0xff) as u8,
+            timestamp_ms: (opaque >> Self::TIME_AT).checked_sub(1),
+        }
+    }
+}
+
 /// A message that was refused.
 #[derive(Debug)]
 pub(crate) struct Refusal {
@@ -76,10 +105,8 @@ pub(crate) struct Refusal {
     why: String,
     key: Option<Vec<u8>>,
     value: Option<Vec<u8>>,
-    timestamp_ms: Option<u64>,
     headers: OwnedHeaders,
-    /// What was given to librdkafka with it.
-    opaque: usize,
+    with: With,
 }
 
 impl Refusal {
@@ -94,9 +121,8 @@ impl Refusal {
             why: if told.is_empty() { code_text(raw.err) } else { told },
             key: message.key.map(<[u8]>::to_vec),
             value: message.value.map(<[u8]>::to_vec),
-            timestamp_ms: message.timestamp_ms,
             headers: OwnedHeaders::of(message.headers),
-            opaque: raw._private.addr(),
+            with: With::of(raw._private.addr()),
         }
     }
 
@@ -116,15 +142,10 @@ impl Refusal {
 
     /// Another message of its batch may be at fault.
     pub(crate) fn is_innocent(&self) -> bool {
-        let is_alone = self.opaque & 1 == 1;
         // Where one message alone is invalid librdkafka gives its code to the whole batch, and only the text differs.
         self.code == Code::RD_KAFKA_RESP_ERR__INVALID_DIFFERENT_RECORD
             || self.why.starts_with("Failed to append record because it was part of a batch")
-            || self.is_of_size() && !is_alone
-    }
-
-    fn tag(&self) -> u8 {
-        u8::try_from(self.opaque >> 1).unwrap_or(0)
+            || self.is_of_size() && !self.with.is_alone
     }
 
     /// To be sent again.
@@ -134,15 +155,14 @@ impl Refusal {
             partition: Some(self.partition).filter(|partition| *partition >= 0),
             key: self.key.as_deref(),
             value: self.value.as_deref(),
-            timestamp_ms: self.timestamp_ms,
+            timestamp_ms: self.with.timestamp_ms,
             headers: self.headers.get(),
-            tag: self.tag(),
+            tag: self.with.tag,
         }
     }
 
     pub(crate) fn into_record(self, topic: u32) -> RefusedRecord {
-        let tag = self.tag();
-        let Refusal { key, value, timestamp_ms, headers, why, .. } = self;
+        let Refusal { key, value, headers, why, with: With { tag, timestamp_ms, .. }, .. } = self;
         RefusedRecord { topic: TopicHandle(topic), key, value, timestamp_ms, headers, tag, why }
     }
 }
@@ -232,7 +252,8 @@ impl Producer {
         if let Some(partition) = record.partition.filter(|partition| *partition < 0) {
             return Err(refused(format!("there is no partition {partition}")));
         }
-        let opaque = usize::from(record.tag) << 1 | usize::from(is_alone);
+        let ProducerRecord { tag, timestamp_ms, .. } = *record;
+        let opaque = With { is_alone, tag, timestamp_ms }.opaque();
         let is_bare = record.timestamp_ms.is_none() && record.headers.is_empty();
         let mut since = None;
         loop {
@@ -392,8 +413,12 @@ impl Producer {
     }
 
     pub(crate) fn abort_transaction(&self, timeout: Duration) -> Result<(), SystemError> {
-        // SAFETY: as above.
-        self.client.check(unsafe { rd::rd_kafka_abort_transaction(self.client.rk, millis(timeout)) })
+        self.client.set_aborting(true);
+        // SAFETY: as above. It waits until all that is dropped was reported.
+        let aborted =
+            self.client.check(unsafe { rd::rd_kafka_abort_transaction(self.client.rk, millis(timeout)) });
+        self.client.set_aborting(false);
+        aborted
     }
 }
 
@@ -427,4 +452,21 @@ fn foreign_handle() -> SystemError {
 
 fn millis(timeout: Duration) -> c_int {
     c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_with_a_message_comes_back_with_it() {
+        for timestamp_ms in [None, Some(0), Some(1_700_000_000_123), Some(1 << 54)] {
+            for (is_alone, tag) in [(false, 0), (true, 0), (false, u8::MAX), (true, 7)] {
+                let with = With { is_alone, tag, timestamp_ms };
+                assert_eq!(With::of(with.opaque()), with);
+            }
+        }
+        let never = With { is_alone: true, tag: 9, timestamp_ms: Some(u64::MAX) };
+        assert_eq!(With::of(never.opaque()), With { timestamp_ms: None, ..never });
+    }
 }

@@ -16,6 +16,7 @@ use crate::local::{above, newest_owner};
 
 const NOW: Duration = Duration::ZERO;
 
+mod conforming;
 mod odd;
 
 /// In memory where the system has such a place: every commit waits for the disk.
