@@ -37,36 +37,6 @@ fn take_until(consumer: &mut KafkaConsumer, ends: &[u64]) -> Vec<(usize, String)
 const QUEUED: Duration = Duration::from_millis(500);
 
 #[test]
-fn a_paused_source_hands_over_nothing_and_then_goes_on_where_it_was() {
-    let admin = admin();
-    let (a, b) = (topic(&admin, "paused"), topic(&admin, "flowing"));
-    let mut producer = transactional(&format!("pauser-{}", a.topic));
-    producer.begin().expect("begin");
-    for n in 0..3_000 {
-        send(&mut producer, &a, &n.to_string());
-    }
-    producer.commit(SOON).expect("commit");
-    // Paused before its first message, and again in the middle of a batch that was fetched.
-    let mut reader = consumer(&[(&a, StartAt::Oldest), (&b, StartAt::Oldest)]);
-    reader.pause(&[0]).expect("paused");
-    producer.begin().expect("begin");
-    send(&mut producer, &b, "first");
-    producer.commit(SOON).expect("commit");
-    assert_eq!(take(&mut reader, 1), [(1, "first".to_owned())]);
-    reader.resume(&[0]).expect("resumed");
-    let mut seen = take(&mut reader, 1);
-    reader.pause(&[0]).expect("paused");
-    producer.begin().expect("begin");
-    send(&mut producer, &b, "second");
-    producer.commit(SOON).expect("commit");
-    assert_eq!(take(&mut reader, 1), [(1, "second".to_owned())]);
-    reader.resume(&[0]).expect("resumed");
-    seen.extend(take(&mut reader, 3_000 - seen.len()));
-    let expected: Vec<_> = (0..3_000).map(|n: i32| (0, n.to_string())).collect();
-    assert_eq!(seen, expected);
-}
-
-#[test]
 fn after_ends_that_came_together_a_pause_skips_no_message() {
     let admin = admin();
     let (a, b) = (topic(&admin, "ends-a"), topic(&admin, "ends-b"));
