@@ -237,6 +237,11 @@ impl Inputs {
         self.watch.found()
     }
 
+    /// Why a topic cannot be read, with more than its system's word if it is not the one that reading began with.
+    pub(crate) fn cannot_read(&self, error: SystemError) -> End {
+        self.watch.look().map_or_else(|| End::from(error), End::Failed).during("reading")
+    }
+
     /// From now on the thread that calls this is unparked when something comes, by those consumers that can.
     pub(crate) fn wake_this_thread(&mut self) {
         let this = std::thread::current();

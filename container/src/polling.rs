@@ -121,7 +121,7 @@ impl<T: StreamTask> Engine<T> {
     }
 
     fn cannot_read(&mut self, at: usize, now: Timestamp, error: SystemError) -> Result<(), End> {
-        let SystemError::Retriable(error) = error else { return Err(End::from(error).during("reading")) };
+        let SystemError::Retriable(error) = error else { return Err(self.inputs.cannot_read(error)) };
         if now >= self.work.next_warning {
             warn!(%error, "cannot read now: trying again");
             self.work.next_warning = now.plus(10_000);

@@ -18,6 +18,7 @@ pub(crate) struct Topics {
 
 /// Looks at topics now and then, on a thread of its own, until it is dropped.
 pub(crate) struct Watch {
+    of: Arc<Vec<Topics>>,
     found: Arc<OnceLock<String>>,
     _alive: Sender<()>,
 }
@@ -29,10 +30,11 @@ impl Watch {
     pub(crate) fn start(of: Vec<Topics>, every: Duration) -> Watch {
         let found = Arc::new(OnceLock::new());
         let (alive, over) = mpsc::channel();
-        let tell = Arc::clone(&found);
+        let of = Arc::new(of);
+        let (tell, topics) = (Arc::clone(&found), Arc::clone(&of));
         let look = move || {
             while over.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
-                if let Some(what) = of.iter().find_map(Topics::look) {
+                if let Some(what) = topics.iter().find_map(Topics::look) {
                     let _ = tell.set(what);
                     return;
                 }
@@ -41,7 +43,12 @@ impl Watch {
         if let Err(error) = std::thread::Builder::new().name("topics-watch".into()).spawn(look) {
             warn!(%error, "nobody looks whether input topics are made again");
         }
-        Watch { found, _alive: alive }
+        Watch { of, found, _alive: alive }
+    }
+
+    /// Looks now: that a topic is another one explains why it cannot be read.
+    pub(crate) fn look(&self) -> Option<String> {
+        self.of.iter().find_map(Topics::look)
     }
 
     /// What was found, if a topic is not the one it was.
@@ -91,6 +98,9 @@ mod tests {
         broker.delete("in");
         assert_eq!(topics.look(), None);
         broker.topic("in", 1);
+        let ids = topics.ids.clone();
+        let patient = Watch::start(vec![Topics { admin: Arc::clone(&topics.admin), ids }], Duration::MAX);
+        assert!(patient.look().is_some_and(|what| what.contains("topic in was deleted and made again")));
         let watch = Watch::start(vec![topics], Duration::from_millis(1));
         while watch.found().is_none() {
             std::thread::yield_now();

@@ -2,6 +2,8 @@
 
 #[path = "local/brokers.rs"]
 mod brokers;
+#[path = "../../tests/src/built.rs"]
+mod built;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -118,7 +120,7 @@ fn example(name: &str) -> PathBuf {
     let mut path = std::env::current_exe().expect("a path");
     path.pop();
     path.pop();
-    path.join("examples").join(name)
+    built::fresh(path.join("examples").join(name))
 }
 
 /// A process that is killed if a test leaves it behind.

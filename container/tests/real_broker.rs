@@ -2,8 +2,12 @@
 //! named point ([`crash`]), brokers and disks that fail ([`faults`]), SIGTERM, and old containers that stop at each
 //! step of their start and wake up after a successor.
 
+#[path = "real_broker/books.rs"]
+mod books;
 #[path = "real_broker/brokers.rs"]
 mod brokers;
+#[path = "../../tests/src/built.rs"]
+mod built;
 #[path = "real_broker/container.rs"]
 mod container;
 #[path = "real_broker/crash.rs"]
@@ -14,16 +18,22 @@ mod faults;
 mod job;
 #[path = "real_broker/master.rs"]
 mod master;
+#[path = "real_broker/operator.rs"]
+mod operator;
 #[path = "real_broker/proxy.rs"]
 mod proxy;
 #[path = "real_broker/reading.rs"]
 mod reading;
+#[path = "real_broker/storm.rs"]
+mod storm;
 #[path = "real_broker/tally.rs"]
 mod tally;
 #[path = "real_broker/time.rs"]
 mod time;
 #[path = "real_broker/topics.rs"]
 mod topics;
+#[path = "real_broker/weather.rs"]
+mod weather;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -17,8 +17,8 @@ use types::{
 use crate::brokers::repository;
 use crate::job::Job;
 use crate::network::Network;
-use crate::process;
 use crate::wait::{Pending, check, wait_until};
+use crate::{built, process};
 
 /// For what should take a second or a few; generous, for machines that do other things too.
 pub const SOON: Duration = Duration::from_secs(45);
@@ -26,12 +26,12 @@ pub const SOON: Duration = Duration::from_secs(45);
 /// A program of this build.
 ///
 /// # Panics
-/// It was not built.
+/// It was not built, or something that it is built of was changed since.
 #[must_use]
 pub fn program(name: &str) -> PathBuf {
     let exe = std::env::current_exe().expect("this process has a path");
     let found = exe.ancestors().skip(1).take(3).map(|folder| folder.join(name)).find(|path| path.is_file());
-    found.unwrap_or_else(|| panic!("{name} is not built; run `make build` first"))
+    built::fresh(found.unwrap_or_else(|| name.into()))
 }
 
 /// One node's flags.

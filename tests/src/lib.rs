@@ -3,6 +3,7 @@
 
 pub mod brokers;
 pub mod browser;
+pub mod built;
 pub mod cluster;
 pub mod feed;
 pub mod fencing;

@@ -68,20 +68,6 @@ impl Brokers {
         kill_process(pid, signal).expect("it runs");
     }
 
-    /// Deletes everything that is in a partition, as retention does.
-    pub fn delete_records(&self, topic: &str, partition: i32) {
-        let file = tempfile::NamedTempFile::new().expect("a file");
-        let of = format!(
-            "{{\"version\":1,\"partitions\":[{{\"topic\":\"{topic}\",\"partition\":{partition},\"offset\":-1}}]}}"
-        );
-        std::fs::write(file.path(), of).expect("writable");
-        let mut command = Command::new(script());
-        command.args(["tool", "org.apache.kafka.tools.DeleteRecordsCommand", "--offset-json-file"]);
-        command.arg(file.path()).args(["--bootstrap-server", &self.bootstrap]);
-        let told = command.output().expect("kafka.sh runs");
-        assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
-    }
-
     /// Makes the first replica of every partition its leader again; waits for those that have to catch up first.
     pub fn prefer_first_replicas(&self) {
         let class = "org.apache.kafka.tools.LeaderElectionCommand";

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use types::{ContainerPhase, ContainerStatus};
 
-use crate::PATIENCE;
 use crate::job::Job;
 use crate::master::Master;
+use crate::{PATIENCE, built};
 
 /// The process of one container; killed if the test fails.
 pub struct Container {
@@ -115,5 +115,5 @@ fn example(name: &str) -> PathBuf {
     let mut path = std::env::current_exe().expect("a path");
     path.pop();
     path.pop();
-    path.join("examples").join(name)
+    built::fresh(path.join("examples").join(name))
 }

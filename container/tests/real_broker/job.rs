@@ -69,24 +69,12 @@ impl Job {
 
     /// The first offset that `partition` has not.
     pub fn end(&self, topic: &str, partition: i32) -> u64 {
-        let at = TopicPartition { topic: topic.to_owned(), partition };
-        patiently(|| self.admin.watermarks(std::slice::from_ref(&at)))[0].high
+        end_of(&self.admin, topic, partition)
     }
 
     /// What is committed of a partition.
     pub fn rows(&self, topic: &str, partition: i32) -> Rows {
-        let at = TopicPartition { topic: topic.to_owned(), partition };
-        let end = self.end(topic, partition);
-        patiently(|| {
-            let mut rows = Rows::new();
-            let mut take = |messages: &[Message<'_>]| {
-                for m in messages {
-                    rows.push((m.offset, m.key.unwrap_or_default().to_vec(), m.value.map(<[u8]>::to_vec)));
-                }
-                Ok(())
-            };
-            self.admin.read_range(&at, 0, end, Isolation::ReadCommitted, &mut take).map(|()| rows)
-        })
+        rows_of(&self.admin, topic, partition)
     }
 
     /// By offset, in their order.
@@ -111,6 +99,27 @@ impl Job {
             }
         }
     }
+}
+
+fn end_of(admin: &KafkaAdmin, topic: &str, partition: i32) -> u64 {
+    let at = TopicPartition { topic: topic.to_owned(), partition };
+    patiently(|| admin.watermarks(std::slice::from_ref(&at)))[0].high
+}
+
+/// What is committed of a partition.
+pub fn rows_of(admin: &KafkaAdmin, topic: &str, partition: i32) -> Rows {
+    let at = TopicPartition { topic: topic.to_owned(), partition };
+    let end = end_of(admin, topic, partition);
+    patiently(|| {
+        let mut rows = Rows::new();
+        let mut take = |messages: &[Message<'_>]| {
+            for m in messages {
+                rows.push((m.offset, m.key.unwrap_or_default().to_vec(), m.value.map(<[u8]>::to_vec)));
+            }
+            Ok(())
+        };
+        admin.read_range(&at, 0, end, Isolation::ReadCommitted, &mut take).map(|()| rows)
+    })
 }
 
 /// Asks again what brokers that have just come back may refuse.
@@ -151,14 +160,15 @@ fn spec(name: &str, bootstrap: &str, delivery: Delivery) -> JobSpec {
     job_file::parse(&text, "job.toml").unwrap_or_else(|problems| panic!("{problems}")).spec
 }
 
-/// All partitions in one container, a task each.
-pub fn model() -> ContainerModel {
+/// All partitions of these inputs in one container, a task for each number.
+pub fn model(inputs: &[String]) -> ContainerModel {
+    let stream = |input: &String| SystemStream::parse(input).expect("a stream");
     let task = |n| TaskModel {
         name: format!("Partition {n}").as_str().into(),
-        inputs: vec![SystemStreamPartition {
-            stream: SystemStream { system: "kafka".into(), stream: "in".into() },
-            partition: n,
-        }],
+        inputs: inputs
+            .iter()
+            .map(|input| SystemStreamPartition { stream: stream(input), partition: n })
+            .collect(),
         changelog_partition: n,
         added: Vec::new(),
     };

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use types::{ContainerHello, ContainerStatus, ContainerWelcome, FromContainer, ToContainer};
+use types::{ContainerHello, ContainerModel, ContainerStatus, ContainerWelcome, FromContainer, ToContainer};
 
 use crate::PATIENCE;
 use crate::container::Container;
@@ -21,7 +21,13 @@ pub struct Master {
 type Incoming = proto::Incoming<ContainerHello, ContainerWelcome, ToContainer, FromContainer>;
 
 impl Master {
+    /// Of a job with the one input `kafka.in`.
     pub fn start() -> Master {
+        Master::of(&["kafka.in".to_owned()])
+    }
+
+    pub fn of(inputs: &[String]) -> Master {
+        let model = model(inputs);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let statuses = Arc::new(Mutex::new(BTreeMap::new()));
@@ -32,7 +38,7 @@ impl Master {
             let (to, hellos) = mpsc::channel(8);
             let routes = tonic::service::Routes::new(proto::container_service(to));
             tokio::spawn(daemon::serve_grpc(listener, routes, None, daemon::Shutdown::new()));
-            tokio::spawn(welcome_all(hellos, kept));
+            tokio::spawn(welcome_all(hellos, model, kept));
             address
         });
         Master { address, statuses, _runtime: runtime }
@@ -67,11 +73,13 @@ impl Master {
 
 async fn welcome_all(
     mut hellos: mpsc::Receiver<Incoming>,
+    model: ContainerModel,
     statuses: Arc<Mutex<BTreeMap<String, ContainerStatus>>>,
 ) {
     while let Some(incoming) = hellos.recv().await {
         let id = incoming.hello.container.to_string();
-        let (tx, mut rx) = incoming.accept(ContainerWelcome { attempt: 1, model: model(), beat_ms: 50 });
+        let (tx, mut rx) =
+            incoming.accept(ContainerWelcome { attempt: 1, model: model.clone(), beat_ms: 50 });
         let statuses = Arc::clone(&statuses);
         tokio::spawn(async move {
             let _open = tx;

@@ -14,6 +14,7 @@ use crate::brokers::Brokers;
 use crate::container::{Container, is_running};
 use crate::job::{Job, PARTITIONS};
 use crate::master::Master;
+use crate::operator::Operator;
 
 fn counter(name: &str) -> Job {
     Job::new("counter", name, Delivery::ExactlyOnce, Brokers::shared(), 1)
@@ -64,7 +65,7 @@ fn retention_that_takes_everything_that_was_processed_and_the_marker_behind_it_t
     for partition in 0..PARTITIONS {
         let end = job.end(&job.topic("in"), partition);
         assert_eq!(position(&job, partition), Some(end), "partition {partition}");
-        job.brokers.delete_records(&job.topic("in"), partition);
+        Operator::of(&job.brokers.bootstrap).delete_records(&job.topic("in"), partition, None);
     }
     let second = Container::start(&job, &master, 2, "state", &[]);
     master.wait(&second, "running", is_running);

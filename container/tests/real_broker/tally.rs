@@ -12,6 +12,7 @@ use task_api::system::{ProducerRecord, SystemProducer};
 use types::Delivery;
 
 use crate::PATIENCE;
+use crate::books::Counts;
 use crate::brokers::Brokers;
 use crate::container::{Container, is_running};
 use crate::job::{Job, PARTITIONS};
@@ -20,8 +21,6 @@ use crate::master::Master;
 /// More than a restore puts into one batch, so that it makes files.
 const KEYS: u64 = 12_000;
 
-/// A store's rows.
-type Counts = BTreeMap<String, i64>;
 /// By key, what is sent: offset and count.
 type Sent = BTreeMap<String, Vec<(u64, i64)>>;
 
@@ -122,7 +121,7 @@ impl Tally {
             shown.signal(Signal::TERM);
             assert_eq!(shown.exit_code(), 143);
             for partition in 0..PARTITIONS {
-                let dump = self.dump(self.seq, partition).expect("it was running");
+                let dump = dump(&self.job, self.seq, partition).expect("it was running");
                 assert_eq!(dump, self.counts(partition, usize::MAX), "{folder}, partition {partition}");
             }
         }
@@ -179,23 +178,12 @@ impl Tally {
         for partition in 0..PARTITIONS {
             let checkpoints = self.job.committed_checkpoints(partition);
             for seq in 1..=self.seq {
-                let Some(dump) = self.dump(seq, partition) else { continue };
+                let Some(dump) = dump(&self.job, seq, partition) else { continue };
                 let before = checkpoints.iter().rev().find(|(_, of)| of.incarnation.seq < seq);
                 let fed = position(before.map(|(_, checkpoint)| checkpoint), partition);
                 assert_eq!(dump, self.counts(partition, fed), "restore of {seq}, partition {partition}");
             }
         }
-    }
-
-    /// What the task of `partition` found in its store when incarnation `seq` started; none if it never did.
-    fn dump(&self, seq: u64, partition: i32) -> Option<Counts> {
-        let folder = self.job.folder.path().join(format!("container_1_{seq:06}"));
-        let dump = std::fs::read_to_string(folder.join(format!("Partition {partition}.dump"))).ok()?;
-        let row = |line: &str| {
-            let (key, count) = line.split_once(' ').expect("two words");
-            (key.to_owned(), count.parse().expect("a count"))
-        };
-        Some(dump.lines().map(row).collect())
     }
 
     /// The model's store after the first `fed` messages of `partition`.
@@ -225,6 +213,17 @@ impl Tally {
     }
 }
 
+/// What the task of `partition` found in its store when incarnation `seq` started; none if it never did.
+pub fn dump(job: &Job, seq: u64, partition: i32) -> Option<Counts> {
+    let folder = job.folder.path().join(format!("container_1_{seq:06}"));
+    let dump = std::fs::read_to_string(folder.join(format!("Partition {partition}.dump"))).ok()?;
+    let row = |line: &str| {
+        let (key, count) = line.split_once(' ').expect("two words");
+        (key.to_owned(), count.parse().expect("a count"))
+    };
+    Some(dump.lines().map(row).collect())
+}
+
 /// Removes a folder with state.
 pub fn wipe(state: &Path) {
     match std::fs::remove_dir_all(state) {
@@ -244,10 +243,10 @@ fn text(bytes: Vec<u8>) -> String {
 }
 
 /// Numbers that are the same in each run.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, end: u64) -> u64 {
+    pub fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % end
     }

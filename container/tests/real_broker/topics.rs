@@ -1,6 +1,7 @@
 //! A job's own topics on a real Kafka: what is there is read, altered or refused, and what is not is created in full.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kafka::KafkaAdmin;
@@ -18,11 +19,13 @@ struct Stage {
     spec: JobSpec,
     bootstrap: String,
     admin: KafkaAdmin,
+    /// They run for as long as somebody has them.
+    _brokers: Arc<Brokers>,
 }
 
 impl Stage {
     /// A job with one store, of which nothing is there yet.
-    fn new(brokers: &Brokers, name: &str, store: &str) -> Stage {
+    fn new(brokers: Arc<Brokers>, name: &str, store: &str) -> Stage {
         let name = format!("{name}-{}", std::process::id());
         let bootstrap = brokers.bootstrap.clone();
         let text = format!(
@@ -31,7 +34,7 @@ impl Stage {
         );
         let spec = job_file::parse(&text, "job.toml").unwrap_or_else(|e| panic!("{e}")).spec;
         let admin = KafkaAdmin::new(&bootstrap, &BTreeMap::new()).expect("an admin");
-        Stage { spec, bootstrap, admin }
+        Stage { spec, bootstrap, admin, _brokers: brokers }
     }
     fn plans(&self) -> Vec<TopicPlan> {
         types::coordinator_topic(&self.spec).into_iter().chain(types::job_topics(&self.spec, 2)).collect()
@@ -87,7 +90,7 @@ impl Stage {
 
 #[test]
 fn what_job_toml_asks_for_later_reaches_topics_that_exist() {
-    let mut stage = Stage::new(&Brokers::shared(), "asks", "ttl = \"1h\"\n");
+    let mut stage = Stage::new(Brokers::shared(), "asks", "ttl = \"1h\"\n");
     let ready = stage.ensure().expect("created");
     assert_eq!(ready.len(), 3, "{ready:?}");
     let changelog = stage.changelog();
@@ -113,14 +116,14 @@ fn what_job_toml_asks_for_later_reaches_topics_that_exist() {
 
 #[test]
 fn a_changelog_that_drops_rows_by_age_is_mended_if_it_is_ours_and_refused_if_it_is_named() {
-    let stage = Stage::new(&Brokers::shared(), "drops", "");
+    let stage = Stage::new(Brokers::shared(), "drops", "");
     let changelog = stage.changelog();
     stage.make(&changelog, &[]);
     stage.expect(&changelog, "cleanup.policy", "delete");
     stage.ensure().expect("mended");
     stage.expect(&changelog, "cleanup.policy", "compact");
     let theirs = format!("theirs-{}", std::process::id());
-    let named = Stage::new(&Brokers::shared(), "named", &format!("changelog = \"{theirs}\"\n"));
+    let named = Stage::new(Brokers::shared(), "named", &format!("changelog = \"{theirs}\"\n"));
     named.make(&theirs, &[("cleanup.policy", "compact,delete"), ("retention.ms", "3600000")]);
     let refused = named.ensure().expect_err("it would lose rows");
     let Unready::System(SystemError::Fatal(why)) = &refused else { panic!("{refused:?}") };
@@ -134,7 +137,7 @@ fn a_changelog_that_drops_rows_by_age_is_mended_if_it_is_ours_and_refused_if_it_
 fn a_broker_that_is_down_at_the_first_submit_is_waited_for() {
     let brokers = Brokers::own(&["--brokers", "3"]);
     brokers.kill(3);
-    let stage = Stage::new(&brokers, "down", "");
+    let stage = Stage::new(Arc::clone(&brokers), "down", "");
     let start = Instant::now();
     while patiently(|| stage.admin.brokers()).len() > 2 {
         assert!(start.elapsed() < PATIENCE, "the controller does not miss it");

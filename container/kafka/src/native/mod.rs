@@ -52,6 +52,8 @@ pub(crate) struct Mailbox {
     refused: Mutex<Option<String>>,
     /// Whether a transaction is being aborted: that what it was to send is dropped is no failure then.
     is_aborting: AtomicBool,
+    /// Why a transaction must be aborted.
+    aborted: Mutex<Option<String>>,
     /// Who the client is to brokers.
     who: Who,
     /// Whether a broker has ever answered.
@@ -356,6 +358,7 @@ impl Mailbox {
                 let topic = text.split('"').nth(1).filter(|_| denied).map(str::to_owned);
                 *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = topic;
             }
+            "TXNERR" => *self.aborted.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.to_owned()),
             _ => {}
         }
     }
@@ -403,17 +406,19 @@ unsafe extern "C" fn on_delivery(
     let (key, value) = (raw.key_len, raw.len);
     let why =
         format!("a message for topic {topic} (key of {key} bytes, value of {value}): {}", code_text(code));
-    // A transaction that could not take a topic in drops what was to be sent: why it could not says more.
+    // A transaction that could not take a topic in, or has lost a message, drops what was to be sent: why says more.
     let purged =
         matches!(code, Code::RD_KAFKA_RESP_ERR__PURGE_QUEUE | Code::RD_KAFKA_RESP_ERR__PURGE_INFLIGHT);
     let left_out = mailbox.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if purged && left_out.is_none() && mailbox.is_aborting.load(Ordering::Relaxed) {
         return;
     }
+    let aborted = mailbox.aborted.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let error = match classify(code, &why) {
         SystemError::Fatal(_) if purged && left_out.is_some() => {
             mailbox.who.denied(Tried::topic("Write", left_out.as_deref().unwrap_or_default()))
         }
+        SystemError::Fatal(why) if purged => SystemError::Fatal(aborted.unwrap_or(why)),
         SystemError::Fatal(_) if is_denied(code) => mailbox.who.denied(Tried::topic("Write", &topic)),
         SystemError::Fatal(why) if is_refusal(code) => SystemError::Refused(why),
         other => other,

@@ -15,6 +15,16 @@ fn refused(producer: &mut KafkaProducer) -> Vec<(Vec<u8>, String)> {
     std::iter::from_fn(|| producer.refused()).map(|r| (r.value.unwrap_or_default(), r.why)).collect()
 }
 
+/// A commit's marker comes a moment after the commit is told.
+fn await_high(admin: &KafkaAdmin, at: &TopicPartition, with_marker: u64) {
+    let start = std::time::Instant::now();
+    while high(admin, at) < with_marker {
+        assert!(start.elapsed() < SOON, "{at:?} ends at {}", high(admin, at));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(high(admin, at), with_marker, "and the marker");
+}
+
 /// A topic that takes less at once than librdkafka's batches may have.
 fn narrow(admin: &KafkaAdmin, name: &str, set: (&str, &str)) -> TopicPartition {
     let at = topic(admin, name);
@@ -24,6 +34,16 @@ fn narrow(admin: &KafkaAdmin, name: &str, set: (&str, &str)) -> TopicPartition {
         .create(&[NewTopic { topic: topic.clone(), partitions: 1, replication: 1, config }])
         .expect("created");
     TopicPartition { topic, partition: 0 }
+}
+
+/// What cannot be compressed: the broker looks at what it gets.
+fn noise(bytes: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    (0..bytes).map(|_| next()).collect()
 }
 
 #[test]
@@ -38,15 +58,6 @@ fn a_message_that_a_broker_refuses_comes_back_alone_and_the_others_arrive() {
             producer.takes_at_most(to, 100_000);
         }
         let before = high(&admin, &at);
-        // What cannot be compressed: the broker looks at what it gets.
-        let noise = |bytes: usize, seed: u64| -> Vec<u8> {
-            let mut state = seed;
-            let mut next = || {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (state >> 56) as u8
-            };
-            (0..bytes).map(|_| next()).collect()
-        };
         let large = noise(200_000, 7);
         for n in 0..200 {
             let value = if n == 50 { large.clone() } else { noise(5_000, n) };
@@ -118,7 +129,29 @@ fn a_transaction_takes_no_message_that_its_topic_would_refuse() {
         producer.send(&ProducerRecord::new(to, None, Some(&value)).to(0)).expect("queued");
     }
     producer.commit(SOON).expect("committed");
-    assert_eq!(high(&admin, &at), 61, "and the marker");
+    await_high(&admin, &at, 61);
+}
+
+#[test]
+fn a_transaction_that_has_lost_a_message_says_which_topic_did_not_take_it() {
+    let admin = admin();
+    let at = narrow(&admin, "narrowed", ("max.message.bytes", "3000"));
+    let other = topic(&admin, "beside-narrowed");
+    let mut producer = transactional(&at.topic);
+    let to = producer.topic(&at.topic).expect("topic");
+    producer.begin().expect("begin");
+    // The topic takes less than the producer was told: somebody has changed it since.
+    producer.send(&ProducerRecord::new(to, None, Some(&noise(5_000, 7))).to(0)).expect("queued");
+    // What else is sent is dropped with the transaction, and must not be what is told.
+    let to = producer.topic(&other.topic).expect("topic");
+    let mut told = Ok(());
+    for _ in 0..5_000 {
+        told = told.and(producer.send(&ProducerRecord::new(to, None, Some(b"beside")).to(0)));
+    }
+    for told in [told.and_then(|()| producer.commit(SOON)), producer.commit(SOON)] {
+        let why = told.expect_err("the transaction is lost").to_string();
+        assert!(why.contains(&at.topic) && why.contains("too large"), "{why}");
+    }
 }
 
 #[test]
@@ -136,5 +169,5 @@ fn a_transaction_takes_rows_that_are_larger_than_the_default_if_it_is_told_to() 
         producer.send(&ProducerRecord::new(to, Some(b"k"), Some(&vec![7; bytes])).to(0)).expect("queued");
     }
     producer.commit(SOON).expect("committed");
-    assert_eq!(high(&admin, &at), 4, "and the marker");
+    await_high(&admin, &at, 4);
 }
