@@ -149,6 +149,10 @@ impl Client {
     /// While a transaction is aborted, what it has not sent yet is dropped on purpose.
     fn set_aborting(&self, is_aborting: bool) {
         self.mailbox.is_aborting.store(is_aborting, Ordering::Relaxed);
+        if !is_aborting {
+            // It explains nothing of the next one.
+            *self.mailbox.aborted.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 
     /// Takes the messages that were refused since the last call.
