@@ -333,9 +333,14 @@ impl Storm {
             of.map(|(_, key, value)| (text(key), text(value.unwrap_or_default()))).collect()
         };
         let expected = books::outputs(&self.accounts);
-        let once = self.job.spec.task.delivery == Delivery::AtLeastOnce;
+        let repeats = self.job.spec.task.delivery == Delivery::AtLeastOnce;
         let outputs = rows(&self.operators[0], &self.job.topic("out"));
-        books::assert_same(&books::sent(outputs.into_iter(), once), &expected, "what was sent");
+        let mut outputs = books::sent(outputs.into_iter(), repeats);
+        if repeats {
+            // What shared a batch with what a changed `max.message.bytes` refuses is sent again, behind what came meanwhile.
+            outputs.values_mut().for_each(|pairs| pairs.sort_unstable());
+        }
+        books::assert_same(&outputs, &expected, "what was sent");
         // On the second system in both modes.
         let copies = rows(&self.operators[1], &self.job.topic("copy"));
         let copies = books::sent(copies.into_iter(), true);
