@@ -264,13 +264,17 @@ impl<T: StreamTask> Life<T> {
 
     /// The next messages, all of one source: those that were sent before any other's, or what the seed says.
     fn choose(&self, w: &mut World, limit: usize) -> Option<(usize, Vec<Unread>)> {
-        let first = |source: &Source| {
-            w.streams.unread(&source.stream, source.at.partition, source.next).next().map(|(sent, _)| sent)
+        let first =
+            |source: &Source| w.streams.unread(&source.stream, source.at.partition, source.next).next();
+        let firsts: Vec<Option<Unread>> = self.sources.iter().map(first).collect();
+        // What is below the end and can never be seen keeps nobody waiting.
+        let is_behind = |n: usize| {
+            let until = self.sources[n].bootstrap_until.zip(firsts[n].as_ref());
+            until.is_some_and(|(until, (_, next))| next.offset < until)
         };
-        let is_behind = |source: &Source| source.bootstrap_until.is_some_and(|until| source.next < until);
         let mut ready: Vec<(u64, usize)> =
-            (0..self.sources.len()).filter_map(|n| first(&self.sources[n]).map(|sent| (sent, n))).collect();
-        if ready.iter().any(|(_, n)| is_behind(&self.sources[*n])) {
+            (0..self.sources.len()).filter_map(|n| firsts[n].as_ref().map(|(sent, _)| (*sent, n))).collect();
+        if ready.iter().any(|(_, n)| is_behind(*n)) {
             ready.retain(|(_, n)| self.sources[*n].bootstrap_until.is_some());
         }
         let highest = ready.iter().map(|(_, n)| self.sources[*n].priority).max()?;
@@ -282,7 +286,7 @@ impl<T: StreamTask> Life<T> {
         let limit = limit.min(w.draw(5).map_or(usize::MAX, |more| more + 1));
         let source = &self.sources[n];
         // A bootstrap stream that is read up to its end goes on as any other.
-        let until = source.bootstrap_until.filter(|_| is_behind(source)).unwrap_or(u64::MAX);
+        let until = source.bootstrap_until.filter(|_| is_behind(n)).unwrap_or(u64::MAX);
         let mine = |(at, unread): &(usize, Unread)| {
             *at == 0 || (unread.1.offset < until && other.is_none_or(|other| (unread.0, n) < other))
         };

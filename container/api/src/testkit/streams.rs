@@ -15,11 +15,12 @@ use crate::task::{MessageCollector, OutgoingMessage, TaskError, TaskResult};
 
 /// A message of a stream. It equals `("key", "value")` if it has these texts, `"value"` if it has no key and this text,
 /// and `(Some("key"), None)` if it is a tombstone of this key.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Output {
     /// Its partition.
     pub partition: i32,
-    /// Its place in the partition.
+    /// Its place in the partition. In a system with transactions offsets have gaps, as in Kafka: of what was aborted, and of the
+    /// marker at the end of each transaction.
     pub offset: u64,
     /// Its key.
     pub key: Option<Vec<u8>>,
@@ -89,6 +90,8 @@ enum Fate {
     Open,
     /// Of one that was given up: readers pass over it.
     Aborted,
+    /// No message: a transaction was decided here.
+    Marker,
 }
 
 struct Entry {
@@ -295,17 +298,29 @@ impl Streams {
         all.into_iter().map(|(_, message)| (*message).clone()).collect()
     }
 
-    /// Ends the transaction: readers see what it sent, or never will.
+    /// Ends the transaction: readers see what it sent, or never will. As in Kafka a marker says so, which takes an offset
+    /// in each partition.
     pub(super) fn decide(&mut self, is_committed: bool) {
         let fate = if is_committed { Fate::Visible } else { Fate::Aborted };
+        let mut ends = BTreeSet::new();
         for (name, partition, offset) in std::mem::take(&mut self.open) {
-            let stream = self.streams.get_mut(&name);
-            let log = stream.and_then(|stream| stream.partitions.get_mut(usize::try_from(partition).ok()?));
-            if let Some(entry) = log.and_then(|log| log.get_mut(usize::try_from(offset).ok()?)) {
+            if let Some(entry) = self.log_mut(&name, partition).and_then(|log| log.get_mut(offset as usize)) {
                 entry.fate = fate;
+            }
+            ends.insert((name, partition));
+        }
+        for (name, partition) in ends {
+            let sent = self.sent;
+            if let Some(log) = self.log_mut(&name, partition) {
+                let marker = Output { partition, offset: log.len() as u64, ..Output::default() };
+                log.push(Entry { message: Rc::new(marker), sent, fate: Fate::Marker });
             }
         }
         self.uncommitted = 0;
+    }
+
+    fn log_mut(&mut self, name: &str, partition: i32) -> Option<&mut Vec<Entry>> {
+        self.streams.get_mut(name)?.partitions.get_mut(usize::try_from(partition).ok()?)
     }
 }
 

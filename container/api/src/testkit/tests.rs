@@ -160,6 +160,7 @@ fn exactly_once_outputs_are_seen_after_their_commit_and_never_after_a_crash() {
     kit.crash();
     assert!(!kit.step());
     assert_eq!(kit.outputs("kafka.counts"), [("a", "1")]);
+    assert_eq!(kit.outputs("kafka.counts")[0].offset, 2, "what was aborted and its marker take offsets");
     assert_eq!(kit.commits(), 1);
 }
 
