@@ -17,7 +17,7 @@ use crate::clock::{Clock, SetTime};
 use crate::container::run_threads;
 use crate::end::End;
 use crate::fake::{Broker, FakeSystem};
-use crate::tests::{folder, shared};
+use crate::tests::{checkpoints, folder, shared};
 
 #[path = "contract/time.rs"]
 mod time;

@@ -9,26 +9,15 @@ use task_api::{
     AsyncStreamTask, InOrder, IncomingMessageEnvelope, MessageBatch, MessageCollector, OwnedMessage, Reply,
     StreamTask, TaskCoordinator, TaskResult,
 };
-use task_core::record::{self, Checkpoint, Record};
-use types::{JobSpec, JobTopics};
+use types::JobSpec;
 
 use crate::asynchronous::OnRuntime;
 use crate::contract::{Life, Story, TEN, Teller, broker, fill, job, model, text, told};
 use crate::fake::Broker;
-use crate::tests::folder;
-
-/// The last checkpoint of the task of `partition`.
-fn checkpoint(broker: &Broker, job: &JobSpec, partition: i32) -> Option<Checkpoint> {
-    let rows = broker.committed(&JobTopics::of(&job.job).checkpoint, partition).into_iter();
-    rows.filter_map(|(_, key, value)| match record::decode(Some(&key), value.as_deref()) {
-        Some(Record::Checkpoint(_, checkpoint)) => Some(checkpoint),
-        Some(Record::Owner(_) | Record::OwnerGone(_)) | None => None,
-    })
-    .next_back()
-}
+use crate::tests::{checkpoints, folder};
 
 fn position(broker: &Broker, job: &JobSpec, stream: &str, partition: i32) -> Option<String> {
-    checkpoint(broker, job, partition)?.offset(stream, 0).map(str::to_owned)
+    checkpoints(broker, job, partition).last()?.offset(stream, 0).map(str::to_owned)
 }
 
 /// Runs the job until it has read everything; what its tasks tell.

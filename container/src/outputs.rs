@@ -9,8 +9,7 @@ use task_api::{
     FailedMessage, IncomingMessageEnvelope, MessageBatch, MessageCollector, OutgoingMessage, OwnedMessage,
     StreamTask, TaskCoordinator, TaskResult,
 };
-use task_core::record::{self, Record};
-use types::{JobSpec, JobTopics};
+use types::JobSpec;
 
 use crate::board::Board;
 use crate::container::run_threads;
@@ -18,7 +17,7 @@ use crate::contract::{broker, job, model};
 use crate::end::End;
 use crate::fake::{Broker, FakeSystem};
 use crate::systems::System;
-use crate::tests::{folder, shared};
+use crate::tests::{checkpoints, folder, shared};
 
 /// Sends each value to the stream `<key>.out`.
 struct ByKey;
@@ -156,12 +155,9 @@ fn a_refusal_inside_a_transaction_ends_the_commit_and_says_so() {
     let ended = live((&home, &other), &job, state.path(), || ByKey);
     let Err(End::Failed(why)) = ended else { panic!("{ended:?}") };
     assert!(why.contains("inside a transaction") && why.contains("[errors] send"), "{why}");
-    let records = home.committed(&JobTopics::of(&job.job).checkpoint, 0);
-    let read_on = records.iter().any(|(_, key, value)| match record::decode(Some(key), value.as_deref()) {
-        Some(Record::Checkpoint(_, checkpoint)) => checkpoint.offset("kafka.in", 0) != Some("0"),
-        Some(Record::Owner(_) | Record::OwnerGone(_)) | None => false,
-    });
-    assert!(!read_on, "where it began at most: {records:?}");
+    let committed = checkpoints(&home, &job, 0);
+    let read_on = committed.iter().any(|checkpoint| checkpoint.offset("kafka.in", 0) != Some("0"));
+    assert!(!read_on, "where it began at most: {committed:?}");
 }
 
 /// Fails with a bad message before it takes it.

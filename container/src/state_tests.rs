@@ -3,12 +3,12 @@
 
 use std::path::Path;
 
-use task_core::record::{self, Checkpoint, Record};
+use task_core::record::{self, Checkpoint};
 use types::{Delivery, JobSpec, JobTopics, StateLost};
 
 use crate::end::End;
 use crate::fake::Broker;
-use crate::tests::{PARTITIONS, assert_exact, broker, folder, job, live, on_disk};
+use crate::tests::{PARTITIONS, assert_exact, broker, checkpoints, folder, job, live, on_disk};
 
 fn job_with(delivery: Delivery, policy: StateLost) -> JobSpec {
     let mut job = job(delivery, true);
@@ -16,19 +16,13 @@ fn job_with(delivery: Delivery, policy: StateLost) -> JobSpec {
     job
 }
 
-fn checkpoints(job: &JobSpec) -> String {
+fn checkpoint_topic(job: &JobSpec) -> String {
     JobTopics::of(&job.job).checkpoint
 }
 
 /// The last committed checkpoint of a partition.
 fn checkpoint(broker: &Broker, job: &JobSpec, partition: i32) -> Checkpoint {
-    let records = broker.committed(&checkpoints(job), partition).into_iter();
-    let mut found =
-        records.filter_map(|(_, key, value)| match record::decode(Some(&key), value.as_deref()) {
-            Some(Record::Checkpoint(_, checkpoint)) => Some(checkpoint),
-            Some(Record::Owner(_) | Record::OwnerGone(_)) | None => None,
-        });
-    found.next_back().expect("a checkpoint")
+    checkpoints(broker, job, partition).pop().expect("a checkpoint")
 }
 
 /// A job that has run and ended in order.
@@ -81,7 +75,7 @@ fn a_changelog_that_was_made_again_or_cut_fails_the_container_by_name_wherever_i
 fn checkpoints_that_are_gone_or_older_than_the_rows_fail_the_container_by_name() {
     let (job, here, there) = (job(Delivery::ExactlyOnce, true), folder(), folder());
     let broker = ran(&job, here.path());
-    broker.remake(&checkpoints(&job), PARTITIONS);
+    broker.remake(&checkpoint_topic(&job), PARTITIONS);
     let why = refused(&broker, &job, 2, here.path());
     assert!(why.contains("has no checkpoint of it, but the rows in"), "{why}");
     // Elsewhere the changelog shows it.
@@ -92,9 +86,9 @@ fn checkpoints_that_are_gone_or_older_than_the_rows_fail_the_container_by_name()
 
     let here = folder();
     let broker = ran(&job, here.path());
-    let all = broker.committed(&checkpoints(&job), 0);
+    let all = broker.committed(&checkpoint_topic(&job), 0);
     let cut = all[all.len() - 2].0 as usize + 2;
-    broker.cut_end(&checkpoints(&job), 0, cut);
+    broker.cut_end(&checkpoint_topic(&job), 0, cut);
     let why = refused(&broker, &job, 2, here.path());
     assert!(why.contains("its last checkpoint in topic"), "{why}");
 }
@@ -161,7 +155,7 @@ fn a_store_may_begin_empty_and_nothing_of_its_changelog_comes_back() {
 fn without_checkpoints_a_task_goes_back_to_the_rows_of_its_disk_and_their_positions() {
     let (job, here) = (job_with(Delivery::ExactlyOnce, StateLost::Local), folder());
     let broker = ran(&job, here.path());
-    broker.remake(&checkpoints(&job), PARTITIONS);
+    broker.remake(&checkpoint_topic(&job), PARTITIONS);
     broker.append("in", 0, b"k1", Some(b"x"));
     let back = live(&broker, &job, 2, here.path(), None);
     assert!(back.ended.is_ok(), "{:?}", back.ended);
@@ -217,7 +211,7 @@ fn what_only_looks_like_a_loss_is_none() {
     let mut another = job.clone();
     another.job.name = "another".into();
     let elsewhere = self::broker(10);
-    elsewhere.topic(&checkpoints(&another), PARTITIONS);
+    elsewhere.topic(&checkpoint_topic(&another), PARTITIONS);
     run(&elsewhere, &another, 9, foreign.path());
     let first = self::broker(20);
     first.remake("changelog", PARTITIONS);
@@ -234,7 +228,7 @@ fn checkpoints_of_earlier_versions_are_taken_as_they_are() {
         (old.commit, old.changelogs) = (0, [].into());
         old.incarnation.seq = 2;
         let key = record::checkpoint_key(&format!("Partition {partition}").as_str().into());
-        broker.append(&checkpoints(&job), partition, &key, Some(&record::checkpoint_value(&old)));
+        broker.append(&checkpoint_topic(&job), partition, &key, Some(&record::checkpoint_value(&old)));
     }
     let second = live(&broker, &job, 3, here.path(), None);
     assert!(second.ended.is_ok(), "{:?}", second.ended);

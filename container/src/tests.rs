@@ -11,7 +11,7 @@ use task_api::{
     I64Serde, IncomingMessageEnvelope, KeyValueStore, MessageCollector, OutgoingMessage, StreamTask,
     StringSerde, TaskContext, TaskCoordinator, TaskResult,
 };
-use task_core::record::{self, Record};
+use task_core::record::{self, Checkpoint, Record};
 use types::{
     ContainerModel, Delivery, Epoch, Incarnation, JobSpec, JobTopics, StoreSpec, SystemStream,
     SystemStreamPartition, TaskModel,
@@ -120,6 +120,17 @@ pub(crate) fn broker(messages: usize) -> Broker {
         broker.append("in", n as i32 % PARTITIONS, key.as_bytes(), Some(value));
     }
     broker
+}
+
+/// The checkpoints that the task of `partition` has committed, in their order.
+pub(crate) fn checkpoints(broker: &Broker, job: &JobSpec, partition: i32) -> Vec<Checkpoint> {
+    let records = broker.committed(&JobTopics::of(&job.job).checkpoint, partition).into_iter();
+    records
+        .filter_map(|(_, key, value)| match record::decode(Some(&key), value.as_deref()) {
+            Some(Record::Checkpoint(_, checkpoint)) => Some(checkpoint),
+            Some(Record::Owner(_) | Record::OwnerGone(_)) | None => None,
+        })
+        .collect()
 }
 
 fn incarnation(seq: u64) -> Incarnation {

@@ -71,14 +71,8 @@ impl Stage {
         Stage { job, broker, time, story, state, tasks }
     }
     fn commits(&self) -> impl Fn() -> usize + 'static {
-        let (broker, topic) = (self.broker.clone(), JobTopics::of(&self.job.job).checkpoint);
-        let tasks = self.tasks;
-        move || {
-            let checkpoints = |(_, key, _): &&(u64, Vec<u8>, Option<Vec<u8>>)| {
-                String::from_utf8_lossy(key).contains("checkpoint")
-            };
-            (0..tasks).map(|task| broker.committed(&topic, task).iter().filter(checkpoints).count()).sum()
-        }
+        let (broker, job, tasks) = (self.broker.clone(), self.job.clone(), self.tasks);
+        move || (0..tasks).map(|task| checkpoints(&broker, &job, task).len()).sum()
     }
     fn life(&self, seq: u64) -> Life<'_> {
         let clock = Clock::Set(Arc::clone(&self.time));
@@ -98,15 +92,11 @@ impl Stage {
 fn a_commit_comes_when_it_is_due_and_not_when_the_batch_is_over() {
     let stage = Stage::new(1, "task = { inputs = [\"kafka.in\"], commit = \"1s\" }");
     fill(&stage.broker, "in", 0, &TEN);
-    let (tell, time) = (stage.tell(), Arc::clone(&stage.time));
-    let broker = (stage.broker.clone(), JobTopics::of(&stage.job.job).checkpoint);
+    let (tell, time, commits) = (stage.tell(), Arc::clone(&stage.time), Arc::new(stage.commits()));
     let factory = move || {
-        let (tell, time, broker) = (tell.clone(), Arc::clone(&time), broker.clone());
+        let (tell, time, commits) = (tell.clone(), Arc::clone(&time), Arc::clone(&commits));
         let process = move |value: String| {
-            let rows = broker.0.committed(&broker.1, 0);
-            let of_task =
-                rows.iter().filter(|(_, key, _)| String::from_utf8_lossy(key).contains("checkpoint"));
-            tell(format!("{value} after {} commits", of_task.count()));
+            tell(format!("{value} after {} commits", commits()));
             time.advance(500);
             Ok(())
         };
