@@ -330,7 +330,11 @@ impl Outputs {
                 ..OutgoingMessage::new(&stream, key.as_deref(), value.as_deref())
             };
             match [Form::Whole, Form::WithoutValue, Form::Bare].get(usize::from(tag.wrapping_sub(1))) {
-                None => self.refused(&message, &why)?,
+                None => {
+                    let topic = SystemStream::parse(&stream).map(|of| self.job.stream(&of).topic);
+                    let at = format!("an output to {stream} (topic {})", topic.unwrap_or_default());
+                    self.refused(&message, &why).map_err(|error| error.during(&at))?;
+                }
                 Some(form) => {
                     let failed = || SystemError::Refused(format!("a dead letter to {stream}: {why}"));
                     let form = form.smaller().ok_or_else(failed)?;

@@ -135,7 +135,7 @@ fn what_is_refused_after_it_was_sent_goes_where_the_job_says_and_harms_nothing_e
         assert_eq!(told("samza.error"), Some(b"out takes 3 bytes".to_vec()));
         let (ended, ..) = refused(delivery, "fail", 100);
         let Err(End::Failed(why)) = ended else { panic!("{delivery}: {ended:?}") };
-        assert!(why.contains("out takes 3 bytes"), "{why}");
+        assert!(why.contains("an output to other.out (topic out): out takes 3 bytes"), "{why}");
     }
 }
 

@@ -14,12 +14,16 @@ mod container;
 mod crash;
 #[path = "real_broker/faults.rs"]
 mod faults;
+#[path = "real_broker/gone.rs"]
+mod gone;
 #[path = "real_broker/job.rs"]
 mod job;
 #[path = "real_broker/master.rs"]
 mod master;
 #[path = "real_broker/operator.rs"]
 mod operator;
+#[path = "real_broker/priorities.rs"]
+mod priorities;
 #[path = "real_broker/proxy.rs"]
 mod proxy;
 #[path = "real_broker/reading.rs"]
@@ -32,6 +36,8 @@ mod tally;
 mod time;
 #[path = "real_broker/topics.rs"]
 mod topics;
+#[path = "real_broker/unclean.rs"]
+mod unclean;
 #[path = "real_broker/weather.rs"]
 mod weather;
 
@@ -118,6 +124,33 @@ impl Job {
 
     fn assert_exact(&self) {
         assert_eq!(self.outputs(), self.expected());
+        self.assert_changelog();
+        self.assert_no_late_commits();
+    }
+
+    /// Appends rows to partition 0 of the changelog, as if a job had come so far.
+    fn fill_changelog(&self, rows: u64, value: impl Fn(u64) -> Vec<u8>) {
+        let mut producer =
+            KafkaProducer::idempotent(&self.brokers.bootstrap, "feed", &BTreeMap::new()).expect("a producer");
+        let topic = producer.topic(&self.topic("changelog")).expect("a topic");
+        for n in 0..rows {
+            let key = format!("k{}", n * 7_919 % rows);
+            let value = value(n);
+            let record = ProducerRecord::new(topic, Some(key.as_bytes()), Some(&value)).to(0);
+            producer.send(&record).expect("sends");
+        }
+        let topic = producer.topic(&self.checkpoints()).expect("a topic");
+        for partition in 0..PARTITIONS {
+            let key = record::checkpoint_key(&format!("Partition {partition}").as_str().into());
+            let value = record::checkpoint_value(&Checkpoint::default());
+            producer
+                .send(&ProducerRecord::new(topic, Some(&key), Some(&value)).to(partition))
+                .expect("sends");
+        }
+        producer.flush(PATIENCE).expect("flushes");
+    }
+
+    fn assert_changelog(&self) {
         for partition in 0..PARTITIONS {
             let mut counts: BTreeMap<Vec<u8>, i64> = BTreeMap::new();
             for (_, key, _) in self.rows(&self.topic("in"), partition) {
@@ -130,7 +163,6 @@ impl Job {
             }
             assert_eq!(folded, counts, "changelog of partition {partition}");
         }
-        self.assert_no_late_commits();
     }
 }
 
@@ -166,21 +198,7 @@ fn a_restore_that_is_killed_goes_on_where_it_was() {
     let (job, master) = (counter("restore", Delivery::ExactlyOnce), Master::start());
     // Some 12 MB in chunks of little more than one.
     let rows = 12_000;
-    let mut producer =
-        KafkaProducer::idempotent(&job.brokers.bootstrap, "feed", &BTreeMap::new()).expect("a producer");
-    let topic = producer.topic(&job.topic("changelog")).expect("a topic");
-    for n in 0..rows {
-        let key = format!("k{}", n * 7_919 % rows);
-        let record = ProducerRecord::new(topic, Some(key.as_bytes()), Some(&[7; 1_000])).to(0);
-        producer.send(&record).expect("sends");
-    }
-    let topic = producer.topic(&job.checkpoints()).expect("a topic");
-    for partition in 0..PARTITIONS {
-        let key = record::checkpoint_key(&format!("Partition {partition}").as_str().into());
-        let value = record::checkpoint_value(&Checkpoint::default());
-        producer.send(&ProducerRecord::new(topic, Some(&key), Some(&value)).to(partition)).expect("sends");
-    }
-    producer.flush(PATIENCE).expect("flushes");
+    job.fill_changelog(rows, |_| vec![7; 1_000]);
     let memory = ("SAMZA_MEMORY_BYTES", (44u64 << 20).to_string());
     let crash = ("SAMZA_TEST_CRASH_AT", "restore-chunk:5");
     let mut first = Container::start(&job, &master, 1, "state", &[(memory.0, &memory.1), crash]);

@@ -13,7 +13,7 @@
 #                                                     OPERATION topic|group|transactional-id|cluster NAME [prefixed]
 #   deploy/kafka/kafka.sh stop --data DIR             stop them, by pid
 #   deploy/kafka/kafka.sh kill --data DIR --id I      SIGKILL broker I
-#   deploy/kafka/kafka.sh start --data DIR            start again what is not running of a DIR used before
+#   deploy/kafka/kafka.sh start --data DIR [--id I]   start again what is not running of a DIR used before, or broker I alone
 #   deploy/kafka/kafka.sh run [options] -- COMMAND    brokers in a temporary folder around COMMAND, which finds them in
 #                                                     SAMZA_TEST_KAFKA (bootstrap) and SAMZA_TEST_KAFKA_DATA (DIR); with
 #                                                     --secure in SAMZA_TEST_KAFKA_SECURE and SAMZA_TEST_KAFKA_SECURE_DATA
@@ -163,9 +163,10 @@ with context.wrap_socket(socket.create_connection((host, port), timeout=20), ser
 
 # Waits until each broker lists all of them in its metadata; fails at the deadline or when one has died.
 await_answers() {
-  python3 - "$data" "${hosts[*]}" "$port" <<'PY'
+  python3 - "$data" "${hosts[*]}" "$port" "$broker" <<'PY'
 import os, socket, ssl, struct, sys, time
 data, hosts, port = sys.argv[1], sys.argv[2].split(), int(sys.argv[3])
+one = int(sys.argv[4]) if sys.argv[4] else None     # who else is there is not its business then
 secured = os.path.exists(data + "/secure/complete")
 
 def brokers_known_to(host):
@@ -185,9 +186,9 @@ def brokers_known_to(host):
 
 deadline = time.monotonic() + 60
 for number, host in enumerate(hosts, 1):
-    while True:
+    while one in (None, number):
         try:
-            if brokers_known_to(host) == len(hosts):
+            if brokers_known_to(host) >= (1 if one else len(hosts)):
                 break
         except (OSError, struct.error):
             pass
@@ -288,7 +289,7 @@ start() {
   for id in $(seq "$brokers"); do properties "$id" > "$data/k$id.properties"; done
   format
   flags="${KAFKA_JVM:--XX:TieredStopAtLevel=1 -XX:+UseSerialGC} -XX:-UsePerfData -Xms64m -Xmx${KAFKA_HEAP:-384m}"
-  for id in $(seq "$brokers"); do
+  for id in ${broker:-$(seq "$brokers")}; do
     if running "$id"; then continue; fi
     # shellcheck disable=SC2086  # flags are words on purpose
     setsid java $flags -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -cp "$lib/*" kafka.Kafka \
@@ -296,7 +297,7 @@ start() {
     echo $! > "$data/k$id.pid"
     disown   # its end is not this shell's to report
   done
-  await_answers || { stop; exit 1; }
+  await_answers || { [ -n "$broker" ] || stop; exit 1; }
   local bootstrap="${advertised[*]/%/:$port}"
   echo "${bootstrap// /,}" | tee "$data/bootstrap.part"
   mv "$data/bootstrap.part" "$data/bootstrap"

@@ -62,6 +62,11 @@ impl Brokers {
         self.script(&["start"]);
     }
 
+    /// Starts one again.
+    pub fn restart_one(&self, id: i32) {
+        self.script(&["start", "--id", &id.to_string()]);
+    }
+
     pub fn signal(&self, id: i32, signal: Signal) {
         let pid = std::fs::read_to_string(self.folder().join(format!("k{id}.pid"))).expect("started");
         let pid = pid.trim().parse().ok().and_then(Pid::from_raw).expect("a pid");

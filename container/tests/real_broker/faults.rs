@@ -16,8 +16,10 @@ use types::{Delivery, EXIT_FENCED};
 use crate::PATIENCE;
 use crate::brokers::Brokers;
 use crate::container::{Container, is_running};
+use crate::job::Job;
+use crate::master::Master;
 use crate::proxy::Proxy;
-use crate::tally::Tally;
+use crate::tally::{Random, Tally};
 
 /// A job at work that is to outlive faults.
 struct Patient {
@@ -175,6 +177,10 @@ impl Disk {
         path
     }
 
+    fn resize(&self, size: &str) {
+        self.run("mount", &["-o", &format!("remount,size={size}")]);
+    }
+
     fn read_only(&self, is: bool) {
         self.run("mount", &["-o", if is { "remount,ro" } else { "remount,rw" }]);
     }
@@ -224,6 +230,32 @@ fn a_full_disk_ends_the_container_with_its_cause_and_loses_nothing() {
     runs_or_ends(&tally, third, "No space left");
     std::fs::remove_file(ballast).expect("it is there");
     tally.finish("state");
+}
+
+#[test]
+fn a_restore_that_meets_a_full_disk_says_so_and_the_next_start_goes_on_where_it_was() {
+    // Some 30 MB that do not compress, in chunks of little more than one.
+    const ROWS: u64 = 30_000;
+    let (job, master) =
+        (Job::new("counter", "restore-full", Delivery::ExactlyOnce, Brokers::shared(), 1), Master::start());
+    job.fill_changelog(ROWS, |n| {
+        let mut random = Random(n);
+        (0..1_000).map(|_| random.below(256) as u8).collect()
+    });
+    let disk = Disk::mount(&job.folder.path().join("state"));
+    let memory = [("SAMZA_MEMORY_BYTES", &*(44u64 << 20).to_string())];
+    let mut first = Container::start(&job, &master, 1, "state", &memory);
+    assert_cause(&mut first, "No space left");
+    // A start that finds no more room does no harm to what is there.
+    let mut second = Container::start(&job, &master, 2, "state", &memory);
+    assert_cause(&mut second, "No space left");
+    disk.resize("96m");
+    let third = Container::start(&job, &master, 3, "state", &memory);
+    let status = master.wait(&third, "running", is_running);
+    let restore = status.tasks[0].restore.clone().expect("it has a store");
+    assert!(restore.from_local && (1..ROWS).contains(&restore.rows), "{restore:?}");
+    third.signal(Signal::TERM);
+    assert_eq!(third.exit_code(), 143);
 }
 
 #[test]

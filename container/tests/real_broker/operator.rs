@@ -60,9 +60,14 @@ impl Operator {
         self.delete_topic(&new.topic);
         // Whoever is asked by a broker that has not heard would leave the old one as it is.
         self.wait(&format!("{} to be gone", new.topic), || self.id(&new.topic).is_none());
+        self.make(new);
+        self.id(&new.topic).expect("it is there")
+    }
+
+    /// Makes a topic, and waits until all brokers know it.
+    pub fn make(&self, new: &NewTopic) {
         self.admin.create(std::slice::from_ref(new)).expect("made");
         self.wait(&format!("{} to be there", new.topic), || self.id(&new.topic).is_some());
-        self.id(&new.topic).expect("it is there")
     }
 
     pub fn id(&self, topic: &str) -> Option<String> {

@@ -342,7 +342,17 @@ impl Producer {
     pub(crate) fn serve(&self, timeout_ms: c_int) -> Result<(), SystemError> {
         // SAFETY: the handle is alive.
         unsafe { rd::rd_kafka_poll(self.client.rk, timeout_ms) };
-        self.client.delivery_failure()
+        self.client.delivery_failure().map_err(|error| self.named(error))
+    }
+
+    /// With the topics that are not there, if the error says of some topic only that it is not.
+    fn named(&self, error: SystemError) -> SystemError {
+        if !error.to_string().contains("UNKNOWN_TOPIC_OR_PART") {
+            return error;
+        }
+        let is_gone = |topic: &&Topic| matches!(self.client.learn(&topic.name, LEARN_TIMEOUT), Ok(0));
+        let gone: Vec<&str> = self.topics.iter().filter(is_gone).map(|topic| &*topic.name).collect();
+        if gone.is_empty() { error } else { error.during(&format!("no broker knows {}", gone.join(", "))) }
     }
 
     /// Waits until all that was queued is delivered or failed, for as long as something is within `timeout`: how long a
@@ -357,7 +367,7 @@ impl Producer {
                 let code = rd::rd_kafka_flush(self.client.rk, millis(timeout.min(LOOK)));
                 (code, rd::rd_kafka_outq_len(self.client.rk))
             };
-            self.client.delivery_failure()?;
+            self.client.delivery_failure().map_err(|error| self.named(error))?;
             if left < waiting {
                 (waiting, since) = (left, Instant::now());
             }
@@ -402,14 +412,15 @@ impl Producer {
         // SAFETY: as above.
         let committed =
             self.client.check(unsafe { rd::rd_kafka_commit_transaction(self.client.rk, millis(timeout)) });
-        match (committed, self.client.delivery_failure()) {
+        let told = match (committed, self.client.delivery_failure()) {
             // Which message it was, and what became of it, says more than that there was one.
             (
                 Err(SystemError::Fatal(_) | SystemError::Retriable(_) | SystemError::Refused(_)),
                 Err(cause),
             ) => Err(cause),
             (committed, _) => committed,
-        }
+        };
+        told.map_err(|error| self.named(error))
     }
 
     pub(crate) fn abort_transaction(&self, timeout: Duration) -> Result<(), SystemError> {
