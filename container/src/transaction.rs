@@ -34,14 +34,17 @@ pub(crate) fn commit<T: StreamTask>(
     }
     let flush = engine.schedule.flush_stores(now, due, pending);
     let start = Instant::now();
-    let (mut ends, mut proof) = (None, None);
+    let (mut ends, mut proof, mut without_positions) = (None, None, false);
     for step in steps(flush) {
         points::before(step);
         match step {
             CommitStep::FlushOutputs => engine.outputs.flush_plain()?,
             CommitStep::Begin => engine.outputs.begin()?,
             CommitStep::DrainCaches => drain(engine)?,
-            CommitStep::ChangelogEnds => ends = changelog_ends(engine)?,
+            CommitStep::ChangelogEnds => {
+                ends = changelog_ends(engine)?;
+                without_positions = ends.is_none();
+            }
             CommitStep::Checkpoints => {
                 checkpoints(engine)?;
                 if engine.schedule.must_prove(due, flush, pending) && engine.outputs.is_empty() {
@@ -63,6 +66,9 @@ pub(crate) fn commit<T: StreamTask>(
     flush_unlogged(engine)?;
     // A flush that could not be is tried again when the next is due.
     engine.schedule.committed(engine.clock.now(), flush, proof.as_ref());
+    if without_positions {
+        engine.schedule.without_positions();
+    }
     let took_us = start.elapsed().as_micros() as u64;
     engine.meters.commits.inc();
     engine.meters.commit_us.observe(took_us);

@@ -269,6 +269,12 @@ impl Schedule {
         }
     }
 
+    /// Brokers did not say where the changelogs end, so what the last commit made durable has no position: it waits for the
+    /// next flush, or for the last commit.
+    pub fn without_positions(&mut self) {
+        self.written = true;
+    }
+
     /// When the last commit was.
     #[must_use]
     pub fn last(&self) -> Timestamp {
@@ -382,6 +388,9 @@ mod tests {
         assert!(schedule.must_prove(Due::Stopping, flush, stopping), "a position of theirs follows");
         schedule.committed(Timestamp(1_002), flush, None);
         assert_eq!(schedule.due(Timestamp(1_003), stopping), None);
+        schedule.without_positions();
+        assert_eq!(schedule.due(Timestamp(1_004), Pending::default()), None, "not before");
+        assert_eq!(schedule.due(Timestamp(1_004), stopping), Some(Due::Stopping), "an end tells where it is");
     }
 
     #[test]
