@@ -238,6 +238,17 @@ mod tests {
         ] {
             assert!(page.lines().any(|of| of == line), "{line} is not in\n{page}");
         }
+        let (_, rows) = include_str!("../../docs/metrics.md").split_once("### The job").expect("a heading");
+        let (rows, _) = rows.split_once("### ").expect("another heading");
+        let documented: BTreeSet<&str> = rows
+            .lines()
+            .filter_map(|row| {
+                row.strip_prefix("| `").and_then(|row| row.split_once('`')).map(|(name, _)| name)
+            })
+            .collect();
+        let declared = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+        let own: BTreeSet<&str> = declared.filter(|name| *name != "samza_commits_total").collect();
+        assert_eq!(own, documented);
         let commits = page.lines().find(|line| line.starts_with("samza_commits_total{"));
         assert!(
             commits.is_some_and(

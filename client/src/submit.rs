@@ -88,8 +88,8 @@ fn only_local(file: &JobFile) -> Option<Problem> {
 /// Which outputs of an exactly-once job are not, if it has systems for such.
 fn at_least_once_elsewhere(spec: &JobSpec) -> Option<String> {
     let (home, _) = spec.task.inputs.first()?.split_once('.')?;
-    let others: Vec<&str> = spec.systems.keys().map(String::as_str).filter(|name| *name != home).collect();
-    if spec.task.delivery != Delivery::ExactlyOnce || others.is_empty() {
+    let others = spec.at_least_once_systems();
+    if others.is_empty() {
         return None;
     }
     let brokers = |name: &str| spec.systems.get(name).map(|system| system.bootstrap.as_str());

@@ -118,6 +118,12 @@ pub fn status(app: &AppReport, now_unix_ms: u64, headers: bool) -> String {
                 &format!("{} of the job's own, {fewest} {of} of each at least", status.topics.len()),
             );
         }
+        if !status.at_least_once.is_empty() {
+            line(
+                "delivery",
+                &format!("exactly-once; outputs to {} are at-least-once", status.at_least_once.join(", ")),
+            );
+        }
         status.topics.iter().flat_map(|topic| &topic.notes).for_each(|note| line("warning", note));
     }
     for warning in app.status.iter().filter(|_| !app.state.is_over()).flat_map(|status| &status.warnings) {
@@ -127,6 +133,9 @@ pub fn status(app: &AppReport, now_unix_ms: u64, headers: bool) -> String {
     if !table.is_empty() {
         text.push('\n');
         text.push_str(&table);
+    }
+    for (slot, wait) in app.status.iter().flat_map(|status| status.open_transactions()) {
+        writeln!(text, "slot {slot}: {wait}").expect("writing to a string");
     }
     for slot in app.status.iter().flat_map(|status| &status.slots) {
         for unmatched in &slot.unmatched {
@@ -145,6 +154,7 @@ fn slot_table(app: &AppReport, now_unix_ms: u64, headers: bool) -> String {
         "PREFERRED",
         "TASKS",
         ">LAG",
+        ">BEHIND",
         ">MEMORY",
         ">CPU",
         "WAITED",
@@ -170,6 +180,7 @@ fn slot_table(app: &AppReport, now_unix_ms: u64, headers: bool) -> String {
                 .map_or_else(String::new, |on| if on { "yes".into() } else { "no".into() }),
             said.map_or_else(String::new, tasks),
             slot.lag().map_or_else(String::new, |lag| lag.to_string()),
+            slot.lag_ms().map_or_else(String::new, duration),
             run.map_or_else(String::new, |run| {
                 of(run.memory_bytes.map(bytes), bytes(run.resource.memory_bytes)).replace(' ', "")
             }),
@@ -259,6 +270,12 @@ impl Slot<'_> {
     #[must_use]
     pub fn lag(&self) -> Option<u64> {
         self.current()?.status.tasks.iter().filter_map(|task| task.lag).reduce(|a, b| a.saturating_add(b))
+    }
+
+    /// How old the last message is that was processed of the input furthest behind in time, as far as known, ms.
+    #[must_use]
+    pub fn lag_ms(&self) -> Option<u64> {
+        self.current()?.status.tasks.iter().filter_map(|task| task.lag_ms).max()
     }
 
     /// Why it has no container.

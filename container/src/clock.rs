@@ -31,6 +31,15 @@ impl Clock {
         }
     }
 
+    /// As [`Self::now`], ns.
+    pub(crate) fn nanos(&self) -> u64 {
+        match self {
+            Clock::Machine(start) => start.elapsed().as_nanos() as u64,
+            #[cfg(test)]
+            Clock::Set(time) => time.now() * 1_000_000,
+        }
+    }
+
     /// In tests: `pulse` is rung by this clock. The machine's is looked at by [`crate::lookout`].
     pub(crate) fn rings(&self, pulse: &std::sync::Arc<crate::pulse::Pulse>) {
         match self {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use task_api::dead_letter::{Form, after_refusal};
-use task_api::metrics::{Counter, MetricsRegistry};
+use task_api::dead_letter::{Form, Outcome, after_refusal, count_error};
+use task_api::metrics::MetricsRegistry;
 use task_api::system::{
     ProducerRecord, RefusedRecord, SystemError, SystemProducer, TopicHandle, TransactionalProducer,
 };
@@ -50,8 +50,7 @@ pub(crate) struct Outputs {
     failed: Option<SystemError>,
     /// Messages sent by tasks since the last commit.
     pub(crate) sent: u64,
-    /// Outputs that their system refused and that were left out.
-    refused: Counter,
+    metrics: MetricsRegistry,
 }
 
 impl Outputs {
@@ -78,7 +77,7 @@ impl Outputs {
             largest_output,
             failed: None,
             sent: 0,
-            refused: metrics.with_labels(&[]).counter("samza_outputs_refused_total"),
+            metrics: metrics.clone(),
         }
     }
 
@@ -112,6 +111,12 @@ impl Outputs {
             self.settle_refusals()?;
         }
         Ok(())
+    }
+
+    /// To be called now and then, also when nothing is sent.
+    pub(crate) fn look_after(&mut self) {
+        self.transactional.look_after();
+        self.plain.iter_mut().for_each(|(_, producer)| producer.look_after());
     }
 
     /// Waits until what the transaction has so far is acknowledged.
@@ -304,13 +309,17 @@ impl Outputs {
         let job = Arc::clone(&self.job);
         let (policy, dead_letters) = (job.errors.send, job.errors.dead_letter.as_deref());
         let mut send = |letter: &OutgoingMessage<'_>, form| self.send_letter(letter, form);
-        after_refusal(message, why, policy, dead_letters, &mut send)?;
-        let then = match (policy, dead_letters) {
-            (OnError::DeadLetter, Some(stream)) => format!("sent to {stream}"),
-            _ => "left out".to_owned(),
+        let gone_on = after_refusal(message, why, policy, dead_letters, &mut send);
+        let (then, outcome) = match (&gone_on, policy, dead_letters) {
+            (Err(_), ..) => (String::new(), Outcome::Failed),
+            (Ok(_), OnError::DeadLetter, Some(stream)) => {
+                (format!("sent to {stream}"), Outcome::DeadLettered)
+            }
+            (Ok(_), ..) => ("left out".to_owned(), Outcome::Skipped),
         };
+        count_error(&self.metrics, message.stream, "send", outcome).inc();
+        gone_on?;
         warn!("an output to {} is {then}, as [errors] send says: {why}", message.stream);
-        self.refused.inc();
         Ok(())
     }
 

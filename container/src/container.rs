@@ -70,7 +70,7 @@ fn with_environment<T: StreamTask, F: Fn() -> T + Send + Sync>(
     let session = master::start(environment.clone(), Arc::clone(&board), metrics.clone())
         .map_err(|e| End::Failed(format!("cannot start the session's thread: {e}")))?;
     // Connecting to the systems needs no model, so it is begun while the model is asked for.
-    let systems = systems::open(job, &budget, &environment.rack, &kafka::environments_secret)?;
+    let systems = systems::open(job, &budget, &environment.rack, &kafka::environments_secret, &metrics)?;
     let model = match session.model() {
         Ok(Some(model)) => model,
         Ok(None) => return Ok(Over::Told.exit_code(board.told())),

@@ -19,6 +19,8 @@ use crate::end::End;
 use crate::fake::{Broker, FakeSystem};
 use crate::tests::{checkpoints, folder, shared};
 
+#[path = "contract/meters.rs"]
+mod meters;
 #[path = "contract/time.rs"]
 mod time;
 
@@ -252,12 +254,13 @@ fn errors_are_skipped_or_sent_away_by_their_stage() {
     assert_eq!(values(&broker, "dead"), ["undecodable"]);
     let text = metrics.render();
     for line in [
-        "samza_task_process_errors_total{task=\"Partition 0\"} 1",
-        "samza_task_decode_errors_total{task=\"Partition 0\"} 1",
-        "samza_task_decode_dead_letters_total{task=\"Partition 0\"} 1",
-        "samza_outputs_refused_total 1",
+        "samza_errors_total{stream=\"kafka.in\",stage=\"process\",outcome=\"skipped\"} 1",
+        "samza_errors_total{stream=\"kafka.in\",stage=\"process\",outcome=\"failed\"} 0",
+        "samza_errors_total{stream=\"kafka.in\",stage=\"decode\",outcome=\"dead-lettered\"} 1",
+        "samza_errors_total{stream=\"kafka.in\",stage=\"decode\",outcome=\"skipped\"} 0",
+        "samza_errors_total{stream=\"kafka.out\",stage=\"send\",outcome=\"skipped\"} 1",
         "told{task=\"Partition 0\"} 1",
-        "samza_task_messages_processed{task=\"Partition 0\"} 5",
+        "samza_task_messages_processed_total{task=\"Partition 0\"} 5",
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }

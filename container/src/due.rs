@@ -1,6 +1,7 @@
 //! What comes by time, and what comes at the end: windows, timers, calls in flight, ends of streams. None of it keeps the
 //! thread for longer than one call of a task: a commit, a stop, and messages get their turn in between.
 
+use task_api::metrics::Summary;
 use task_api::{FailedMessage, StreamTask, Timers};
 use tracing::info;
 
@@ -8,6 +9,7 @@ use crate::collector::Outputs;
 use crate::end::End;
 use crate::engine::{Engine, Task};
 use crate::failures::Failed;
+use crate::meters::{Spent, TaskMeters};
 use crate::pulse::Stage;
 use types::TaskName;
 
@@ -68,8 +70,12 @@ impl<T: StreamTask> Engine<T> {
             }
             self.complete_task(at, true)?;
             self.work.pulse.enter(Stage::Window, at);
+            let began = self.clock.nanos();
             let task = &mut self.tasks[at];
-            if let Err(error) = task.code.window(&mut self.outputs, &mut self.work.coordinator) {
+            let done = task.code.window(&mut self.outputs, &mut self.work.coordinator);
+            self.timed(began, at, |meters| meters.window.as_ref());
+            if let Err(error) = done {
+                let task = &self.tasks[at];
                 return Err(unforgiven(&mut self.outputs, &task.name, "window", &error));
             }
         }
@@ -114,8 +120,10 @@ impl<T: StreamTask> Engine<T> {
                 continue;
             }
             self.work.pulse.enter(Stage::Timer, at);
+            let began = self.clock.nanos();
             let task = &mut self.tasks[at];
             let done = task.code.timer(&key, due, &mut self.outputs, &mut self.work.coordinator);
+            self.timed(began, at, |meters| meters.timer.as_ref());
             if let Err(error) = done {
                 self.sound()?;
                 let task = &self.tasks[at];
@@ -123,6 +131,15 @@ impl<T: StreamTask> Engine<T> {
             }
         }
         Ok(())
+    }
+
+    /// A window or a timer of the task at this place began at `began` and is over.
+    fn timed(&self, began: u64, at: usize, of: impl Fn(&TaskMeters) -> Option<&Summary>) {
+        let took_ns = self.clock.nanos() - began;
+        self.meters.spent(Spent::Timed, took_ns);
+        if let Some(summary) = of(&self.tasks[at].meters) {
+            summary.observe(took_ns, 1);
+        }
     }
 
     /// Lets tasks finish what they have in flight: what is done, or, with `all`, everything.

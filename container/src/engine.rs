@@ -24,8 +24,8 @@ use crate::collector::Outputs;
 use crate::due::unforgiven;
 use crate::end::{End, Over};
 use crate::failures::{Failed, Failures};
-use crate::inputs::{Inputs, Source};
-use crate::meters::{TaskMeters, ThreadMeters};
+use crate::inputs::{Inputs, Source, Standing};
+use crate::meters::{Spent, TaskMeters, ThreadMeters};
 use crate::pace::Pace;
 use crate::points;
 use crate::pulse::{Pulse, Stage};
@@ -46,6 +46,10 @@ const REPORT_MS: u64 = 200;
 const TELL_MS: u64 = 1_000;
 /// How often it is looked whether inputs stand still.
 const LOOK_MS: u64 = 1_000;
+/// Of a hand-over so many runs are timed whatever their length; of those that follow, only such as are worth a look at the
+/// clock.
+const RUNS_TIMED: usize = 8;
+const WORTH_TIMING: usize = 8;
 /// How long the end waits until they know.
 const LAST_TELL: Duration = Duration::from_secs(1);
 /// One store of a task.
@@ -115,6 +119,8 @@ pub(crate) struct Work {
     pub(crate) link: Rc<Link>,
     pub(crate) pulse: Arc<Pulse>,
     pace: Pace,
+    /// Runs of this hand-over.
+    runs: usize,
     pub(crate) coordinator: TaskCoordinator,
     pub(crate) commit_requested: bool,
     /// Why a task's method made the thread end; told to systems as an error of theirs.
@@ -294,6 +300,7 @@ impl<T: StreamTask> Engine<T> {
                     outputs: &mut self.outputs,
                     work: &mut self.work,
                     failures: &self.failures,
+                    meters: &self.meters,
                     choosing,
                     now,
                     clock: &self.clock,
@@ -361,15 +368,21 @@ impl<T: StreamTask> Engine<T> {
         }
         if now >= self.work.next_look {
             self.work.next_look = now.plus(LOOK_MS);
-            self.inputs.tell_standing(now);
+            self.inputs.look_at_standing(now);
+            self.outputs.look_after();
+        }
+        self.meters.report(self.clock.nanos());
+        if self.meters.turn(now) {
+            self.tasks.iter().for_each(|task| task.meters.turn());
         }
         self.board.add(std::mem::take(&mut self.work.unreported), std::mem::take(&mut self.work.commits));
+        let unix_ms = self.clock.unix_ms();
         for (at, task) in self.tasks.iter().enumerate() {
-            let lag = self.inputs.lag(at);
+            let Standing { lag, lag_ms, waits } = self.inputs.standing(at, now, unix_ms);
             let processed = task.processed;
             task.meters.report(processed, lag);
             self.board.task(&task.name, |status| {
-                status.lag = lag;
+                (status.lag, status.lag_ms, status.waits) = (lag, lag_ms, waits);
                 status.processed = processed;
             });
         }
@@ -381,7 +394,10 @@ impl<T: StreamTask> Engine<T> {
         self.complete(true)?;
         self.sound()?;
         self.work.pulse.enter(Stage::Commit, 0);
-        crate::transaction::commit(self, due, pending, now).map_err(|end| end.during("commit"))
+        let began = self.clock.nanos();
+        let committed = crate::transaction::commit(self, due, pending, now);
+        self.meters.spent(Spent::Commit, self.clock.nanos() - began);
+        committed.map_err(|end| end.during("commit"))
     }
 }
 
@@ -391,6 +407,7 @@ pub(crate) struct Hands<'e, T> {
     pub(crate) outputs: &'e mut Outputs,
     pub(crate) work: &'e mut Work,
     pub(crate) failures: &'e Failures,
+    pub(crate) meters: &'e ThreadMeters,
     /// Some inputs go before others.
     pub(crate) choosing: bool,
     pub(crate) now: Timestamp,
@@ -435,10 +452,13 @@ impl<T: StreamTask> Hands<'_, T> {
         &mut self,
         give: impl FnOnce(&mut Self) -> Result<usize, SystemError>,
     ) -> Result<usize, SystemError> {
-        let start = self.clock.now();
+        let start = self.clock.nanos();
         self.work.pace.begin();
+        self.work.runs = 0;
         let taken = give(self)?;
-        self.work.pace.learn(taken, self.clock.now().since(start));
+        let took_ns = self.clock.nanos() - start;
+        self.meters.spent(Spent::Process, took_ns);
+        self.work.pace.learn(taken, took_ns / 1_000_000);
         Ok(taken)
     }
 
@@ -447,6 +467,9 @@ impl<T: StreamTask> Hands<'_, T> {
         let task = &mut self.tasks[source.task];
         let run = &run[..run.len().min(self.work.pace.left())];
         let pulse = Arc::clone(&self.work.pulse);
+        self.work.runs += 1;
+        let is_timed = self.work.runs <= RUNS_TIMED || run.len() >= WORTH_TIMING;
+        let began = is_timed.then(|| self.clock.nanos());
         pulse.enter(Stage::Process, source.task);
         let mut batch = MessageBatch::new(&source.partition, run, pulse.bell());
         loop {
@@ -476,10 +499,13 @@ impl<T: StreamTask> Hands<'_, T> {
             }
         }
         let taken = batch.taken();
+        if let Some(began) = began {
+            task.meters.process.observe(self.clock.nanos() - began, taken as u64);
+        }
         self.work.pace.took(taken);
         pulse.enter(Stage::Reading, 0);
         if let Some(last) = run[..taken].last() {
-            source.took(last.offset);
+            source.took(last.offset, last.timestamp_ms);
             task.processed += taken as u64;
             self.work.processed += taken as u64;
             self.work.unreported += taken as u64;

@@ -1,14 +1,12 @@
 //! What follows an error of a task: job.toml's `[errors]`, by stage.
 
-use std::collections::BTreeMap;
-
-use task_api::dead_letter::{DeadLetter, Stage};
-use task_api::metrics::Counter;
+use task_api::dead_letter::{DeadLetter, Outcome, Stage, count_error};
+use task_api::metrics::MetricsRegistry;
 use task_api::{
-    FailedMessage, IncomingMessageEnvelope, OutgoingMessage, OwnedMessage, StoreError, TaskError, TaskMetrics,
+    FailedMessage, IncomingMessageEnvelope, OutgoingMessage, OwnedMessage, StoreError, TaskError,
 };
 use tracing::warn;
-use types::{ErrorsSpec, OnError, TaskName};
+use types::{ErrorsSpec, JobSpec, OnError, TaskModel, TaskName};
 
 use crate::collector::Outputs;
 use crate::end::End;
@@ -23,24 +21,23 @@ pub(crate) enum Failed<'a> {
     Named,
 }
 
-/// One thread's policy and its counters.
+/// One thread's policy. Counters are looked up when something has failed.
 pub(crate) struct Failures {
     errors: ErrorsSpec,
-    counters: BTreeMap<(TaskName, Stage), (Counter, Counter)>,
+    metrics: MetricsRegistry,
 }
 
 impl Failures {
-    pub(crate) fn new(errors: ErrorsSpec, tasks: &[(TaskName, TaskMetrics)]) -> Failures {
-        let mut counters = BTreeMap::new();
-        for (task, metrics) in tasks {
+    pub(crate) fn new(job: &JobSpec, models: &[TaskModel], metrics: &MetricsRegistry) -> Failures {
+        // What has not happened yet is 0 and not missing: else the first error would be no increase.
+        for input in models.iter().flat_map(|model| &model.inputs) {
             for stage in Stage::ALL {
-                let name = stage.name();
-                let skipped = metrics.counter(&format!("samza_task_{name}_errors_total"));
-                let dead = metrics.counter(&format!("samza_task_{name}_dead_letters_total"));
-                counters.insert((task.clone(), stage), (skipped, dead));
+                for outcome in Outcome::ALL {
+                    count_error(metrics, &input.stream.to_string(), stage.name(), outcome).add(0);
+                }
             }
         }
-        Failures { errors, counters }
+        Failures { errors: job.errors.clone(), metrics: metrics.clone() }
     }
 
     /// Decides what follows `error` of `task`.
@@ -75,23 +72,24 @@ impl Failures {
         if error.downcast_ref::<StoreError>().is_some_and(|e| matches!(e, StoreError::Engine(_))) {
             return Err(End::Failed(text));
         }
-        let counters = self.counters.get(&(task.clone(), stage));
         let name = stage.name();
+        let count = |outcome| count_error(&self.metrics, letter.stream(), name, outcome).inc();
         match (policy, &self.errors.dead_letter) {
-            (OnError::Fail, _) | (OnError::DeadLetter, None) => return Err(End::Failed(text)),
-            (OnError::Skip, _) => warn!("{text}: left out, as [errors] {name} says"),
+            (OnError::Fail, _) | (OnError::DeadLetter, None) => {
+                count(Outcome::Failed);
+                return Err(End::Failed(text));
+            }
+            (OnError::Skip, _) => {
+                warn!("{text}: left out, as [errors] {name} says");
+                count(Outcome::Skipped);
+            }
             (OnError::DeadLetter, Some(stream)) => {
                 let mut send = |letter: &OutgoingMessage<'_>, form| outputs.send_letter(letter, form);
                 let sent = letter.send(stream, stage, &error, &mut send);
                 sent.map_err(|error| End::from(error).during(&text))?;
                 warn!("{text}: sent to {stream}, as [errors] {name} says");
-                if let Some((_, dead)) = counters {
-                    dead.inc();
-                }
+                count(Outcome::DeadLettered);
             }
-        }
-        if let Some((count, _)) = counters {
-            count.inc();
         }
         Ok(())
     }

@@ -1,9 +1,13 @@
 //! What a task thread reads: one consumer per system, its partitions, and which of them must wait.
 
+mod standing;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use standing::Standing;
+use standing::Stands;
 use task_api::system::{
     Lost, Message, Offset, StartAt, SystemAdmin, SystemConsumer, SystemError, TopicPartition,
 };
@@ -16,6 +20,7 @@ use types::{
 
 use crate::end::End;
 use crate::held::Held;
+use crate::meters::InputMeters;
 use crate::restore::patiently;
 use crate::systems::{System, Systems};
 use crate::watch::{self, Topics, Watch};
@@ -49,8 +54,11 @@ pub(crate) struct Source {
     pub(crate) waits: bool,
     /// When messages of it came last.
     heard: Option<Timestamp>,
-    /// Where it was when it was last looked at, and since when, if it was at an end that is not the log's.
-    stands: Option<(u64, Timestamp)>,
+    /// Where it was when it was last looked at, if it was at an end that is not the log's.
+    stands: Option<Stands>,
+    /// The time of the last message taken that had one, unix ms.
+    last_unix_ms: Option<u64>,
+    meters: InputMeters,
     input: Input,
 }
 
@@ -70,9 +78,6 @@ pub(crate) struct Reader {
 
 /// So much of a reader's may be held, bytes, before partitions are paused: a pause throws away what was fetched ahead.
 const HOLD: usize = 2 << 20;
-/// An input that stands behind an open transaction for so long is told, and again after so long.
-const STANDS_MS: u64 = 15_000;
-
 impl Source {
     /// How much of a run of messages, which has just come, is before the end of a bounded stream.
     pub(crate) fn before_end(&mut self, messages: &[Message<'_>], now: Timestamp) -> usize {
@@ -83,8 +88,9 @@ impl Source {
     }
 
     /// The task has taken everything up to this message.
-    pub(crate) fn took(&mut self, last: u64) {
+    pub(crate) fn took(&mut self, last: u64, unix_ms: Option<u64>) {
         (self.next, self.has_begun) = (self.next.max(Some(last + 1)), true);
+        self.last_unix_ms = unix_ms.or(self.last_unix_ms);
     }
 
     pub(crate) fn priority(&self) -> i32 {
@@ -177,37 +183,6 @@ impl Reader {
             self.consumer.resume(&resume)?;
         }
         Ok(())
-    }
-
-    /// Tells which inputs stand behind an open transaction, now and then.
-    fn tell_standing(&mut self, now: Timestamp) {
-        for source in &mut self.sources {
-            let at = source.position(&*self.consumer).unwrap_or(0);
-            let lag = if source.ended { 0 } else { self.consumer.lag(source.place, at).unwrap_or(0) };
-            let goes_on = source.ends_at.map_or(lag > 0, |end| at < end);
-            if source.ended || !goes_on || !source.is_caught_up(&*self.consumer) {
-                source.stands = None;
-                continue;
-            }
-            match source.stands {
-                Some((stood, since)) if stood == at => {
-                    if now.since(since) >= STANDS_MS {
-                        source.stands = Some((at, now));
-                        let (stream, partition) = (&source.stream, source.partition.partition);
-                        let is_bounded = source.ends_at.is_some();
-                        warn!(
-                            at,
-                            lag,
-                            is_bounded,
-                            "{stream}-{partition} goes on behind a transaction of its producers that is open since {} s \
-                             or longer: nothing of it can be read before that is decided (`kafka-transactions.sh find-hanging` tells whose it is)",
-                            STANDS_MS / 1_000
-                        );
-                    }
-                }
-                _ => source.stands = Some((at, now)),
-            }
-        }
     }
 }
 
@@ -345,21 +320,6 @@ impl Inputs {
             }
         }
     }
-
-    /// Tells which inputs stand behind an open transaction, now and then.
-    pub(crate) fn tell_standing(&mut self, now: Timestamp) {
-        self.readers.iter_mut().for_each(|reader| reader.tell_standing(now));
-    }
-
-    /// Messages between a task and the ends of its inputs; none if not all are known.
-    pub(crate) fn lag(&self, task: usize) -> Option<u64> {
-        self.of_task(task)
-            .map(|(reader, source)| {
-                let position = source.position(&*reader.consumer).unwrap_or(0);
-                if source.ended { Some(0) } else { reader.consumer.lag(source.place, position) }
-            })
-            .sum()
-    }
 }
 
 /// One input of one task on its way to being read.
@@ -395,6 +355,8 @@ impl Opening<'_> {
             waits: false,
             heard: None,
             stands: None,
+            last_unix_ms: None,
+            meters: InputMeters::default(),
             input: Input { priority: self.spec.priority, bootstrap_until: self.bootstrap_until },
         }
     }

@@ -31,6 +31,7 @@ mod asynchronous;
 mod board;
 mod budget;
 mod claim;
+mod clients;
 mod clock;
 mod collector;
 mod container;

@@ -12,6 +12,7 @@ use crate::end::End;
 use crate::engine::{Engine, Hands};
 use crate::failures::Failed;
 use crate::inputs::Reader;
+use crate::meters::Spent;
 use crate::pulse::Stage;
 
 /// The longest wait for one of several things of which not all wake the thread.
@@ -24,6 +25,14 @@ const SETTLE: Duration = Duration::from_millis(300);
 impl<T: StreamTask> Engine<T> {
     /// Takes what is there of every system; waits only if there is nothing, for all of them at once.
     pub(crate) fn poll(&mut self, now: Timestamp, patience: Duration) -> Result<(), End> {
+        let (began, inside) = (self.clock.nanos(), self.meters.spent_on(Spent::Process));
+        let polled = self.poll_all(now, patience);
+        let inside = self.meters.spent_on(Spent::Process) - inside;
+        self.meters.spent(Spent::Poll, (self.clock.nanos() - began).saturating_sub(inside));
+        polled
+    }
+
+    fn poll_all(&mut self, now: Timestamp, patience: Duration) -> Result<(), End> {
         #[cfg(test)]
         crate::fake::HOLDS.set(self.work.holding || self.inputs.sources().any(|s| !s.held.is_empty()));
         let open: Vec<usize> =
@@ -66,7 +75,7 @@ impl<T: StreamTask> Engine<T> {
             if source.before_end(&[message], now) == 0 {
                 continue;
             }
-            source.took(offset);
+            source.took(offset, None);
             self.work.processed += 1;
             first.get_or_insert((source.task, source.partition.clone()));
         }
@@ -93,6 +102,7 @@ impl<T: StreamTask> Engine<T> {
             outputs: &mut self.outputs,
             work: &mut self.work,
             failures: &self.failures,
+            meters: &self.meters,
             choosing,
             now,
             clock: &self.clock,

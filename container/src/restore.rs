@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use task_api::metrics::MetricsRegistry;
 use task_api::system::{Isolation, Message, SystemAdmin, SystemError, TopicMetadata, TopicPartition};
 use task_core::lost::{From, LocalMemory};
 use task_core::record::{self, Checkpoint, LogMemory, Record, Restored};
@@ -28,6 +29,7 @@ use crate::board::Board;
 use crate::claim::Start;
 use crate::clock::{Clock, unix_ms};
 use crate::end::End;
+use crate::meters;
 use crate::stores::disk::{DiskMemory, TIMERS_INDEX, TaskDisk};
 use crate::stores::fill::Fill;
 use crate::stores::memory::MemoryRows;
@@ -54,6 +56,7 @@ pub(crate) struct Restore<'a> {
     pub(crate) board: &'a Board,
     /// For rows that end.
     pub(crate) clock: &'a Clock,
+    pub(crate) metrics: &'a MetricsRegistry,
 }
 
 /// A task that is as it was.
@@ -348,7 +351,7 @@ impl Restore<'_> {
         chunk_bytes: usize,
         progress: &mut Progress<'_>,
     ) -> Result<Option<MemoryRows>, End> {
-        let (name, high) = (of.store(), of.log.now.high);
+        let (name, high, began) = (of.store(), of.log.now.high, Instant::now());
         of.clear(disk)?;
         let read_at = unix_ms();
         let ttl = of.log.spec.ttl_ms.map(|ttl_ms| (ttl_ms, self.clock.unix_ms()));
@@ -358,12 +361,13 @@ impl Restore<'_> {
         let mark = of.mark();
         fill.mark_with(mark.clone());
         let mut failed = None;
-        let next = Cell::new(of.from);
+        let (next, bytes) = (Cell::new(of.from), Cell::new(0));
         let mut take = |messages: &[Message<'_>]| {
             for message in messages {
                 // A row without a key is not ours: compacted topics refuse them.
                 let Some(key) = message.key else { continue };
                 let row = (key, message.value);
+                bytes.set(bytes.get() + (key.len() + message.value.map_or(0, <[u8]>::len)) as u64);
                 match &mut memory {
                     Some(rows) => rows.take(row, ttl),
                     None => {
@@ -406,6 +410,7 @@ impl Restore<'_> {
             Some(rows) => rows.taken(),
             None => fill.finish(&OffsetsRow { offset: high, flushed_unix_ms: read_at, ..mark }.encode())?,
         };
+        meters::restored(self.metrics, (progress.task(), name), began.elapsed(), (rows, bytes.get()));
         progress.store_done(high - of.from, rows);
         Ok(memory)
     }

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kafka::{Access, KafkaAdmin, KafkaConsumer, KafkaProducer, SecretOf};
+use task_api::metrics::MetricsRegistry;
 use task_api::system::{SystemAdmin, SystemConsumer, SystemError, SystemProducer, TransactionalProducer};
 use types::{JobSpec, SystemKind, is_same_setting};
 
 use crate::budget::Budget;
+use crate::clients::{self, Clients, Kind};
 use crate::restore::SIDE_BY_SIDE;
 
 /// One system.
@@ -89,6 +91,7 @@ pub(crate) fn open(
     budget: &Budget,
     rack: &str,
     secret: &SecretOf<'_>,
+    metrics: &MetricsRegistry,
 ) -> Result<Systems, SystemError> {
     let kafka = job.systems.values().filter(|spec| spec.kind == SystemKind::Kafka).count().max(1);
     // Each thread has a consumer and producers of its own on each of them.
@@ -109,6 +112,9 @@ pub(crate) fn open(
             }
         };
         let mut reader = access.consumer.clone();
+        let (every, often) = clients::EVERY;
+        unless_set(&mut access.consumer, vec![(every, often.to_owned())]);
+        unless_set(&mut access.producer, vec![(every, often.to_owned())]);
         unless_set(&mut reader, budget.reader(threads, SIDE_BY_SIDE as u64));
         unless_set(&mut access.consumer, budget.consumer(threads));
         unless_set(&mut access.producer, budget.producer(threads));
@@ -119,7 +125,8 @@ pub(crate) fn open(
         let admin = Arc::new(KafkaAdmin::new(&access.bootstrap, &reader)?);
         let mut transactional = access.producer.clone();
         make_room_for_rows(&mut transactional, job);
-        systems.insert(name.clone(), Arc::new(Kafka { access, admin, transactional, transaction }));
+        let clients = Clients::of(name, metrics);
+        systems.insert(name.clone(), Arc::new(Kafka { access, admin, transactional, transaction, clients }));
     }
     Ok(systems)
 }
@@ -143,6 +150,7 @@ struct Kafka {
     transactional: BTreeMap<String, String>,
     /// How long a transaction may stay open before the broker aborts it, unless the job says so.
     transaction: Duration,
+    clients: Clients,
 }
 
 impl System for Kafka {
@@ -150,14 +158,20 @@ impl System for Kafka {
         Arc::clone(&self.admin) as Arc<dyn SystemAdmin>
     }
     fn consumer(&self, client_id: &str, group: &str) -> Result<Box<dyn SystemConsumer>, SystemError> {
-        Ok(Box::new(KafkaConsumer::new(&self.access.bootstrap, client_id, group, &self.access.consumer)?))
+        let consumer = KafkaConsumer::new(&self.access.bootstrap, client_id, group, &self.access.consumer)?;
+        self.clients.add(Kind::Consumer, consumer.statistics());
+        Ok(Box::new(consumer))
     }
     fn producer(&self, client_id: &str) -> Result<Box<dyn SystemProducer>, SystemError> {
-        Ok(Box::new(KafkaProducer::idempotent(&self.access.bootstrap, client_id, &self.access.producer)?))
+        let producer = KafkaProducer::idempotent(&self.access.bootstrap, client_id, &self.access.producer)?;
+        self.clients.add(Kind::Producer, producer.statistics());
+        Ok(Box::new(producer))
     }
     fn transactional(&self, id: &str) -> Result<Box<dyn TransactionalProducer>, SystemError> {
         let (bootstrap, config) = (&self.access.bootstrap, &self.transactional);
-        Ok(Box::new(KafkaProducer::transactional_for(bootstrap, id, config, self.transaction)?))
+        let producer = KafkaProducer::transactional_for(bootstrap, id, config, self.transaction)?;
+        self.clients.add(Kind::Producer, producer.statistics());
+        Ok(Box::new(producer))
     }
 }
 

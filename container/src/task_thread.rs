@@ -117,10 +117,10 @@ fn start<T: StreamTask>(
         tasks.push(desk.task(model, restored, &mut outputs, factory())?);
     }
     let checkpoints: Vec<&Checkpoint> = tasks.iter().map(|task| &task.checkpoint).collect();
-    let inputs = inputs::open(job, systems, &client_id, models, &checkpoints)?;
+    let mut inputs = inputs::open(job, systems, &client_id, models, &checkpoints)?;
+    inputs.show(models, &shared.metrics);
     let (now, keeps_ms) = (shared.clock.now(), keeps_ms.unwrap_or(u64::MAX));
     let schedule = Schedule::new(job.task.commit_ms, shared.flush_ms, keeps_ms, now);
-    let metrics_of: Vec<_> = tasks.iter().map(|t| (t.name.clone(), desk.metrics_of(&t.name))).collect();
     let topic = JobTopics::of(&job.job).checkpoint;
     let mut engine = Engine {
         job: job.job.clone(),
@@ -138,7 +138,7 @@ fn start<T: StreamTask>(
         task_clock: desk.clock.clone(),
         schedule,
         window_ms: job.task.window_ms,
-        failures: Failures::new(job.errors.clone(), &metrics_of),
+        failures: Failures::new(job, models, &shared.metrics),
         meters: ThreadMeters::new(&shared.metrics, thread),
         work: Work::new(link),
     };
@@ -172,6 +172,7 @@ fn restore(
         chunk_bytes: shared.budget.restore / u64::from(shared.job.containers.threads.max(1)),
         board: &shared.board,
         clock: &shared.clock,
+        metrics: &shared.metrics,
     };
     let mut restored = restore.all(models, starts)?;
     for (model, task) in models.iter().zip(&mut restored) {
@@ -281,7 +282,11 @@ impl Desk<'_> {
             processed: 0,
             timers,
             ended: false,
-            meters: TaskMeters::new(&self.metrics_of(&model.name)),
+            meters: TaskMeters::new(
+                &self.metrics_of(&model.name),
+                self.job.task.window_ms.is_some(),
+                self.job.task.timers,
+            ),
         })
     }
 

@@ -1,6 +1,6 @@
 //! The commit of one task thread: rows, positions and (exactly-once) outputs in one transaction, then rows to disk.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use task_api::StreamTask;
 use task_api::system::{SystemError, TopicHandle, TopicPartition};
@@ -33,7 +33,8 @@ pub(crate) fn commit<T: StreamTask>(
         return Err(End::from(error).during("an earlier send"));
     }
     let flush = engine.schedule.flush_stores(now, due, pending);
-    let start = Instant::now();
+    let start = engine.clock.nanos();
+    let mut at = start;
     let (mut ends, mut proof, mut without_positions) = (None, None, false);
     for step in steps(flush) {
         points::before(step);
@@ -62,6 +63,8 @@ pub(crate) fn commit<T: StreamTask>(
             }
         }
         points::after(step);
+        let before = std::mem::replace(&mut at, engine.clock.nanos());
+        engine.meters.step(step, at - before);
     }
     flush_unlogged(engine)?;
     // A flush that could not be is tried again when the next is due.
@@ -69,9 +72,10 @@ pub(crate) fn commit<T: StreamTask>(
     if without_positions {
         engine.schedule.without_positions();
     }
-    let took_us = start.elapsed().as_micros() as u64;
+    let took_ns = engine.clock.nanos() - start;
     engine.meters.commits.inc();
-    engine.meters.commit_us.observe(took_us);
+    engine.meters.commit.observe(took_ns, 1);
+    let took_us = took_ns / 1_000;
     debug!(?due, ?flush, took_us, "committed");
     Ok(())
 }

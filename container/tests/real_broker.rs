@@ -20,6 +20,8 @@ mod gone;
 mod job;
 #[path = "real_broker/master.rs"]
 mod master;
+#[path = "real_broker/metrics.rs"]
+mod metrics;
 #[path = "real_broker/operator.rs"]
 mod operator;
 #[path = "real_broker/priorities.rs"]

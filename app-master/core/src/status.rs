@@ -59,6 +59,7 @@ impl AmCore {
             slots: self.slots.iter().map(|(n, s)| self.slot_status(now, *n, s)).collect(),
             message: self.message(),
             topics: self.topics.clone(),
+            at_least_once: self.identity.spec.at_least_once_systems(),
             warnings: self.warnings.iter().chain(&self.not_grown).cloned().collect(),
         }
     }

@@ -254,9 +254,9 @@ pub fn slot_status(slot: u32) -> SlotStatus {
             tasks: vec![TaskStatus {
                 task: task.as_str().into(),
                 lag: Some(812),
+                lag_ms: Some(2_000),
                 processed: 5,
-                restore: None,
-                call: None,
+                ..TaskStatus::default()
             }],
             processed: 5,
             commits: 1,

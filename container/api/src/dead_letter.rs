@@ -4,6 +4,7 @@
 use types::{OnError, TaskName};
 
 use crate::headers::{Header, Headers, OwnedHeaders};
+use crate::metrics::{Counter, MetricsRegistry};
 use crate::serde::DecodeError;
 use crate::system::SystemError;
 use crate::task::{OutgoingMessage, OwnedMessage, TaskError};
@@ -34,6 +35,34 @@ impl Stage {
             Stage::Process => "process",
         }
     }
+}
+
+/// What followed an error, as metrics tell it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// What failed was left out.
+    Skipped,
+    /// It was sent to the dead-letter stream.
+    DeadLettered,
+    /// The container ended.
+    Failed,
+}
+
+impl Outcome {
+    /// All.
+    pub const ALL: [Outcome; 3] = [Outcome::Skipped, Outcome::DeadLettered, Outcome::Failed];
+}
+
+/// For runtimes: the counter of the errors with messages of `stream` at one of the stages of `[errors]`.
+#[must_use]
+pub fn count_error(metrics: &MetricsRegistry, stream: &str, stage: &str, outcome: Outcome) -> Counter {
+    let outcome = match outcome {
+        Outcome::Skipped => "skipped",
+        Outcome::DeadLettered => "dead-lettered",
+        Outcome::Failed => "failed",
+    };
+    let labels = [("stream", stream), ("stage", stage), ("outcome", outcome)];
+    metrics.with_labels(&labels).counter("samza_errors_total")
 }
 
 /// A message or a timer that failed.
@@ -85,6 +114,13 @@ impl DeadLetter {
             headers: OwnedHeaders::default(),
             told: vec![("samza.task", task.to_string()), ("samza.timer", due_unix_ms.to_string())],
         }
+    }
+
+    /// The stream that it came from, for metrics; what failed with a timer is of none.
+    #[must_use]
+    pub fn stream(&self) -> &str {
+        let of = self.told.iter().find(|(name, _)| *name == "samza.stream");
+        of.map_or("timers", |(_, stream)| stream)
     }
 
     /// Sends it to `stream` through `send`, which is told which [`Form`] it has.

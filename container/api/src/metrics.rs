@@ -1,11 +1,16 @@
-//! Metrics: counters, gauges and histograms that tasks and the runtime write and that are shown as Prometheus' text.
+//! Metrics: counters, gauges, histograms and summaries that tasks and the runtime write and that are shown as Prometheus'
+//! text.
 //!
-//! Writing is one atomic operation without a lock; names are looked up once, when the handle is made.
+//! Writing is one atomic operation without a lock, but for summaries; names are looked up once, when the handle is made.
+
+mod summary;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+pub use summary::Summary;
 
 /// Upper bounds of a histogram's buckets, in its own unit: 1, 2, 5, 10, … 5·10⁹.
 const BOUNDS: [u64; 30] = bounds();
@@ -40,6 +45,10 @@ impl Counter {
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+    /// Takes over a count that is kept elsewhere.
+    pub fn set(&self, count: u64) {
+        self.0.store(count, Ordering::Relaxed);
     }
 }
 
@@ -89,20 +98,47 @@ impl Histogram {
 #[derive(Debug, Clone)]
 enum Metric {
     Counter(Counter),
+    /// Of nanoseconds, shown as seconds.
+    Time(Counter),
     Gauge(Gauge),
     Histogram(Histogram),
+    Summary(Summary),
 }
 
 /// By name and labels (as Prometheus writes them).
 type Metrics = BTreeMap<(String, String), Metric>;
 
+/// What sets metrics that are only looked up when somebody asks.
+type Source = Arc<dyn Fn() + Send + Sync>;
+
 /// Every metric of a process; a handle, cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub struct MetricsRegistry(Arc<Mutex<Metrics>>);
+#[derive(Clone, Default)]
+pub struct MetricsRegistry {
+    metrics: Arc<Mutex<Metrics>>,
+    sources: Arc<Mutex<Vec<Source>>>,
+}
+
+impl std::fmt::Debug for MetricsRegistry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MetricsRegistry({})", self.lock().len())
+    }
+}
 
 impl MetricsRegistry {
     fn lock(&self) -> std::sync::MutexGuard<'_, Metrics> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.metrics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same metrics, for a `set` of [`Self::before_showing`] to write: one that had what calls it would never be
+    /// dropped.
+    #[must_use]
+    pub fn without_sources(&self) -> MetricsRegistry {
+        MetricsRegistry { metrics: Arc::clone(&self.metrics), sources: Arc::default() }
+    }
+
+    /// Has `set` called before each time that the metrics are shown, on the thread that shows them.
+    pub fn before_showing(&self, set: impl Fn() + Send + Sync + 'static) {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(set));
     }
 
     /// The metrics that carry `labels`.
@@ -117,14 +153,17 @@ impl MetricsRegistry {
     /// Prometheus' text format, version 0.0.4.
     #[must_use]
     pub fn render(&self) -> String {
+        let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        sources.iter().for_each(|set| set());
         let metrics = self.lock();
         let mut text = String::new();
         let mut last = "";
         for ((name, labels), metric) in metrics.iter() {
             let kind = match metric {
-                Metric::Counter(_) => "counter",
+                Metric::Counter(_) | Metric::Time(_) => "counter",
                 Metric::Gauge(_) => "gauge",
                 Metric::Histogram(_) => "histogram",
+                Metric::Summary(_) => "summary",
             };
             if last != name {
                 let _ = writeln!(text, "# TYPE {name} {kind}");
@@ -145,6 +184,7 @@ fn write_metric(text: &mut String, name: &str, labels: &str, metric: &Metric) {
     // Writing into a String does not fail.
     let _ = match metric {
         Metric::Counter(counter) => writeln!(text, "{name}{} {}", braced(""), counter.get()),
+        Metric::Time(counter) => writeln!(text, "{name}{} {}", braced(""), seconds(counter.get())),
         Metric::Gauge(gauge) => writeln!(text, "{name}{} {}", braced(""), gauge.get()),
         Metric::Histogram(Histogram(buckets)) => {
             let mut seen = 0;
@@ -157,7 +197,20 @@ fn write_metric(text: &mut String, name: &str, labels: &str, metric: &Metric) {
             let _ = writeln!(text, "{name}_sum{} {}", braced(""), buckets.sum.load(Ordering::Relaxed));
             writeln!(text, "{name}_count{} {count}", braced(""))
         }
+        Metric::Summary(summary) => {
+            let shown = summary.show();
+            for (quantile, value) in shown.quantiles {
+                let _ = writeln!(text, "{name}{} {value}", braced(&format!("quantile=\"{quantile}\"")));
+            }
+            let _ = writeln!(text, "{name}_sum{} {}", braced(""), shown.sum);
+            writeln!(text, "{name}_count{} {}", braced(""), shown.count)
+        }
     };
+}
+
+#[expect(clippy::cast_precision_loss)] // Prometheus' numbers are floats
+fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
 }
 
 /// Metrics with fixed labels: those of one task. Names are letters, digits and `_`; other characters become `_`.
@@ -180,7 +233,16 @@ impl TaskMetrics {
     pub fn counter(&self, name: &str) -> Counter {
         match self.metric(name, || Metric::Counter(Counter::default())) {
             Metric::Counter(counter) => counter,
-            Metric::Gauge(_) | Metric::Histogram(_) => Counter::default(),
+            _ => Counter::default(),
+        }
+    }
+
+    /// A counter of nanoseconds that is shown in seconds; as [`Self::counter`].
+    #[must_use]
+    pub fn time(&self, name: &str) -> Counter {
+        match self.metric(name, || Metric::Time(Counter::default())) {
+            Metric::Time(counter) => counter,
+            _ => Counter::default(),
         }
     }
 
@@ -189,7 +251,7 @@ impl TaskMetrics {
     pub fn gauge(&self, name: &str) -> Gauge {
         match self.metric(name, || Metric::Gauge(Gauge::default())) {
             Metric::Gauge(gauge) => gauge,
-            Metric::Counter(_) | Metric::Histogram(_) => Gauge::default(),
+            _ => Gauge::default(),
         }
     }
 
@@ -199,7 +261,16 @@ impl TaskMetrics {
         let new = || Histogram(Arc::default());
         match self.metric(name, || Metric::Histogram(new())) {
             Metric::Histogram(histogram) => histogram,
-            Metric::Counter(_) | Metric::Gauge(_) => new(),
+            _ => new(),
+        }
+    }
+
+    /// The summary `name`; as [`Self::counter`].
+    #[must_use]
+    pub fn summary(&self, name: &str) -> Summary {
+        match self.metric(name, || Metric::Summary(Summary::default())) {
+            Metric::Summary(summary) => summary,
+            _ => Summary::default(),
         }
     }
 }
@@ -239,5 +310,31 @@ mod tests {
         metrics.counter("n").inc();
         metrics.gauge("n").set(7.0);
         assert_eq!(registry.render(), "# TYPE n counter\nn 1\n");
+    }
+
+    #[test]
+    fn times_are_shown_in_seconds_and_summaries_with_their_quantiles() {
+        let registry = MetricsRegistry::default();
+        let task = registry.with_labels(&[("task", "t")]);
+        task.time("wait_seconds_total").add(1_500_000_000);
+        task.summary("took_seconds").observe(6_000_000_000, 3);
+        let text = registry.render();
+        for line in [
+            "# TYPE wait_seconds_total counter\nwait_seconds_total{task=\"t\"} 1.5\n",
+            "# TYPE took_seconds summary\ntook_seconds{task=\"t\",quantile=\"0.5\"} 2",
+            "took_seconds_sum{task=\"t\"} 6\ntook_seconds_count{task=\"t\"} 3\n",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_elsewhere_is_looked_up_when_somebody_asks() {
+        let registry = MetricsRegistry::default();
+        let (counter, asked) = (registry.with_labels(&[]).counter("n"), Arc::new(AtomicU64::new(4)));
+        let of = Arc::clone(&asked);
+        registry.before_showing(move || counter.set(of.fetch_add(1, Ordering::Relaxed)));
+        assert_eq!(registry.render(), "# TYPE n counter\nn 4\n");
+        assert_eq!(registry.render(), "# TYPE n counter\nn 5\n");
     }
 }

@@ -226,6 +226,10 @@ pub trait SystemProducer {
     /// Some message was neither, or not in time.
     fn flush(&mut self, timeout: Duration) -> Result<(), SystemError>;
 
+    /// Called about once a second by the thread that it belongs to, whether or not anything is sent: what its client has to
+    /// say meanwhile is taken. Its errors come back from other calls.
+    fn look_after(&mut self) {}
+
     /// Takes the next message that the system has refused after [`Self::send`] had queued it. Whoever sends plain
     /// messages asks after each send and after each flush; in a transaction such a refusal ends the transaction, so
     /// there is none to take.

@@ -51,11 +51,14 @@ impl KafkaAdmin {
     /// # Errors
     /// A setting is unknown or wrong; an unreachable broker shows in later calls.
     pub fn new(bootstrap: &str, config: &BTreeMap<String, String>) -> Result<Self, SystemError> {
-        let shared = shared_settings(config);
+        let mut config = config.clone();
+        // Nobody polls these clients, so what they told of themselves would pile up.
+        config.remove("statistics.interval.ms");
+        let shared = shared_settings(&config);
         let client = Client::admin(&settings(&[], &shared, &[("bootstrap.servers", bootstrap)]))?;
         Ok(KafkaAdmin {
             bootstrap: bootstrap.to_owned(),
-            config: config.clone(),
+            config,
             client,
             readers: Mutex::default(),
             appender: Mutex::default(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use task_api::system::{Message, Offset, StartAt, SystemConsumer, SystemError, TopicPartition};
 
 use crate::native::Consumer;
-use crate::{CONSUMERS, settings};
+use crate::{CONSUMERS, Statistics, settings};
 
 /// A reader of assigned partitions; belongs to one thread, may be moved there.
 #[derive(Debug)]
@@ -15,6 +15,7 @@ pub struct KafkaConsumer {
     native: Consumer,
     /// By source: the offset that reading began at.
     starts: Vec<u64>,
+    statistics: Statistics,
 }
 
 /// How long the ends of a partition may take to be told.
@@ -52,7 +53,15 @@ impl KafkaConsumer {
             ("enable.partition.eof", "true"),
         ];
         let native = Consumer::new(&settings(&ours, config, &fixed))?;
-        Ok(KafkaConsumer { native, starts: Vec::new() })
+        let statistics = Statistics::default();
+        native.tell(statistics.clone());
+        Ok(KafkaConsumer { native, starts: Vec::new(), statistics })
+    }
+
+    /// What its client tells of itself, if `statistics.interval.ms` is set.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        self.statistics.clone()
     }
 
     fn resolve(&self, partition: &TopicPartition, start: &StartAt) -> Result<u64, SystemError> {

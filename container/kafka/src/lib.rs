@@ -9,11 +9,13 @@ mod admin;
 mod consumer;
 mod native;
 mod producer;
+mod statistics;
 
 pub use access::{Access, SecretOf, environments_secret};
 pub use admin::{KafkaAdmin, NoContact};
 pub use consumer::KafkaConsumer;
 pub use producer::KafkaProducer;
+pub use statistics::{BrokerFigures, Figures, Statistics};
 pub use task_api::murmur2_partition;
 
 /// A client that asks where leaders are when one dies may hear of the dead one, and asks again after this time only:

@@ -9,7 +9,7 @@ use task_api::system::{
 };
 
 use crate::native::Producer;
-use crate::settings;
+use crate::{Statistics, settings};
 
 /// A producer; belongs to one thread, may be moved there.
 #[derive(Debug)]
@@ -30,6 +30,7 @@ pub struct KafkaProducer {
     /// What a transactional client is made of again if brokers do not let transactions be open for so long; none if the
     /// job has set the time itself.
     again: Option<Vec<(String, String)>>,
+    statistics: Statistics,
 }
 
 const TRANSACTION_TIMEOUT: &str = "transaction.timeout.ms";
@@ -133,6 +134,12 @@ impl KafkaProducer {
         Ok(KafkaProducer { timeout, again, ..Self::of(native, config, true) })
     }
 
+    /// What its client tells of itself, if `statistics.interval.ms` is set.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        self.statistics.clone()
+    }
+
     fn with(who: &[(&str, &str)], config: &BTreeMap<String, String>) -> Result<Self, SystemError> {
         let fixed: Vec<(&str, &str)> = FIXED.iter().chain(who).copied().collect();
         let native = Producer::new(&settings(&OURS, config, &fixed))?;
@@ -141,8 +148,11 @@ impl KafkaProducer {
 
     fn of(native: Producer, config: &BTreeMap<String, String>, is_transactional: bool) -> Self {
         let bytes = |key: &str| config.get(key).and_then(|text| text.parse().ok()).unwrap_or(DEFAULT_BYTES);
+        let statistics = Statistics::default();
+        native.tell(statistics.clone());
         KafkaProducer {
             native,
+            statistics,
             unserved: (0, 0),
             is_transactional,
             batch_bytes: bytes("batch.size"),
@@ -270,6 +280,11 @@ impl SystemProducer for KafkaProducer {
         }
     }
 
+    fn look_after(&mut self) {
+        // What failed fails the next call too.
+        let _ = self.native.serve(0);
+    }
+
     fn refused(&mut self) -> Option<RefusedRecord> {
         self.refused.pop_front()
     }
@@ -298,6 +313,7 @@ impl TransactionalProducer for KafkaProducer {
                 // A client that was refused is of no use any more. It has no topics yet.
                 Some(again) if shorter >= LEAST_TRANSACTION_TIMEOUT => {
                     self.native = with_timeout(again, shorter)?;
+                    self.native.tell(self.statistics.clone());
                     self.timeout = shorter;
                 }
                 _ => {

@@ -12,18 +12,18 @@ use crate::board::Told;
 use crate::end::Over;
 use crate::fake::Idle;
 
-type Init = Box<dyn FnMut(&mut TaskContext) -> TaskResult>;
-type Method<Of> = Option<Box<dyn FnMut(Of) -> TaskResult>>;
+pub(super) type Init = Box<dyn FnMut(&mut TaskContext) -> TaskResult>;
+pub(super) type Method<Of> = Option<Box<dyn FnMut(Of) -> TaskResult>>;
 
 /// A task of which only what a test is about is written down.
 #[derive(Default)]
-struct Plain {
-    init: Option<Init>,
+pub(super) struct Plain {
+    pub(super) init: Option<Init>,
     /// Gets the message's value.
-    process: Method<String>,
-    window: Method<()>,
+    pub(super) process: Method<String>,
+    pub(super) window: Method<()>,
     /// Gets the timer's key.
-    timer: Method<Vec<u8>>,
+    pub(super) timer: Method<Vec<u8>>,
 }
 
 impl StreamTask for Plain {
@@ -54,17 +54,17 @@ impl StreamTask for Plain {
 }
 
 /// A job on one partition, its broker, a time, and a way to run it.
-struct Stage {
-    job: JobSpec,
-    broker: Broker,
-    time: Arc<SetTime>,
+pub(super) struct Stage {
+    pub(super) job: JobSpec,
+    pub(super) broker: Broker,
+    pub(super) time: Arc<SetTime>,
     story: Story,
-    state: tempfile::TempDir,
+    pub(super) state: tempfile::TempDir,
     tasks: i32,
 }
 
 impl Stage {
-    fn new(tasks: i32, extra: &str) -> Stage {
+    pub(super) fn new(tasks: i32, extra: &str) -> Stage {
         let job = job(extra);
         let broker = broker(&job, &["in", "out"], tasks);
         let (time, story, state) = (SetTime::at(1_000_000), Story::default(), folder());
@@ -74,7 +74,7 @@ impl Stage {
         let (broker, job, tasks) = (self.broker.clone(), self.job.clone(), self.tasks);
         move || (0..tasks).map(|task| checkpoints(&broker, &job, task).len()).sum()
     }
-    fn life(&self, seq: u64) -> Life<'_> {
+    pub(super) fn life(&self, seq: u64) -> Life<'_> {
         let clock = Clock::Set(Arc::clone(&self.time));
         Life {
             seq,

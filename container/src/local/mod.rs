@@ -143,6 +143,7 @@ struct Local {
     stdout_is_free: bool,
     budget: Budget,
     systems: Systems,
+    metrics: MetricsRegistry,
 }
 
 impl Local {
@@ -151,8 +152,8 @@ impl Local {
         let limit = arguments.memory.unwrap_or(job.containers.resource.memory_bytes);
         let budget = Budget::new(limit, job.containers.threads.max(1), !job.stores.is_empty());
         let home = Arc::new(Home::open(&state, project)?);
-        let tally = Arc::new(Tally::default());
-        let mut systems = systems::open(&job, &budget, "", &|name| secret(&job, name))?;
+        let (tally, metrics) = (Arc::new(Tally::default()), MetricsRegistry::default());
+        let mut systems = systems::open(&job, &budget, "", &|name| secret(&job, name), &metrics)?;
         for (name, spec) in &job.systems {
             if spec.kind == SystemKind::Jsonl {
                 let mut files = Files::of(&job, name, only.get(name));
@@ -162,7 +163,7 @@ impl Local {
         }
         let job = matched(&job, &systems)?;
         let (format, stdout_is_free) = (arguments.format, !arguments.writes_to_stdout(&job));
-        Ok(Local { job: Arc::new(job), state, home, tally, format, stdout_is_free, budget, systems })
+        Ok(Local { job: Arc::new(job), state, home, tally, format, stdout_is_free, budget, systems, metrics })
     }
 
     fn run<T: StreamTask, F: Fn() -> T + Send + Sync>(self, factory: &F) -> Result<i32, End> {
@@ -186,7 +187,7 @@ impl Local {
             board: Arc::clone(&board),
             flush_ms: task_thread::FLUSH_MS,
             clock: Clock::start(),
-            metrics: MetricsRegistry::default(),
+            metrics: self.metrics.clone(),
         };
         let began = Instant::now();
         let progress = Progress::start(job.job.to_string(), Arc::clone(&board), Arc::clone(&self.tally));

@@ -53,8 +53,8 @@ impl Summary {
     ) -> Summary {
         let status = board.status();
         let metrics = metrics.render();
-        let sum = |ending: &str| total(&metrics, ending);
-        let dead_letters = sum("_dead_letters_total");
+        let errors =
+            |outcome: &str| total(&metrics, "samza_errors_total{", &format!("outcome=\"{outcome}\"}}"));
         let seconds = took.as_secs_f64();
         Summary {
             job: job.job.to_string(),
@@ -64,9 +64,8 @@ impl Summary {
             passed_over: tally.passed_over.get(),
             messages: status.processed,
             lines_written: tally.written.get(),
-            left_out: (sum("_errors_total") + sum("samza_outputs_refused_total"))
-                .saturating_sub(dead_letters),
-            dead_letters,
+            left_out: errors("skipped"),
+            dead_letters: errors("dead-lettered"),
             commits: status.commits,
             seconds: (seconds * 1_000.0).round() / 1_000.0,
             messages_per_second: (status.processed as f64 / seconds.max(0.001)).round(),
@@ -134,14 +133,13 @@ impl Summary {
     }
 }
 
-/// The sum of the metrics whose names end so.
-fn total(rendered: &str, ending: &str) -> u64 {
+/// The sum of the metrics that begin and end so.
+fn total(rendered: &str, beginning: &str, ending: &str) -> u64 {
     let of_line = |line: &str| {
         let (name, value) = line.rsplit_once(' ')?;
-        let name = name.split('{').next().unwrap_or_default();
-        if name.ends_with(ending) { value.parse::<f64>().ok() } else { None }
+        if name.starts_with(beginning) && name.ends_with(ending) { value.parse::<f64>().ok() } else { None }
     };
-    rendered.lines().filter(|line| !line.starts_with('#')).filter_map(of_line).sum::<f64>() as u64
+    rendered.lines().filter_map(of_line).sum::<f64>() as u64
 }
 
 /// Says a line, on stderr or stdout. Nobody may be there to hear it.
@@ -242,8 +240,8 @@ mod tests {
         );
         let json: serde_json::Value = serde_json::from_str(&summary.to_json()).expect("JSON");
         assert_eq!((&json["lines-read"], &json["dead-letters"]), (&9.into(), &2.into()));
-        let metrics = "# HELP a_total x\na_total{task=\"a b\"} 2\nb_a_total 3\nother 9\n";
-        assert_eq!(total(metrics, "a_total"), 5);
+        let metrics = "# TYPE a counter\na{s=\"x y\",o=\"z\"} 2\na{o=\"z\"} 3\na{o=\"y\"} 9\nb{o=\"z\"} 9\n";
+        assert_eq!(total(metrics, "a{", "o=\"z\"}"), 5);
     }
 
     #[test]

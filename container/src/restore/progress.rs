@@ -43,6 +43,9 @@ impl<'a> Progress<'a> {
         progress.tell();
         progress
     }
+    pub(super) fn task(&self) -> &TaskName {
+        self.task
+    }
     fn tell(&self) {
         self.board.task(self.task, |task| task.restore = Some(self.status.clone()));
     }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use task_api::metrics::MetricsRegistry;
 use task_core::record::Checkpoint;
 use task_core::restore::OffsetsRow;
 use types::{
@@ -71,6 +72,7 @@ fn restore_from(
         chunk_bytes,
         board: &board,
         clock: &clock,
+        metrics: &MetricsRegistry::default(),
     };
     let restored = restore.all(&[task], &[start]).map(|mut all| all.remove(0));
     let status = board.status().tasks.remove(0).restore.expect("it has a store");

@@ -152,7 +152,6 @@ pub const RUNTIME: &[(&[&str], &str)] = &[
         &["delivery.report.only.error", "produce.offset.report", "enabled_events"],
         "the runtime waits for deliveries itself; leave it out",
     ),
-    (&["statistics.interval.ms"], "nobody would read them; the runtime has metrics of its own; leave it out"),
     (&["log.queue"], "logs go to the container's log; leave it out"),
 ];
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AppId, ContainerId, ContainerModel, TaskName};
+use crate::{AppId, ContainerId, ContainerModel, SystemStreamPartition, TaskName};
 
 /// A container's first words.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -101,6 +101,10 @@ pub struct TaskStatus {
     pub task: TaskName,
     /// Messages between its position and its inputs' ends; none before it is known.
     pub lag: Option<u64>,
+    /// How old the last message is that was processed of the input furthest behind in time, ms; 0 if there is nothing more
+    /// to process, none if nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_ms: Option<u64>,
     /// Messages processed since the container's start.
     pub processed: u64,
     /// How its restore went or goes; none if it has no store.
@@ -108,6 +112,18 @@ pub struct TaskStatus {
     /// The call of its code that has not returned for a while, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call: Option<CallStatus>,
+    /// The inputs that nothing can be read of before a transaction of their producers is decided.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waits: Vec<OpenTransaction>,
+}
+
+/// A transaction that is open where a task reads: what is behind it cannot be read yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenTransaction {
+    /// The input.
+    pub input: SystemStreamPartition,
+    /// For how long nothing of it could be read, ms.
+    pub age_ms: u64,
 }
 
 /// A call of a task's code.

@@ -53,6 +53,18 @@ impl JobSpec {
             .or_else(|| self.stream_of_pattern(stream))
             .unwrap_or_else(|| StreamSpec::default_on(kind, &stream.stream))
     }
+
+    /// Of an exactly-once job: the systems to which outputs are at-least-once, for they are not where its transactions
+    /// are, which is on the first input's.
+    #[must_use]
+    pub fn at_least_once_systems(&self) -> Vec<String> {
+        let home = self.task.inputs.first().and_then(|input| input.split_once('.')).map(|(system, _)| system);
+        let is_elsewhere = |name: &&String| home.is_some_and(|home| home != **name);
+        match self.task.delivery {
+            Delivery::ExactlyOnce => self.systems.keys().filter(is_elsewhere).cloned().collect(),
+            Delivery::AtLeastOnce => Vec::new(),
+        }
+    }
 }
 
 /// Settings of the topics that hold what a job remembers, over ours; for clusters whose policies ask for them.

@@ -25,6 +25,27 @@ pub struct JobStatus {
     /// What is not as it should be although the job runs, one line each: inputs that have grown or are gone.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// Of an exactly-once job: the systems to which its outputs are at-least-once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub at_least_once: Vec<String>,
+}
+
+impl JobStatus {
+    /// What is open where its tasks read, one line for each input partition, by slot.
+    #[must_use]
+    pub fn open_transactions(&self) -> Vec<(u32, String)> {
+        let mut told = Vec::new();
+        for slot in &self.slots {
+            for wait in slot.status.tasks.iter().flat_map(|task| &task.waits) {
+                let (stream, partition, s) = (&wait.input.stream, wait.input.partition, wait.age_ms / 1_000);
+                told.push((
+                    slot.slot,
+                    format!("{stream}.{partition} waits for an open transaction of its producers, for {s} s"),
+                ));
+            }
+        }
+        told
+    }
 }
 
 /// A topic of the job's own.

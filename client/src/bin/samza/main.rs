@@ -97,7 +97,7 @@ enum OnCluster {
     },
     /// Print what a job's containers wrote
     Logs(LogArgs),
-    /// Show the metrics of a job's containers, as its application master collects them
+    /// Show the metrics of a job's containers, as its application master collects them: twice, for the rates
     Metrics {
         /// The job
         job: String,
@@ -119,6 +119,9 @@ enum OnCluster {
         job: String,
     },
 }
+
+/// Rates are those of so long.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Subcommand)]
 enum NodeVerb {
@@ -224,6 +227,30 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     }
 }
 
+/// A job's metrics, from two looks unless they are wanted as they are.
+async fn show_metrics(
+    rm: &mut ResourceManager,
+    job: &str,
+    prefix: &str,
+    raw: bool,
+    (json, headers): (bool, bool),
+) -> Result<(), Failure> {
+    let app = found(rm, job).await?;
+    let Some(address) = &app.master_address else {
+        let why = format!("{} has no application master that listens now", app.job);
+        return Err(Failure::new(Code::NotFound, format!("{why}; `samza status {job}` says why")));
+    };
+    let page = rm.metrics(address).await?;
+    if raw {
+        return print(&page);
+    }
+    let since = std::time::Instant::now();
+    tokio::time::sleep(BETWEEN_LOOKS).await;
+    let later = rm.metrics(address).await?;
+    let shown = metrics::read_with_rates(&page, &later, since.elapsed().as_secs_f64(), prefix);
+    if json { print_json(&shown) } else { print(&metrics::table(&shown, headers)) }
+}
+
 /// What the resource manager answers.
 async fn ask(common: Common, command: OnCluster, headers: bool) -> Result<(), Failure> {
     let mut rm = ResourceManager::connect(&common).await?;
@@ -254,17 +281,7 @@ async fn ask(common: Common, command: OnCluster, headers: bool) -> Result<(), Fa
             show(&mut rm, &app, whose, what).await
         }
         OnCluster::Metrics { job, prefix, raw } => {
-            let app = found(&mut rm, &job).await?;
-            let Some(address) = &app.master_address else {
-                let why = format!("{} has no application master that listens now", app.job);
-                return Err(Failure::new(Code::NotFound, format!("{why}; `samza status {job}` says why")));
-            };
-            let page = rm.metrics(address).await?;
-            if raw {
-                return print(&page);
-            }
-            let shown = metrics::read(&page, &prefix);
-            if json { print_json(&shown) } else { print(&metrics::table(&shown, headers)) }
+            show_metrics(&mut rm, &job, &prefix, raw, (json, headers)).await
         }
         OnCluster::Nodes => {
             let cluster = rm.nodes().await?;

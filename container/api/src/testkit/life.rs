@@ -1,6 +1,7 @@
 //! One life of a container: from its start to its end or its crash. What outlives it is the [`World`].
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
@@ -9,7 +10,7 @@ use types::{OnError, SystemStreamPartition, TIMERS_STORE, TaskName};
 use super::store::KitStore;
 use super::streams::{Streams, Unread};
 use super::world::{Place, World};
-use crate::dead_letter::{DeadLetter, Stage};
+use crate::dead_letter::{DeadLetter, Outcome, Stage, count_error};
 use crate::metrics::MetricsRegistry;
 use crate::store::{RawStore, StoreError};
 use crate::system::{Message, SystemError};
@@ -70,6 +71,9 @@ pub(super) struct Life<T> {
     processed: u64,
     last_commit: u64,
     next_window: Option<u64>,
+    /// The timers, by task and key, that went off in this round. What sets itself again to a time that is over waits for
+    /// the next one: the clock stands still, and inputs shall get their turn.
+    gone_off: BTreeSet<(usize, Vec<u8>)>,
     /// It has ended in order.
     pub(super) stopped: bool,
 }
@@ -84,6 +88,7 @@ impl<T: StreamTask> Life<T> {
             commit_requested: false,
             processed: 0,
             last_commit: now,
+            gone_off: BTreeSet::new(),
             next_window: w.job.task.window_ms.map(|every| now + every.max(1)),
             stopped: false,
         };
@@ -123,14 +128,21 @@ impl<T: StreamTask> Life<T> {
         Ok(life)
     }
 
-    /// Does the next thing: a timer that is due, or else up to `limit` messages. False if there was nothing to do.
-    pub(super) fn step(&mut self, w: &mut World, limit: usize) -> Result<bool, Failure> {
+    /// Does the next thing: a timer that is due, or else one message, or else a timer that has gone off and was set
+    /// again. False if there was nothing to do.
+    pub(super) fn step(&mut self, w: &mut World) -> Result<bool, Failure> {
+        let did = self.step_in_round(w, 1)?;
+        Ok(did || !std::mem::take(&mut self.gone_off).is_empty() && self.step_in_round(w, 1)?)
+    }
+
+    /// A timer that is due, or else up to `limit` messages. False if there was nothing to do in this round.
+    fn step_in_round(&mut self, w: &mut World, limit: usize) -> Result<bool, Failure> {
         if self.stopped {
             return Ok(false);
         }
         let did = match self.due_timer(w) {
-            Some(n) => {
-                self.timer(w, n)?;
+            Some((n, key, due)) => {
+                self.timer(w, n, &key, due)?;
                 true
             }
             None => self.messages(w, limit)?,
@@ -143,10 +155,11 @@ impl<T: StreamTask> Life<T> {
         Ok(did)
     }
 
-    /// Works until nothing is left to do at this time.
+    /// Works until nothing is left to do at this time but timers that have gone off and were set again.
     pub(super) fn run(&mut self, w: &mut World) -> Result<(), Failure> {
+        self.gone_off.clear();
         loop {
-            while self.step(w, usize::MAX)? {}
+            while self.step_in_round(w, usize::MAX)? {}
             if self.stopped || self.tasks.iter().all(|task| task.code.in_flight() == 0) {
                 return Ok(());
             }
@@ -207,28 +220,37 @@ impl<T: StreamTask> Life<T> {
         ended
     }
 
-    /// The first task that has a timer due.
-    fn due_timer(&self, w: &World) -> Option<usize> {
-        let is_due = |task: &Task<T>| task.timers.as_ref()?.next_due().filter(|due| *due <= w.now());
-        self.tasks.iter().position(|task| is_due(task).is_some())
+    /// The first timer that is due and has not gone off in this round, of the first task that has one.
+    fn due_timer(&self, w: &World) -> Option<(usize, Vec<u8>, u64)> {
+        self.tasks.iter().enumerate().find_map(|(n, task)| {
+            let timers = task.timers.as_ref().filter(|timers| timers.next_due().is_some())?;
+            let is_new = |(key, _): &(Vec<u8>, u64)| !self.gone_off.contains(&(n, key.clone()));
+            // Those that went off and are there again are few.
+            let first = |most| timers.due(w.now(), most).into_iter().find(is_new);
+            let (key, due) = first(1).or_else(|| first(self.gone_off.len() + 1))?;
+            Some((n, key, due))
+        })
     }
 
-    fn timer(&mut self, w: &mut World, n: usize) -> Result<(), Failure> {
+    fn timer(&mut self, w: &mut World, n: usize, key: &[u8], due: u64) -> Result<(), Failure> {
         // Before the timer is taken: what is in flight may set it anew, or fail by itself.
         self.complete(w, true)?;
         let Task { code, timers } = &mut self.tasks[n];
-        let taken = timers.as_ref().map_or(Ok(None), |timers| timers.take_due(w.now()));
+        let taken = timers.as_ref().map_or(Ok(false), |timers| timers.take(key, due));
         let taken = taken.map_err(|error| Failure::of(&w.tasks[n].name, "timers", error.into()))?;
-        if let Some((key, due)) = taken
-            && let Err(cause) = code.timer(&key, due, &mut w.streams, &mut self.coordinator)
-        {
-            leave_out(w, n, &What::Timer(key, due), cause)?;
+        if !taken {
+            return Ok(());
+        }
+        self.gone_off.insert((n, key.to_vec()));
+        if let Err(cause) = code.timer(key, due, &mut w.streams, &mut self.coordinator) {
+            leave_out(w, n, &What::Timer(key.to_vec(), due), cause)?;
         }
         Ok(())
     }
 
     fn messages(&mut self, w: &mut World, limit: usize) -> Result<bool, Failure> {
         let Some((source, unread)) = self.choose(w, limit) else { return Ok(false) };
+        self.gone_off.clear();
         let Source { task: n, at, next, .. } = &mut self.sources[source];
         let messages: Vec<Message<'_>> =
             unread.iter().map(|(_, message)| as_message(source, message)).collect();
@@ -439,7 +461,7 @@ fn of_message(
 
 /// Lets the job go on after an error if it says so.
 fn leave_out(w: &mut World, task: usize, what: &What, cause: TaskError) -> Result<(), Failure> {
-    let Place { name, metrics, .. } = &w.tasks[task];
+    let Place { name, .. } = &w.tasks[task];
     // An error that a system or a store caused is not the message's.
     if let Some(error) = w.streams.failed.take() {
         return Err(Failure::during("sending", error));
@@ -453,21 +475,22 @@ fn leave_out(w: &mut World, task: usize, what: &What, cause: TaskError) -> Resul
         Stage::Decode => w.job.errors.decode,
         Stage::Process => w.job.errors.process,
     };
+    let count = |what| count_error(&w.metrics, letter.stream(), stage.name(), what);
     let is_engine = cause.downcast_ref().is_some_and(|error| matches!(error, StoreError::Engine(_)));
     match (policy, &w.job.errors.dead_letter) {
         _ if is_engine => return Err(Failure::failed(name, &letter, cause)),
         (OnError::Fail, _) | (OnError::DeadLetter, None) => {
+            count(Outcome::Failed).inc();
             return Err(Failure::failed(name, &letter, cause));
         }
-        (OnError::Skip, _) => {}
+        (OnError::Skip, _) => count(Outcome::Skipped).inc(),
         (OnError::DeadLetter, Some(stream)) => {
             let mut send = |letter: &OutgoingMessage<'_>, _| w.streams.send_output(letter);
             let sent = letter.send(stream, stage, &cause, &mut send);
             sent.map_err(|error| Failure::during("dead letter", error))?;
-            metrics.counter(&format!("samza_task_{}_dead_letters_total", stage.name())).inc();
+            count(Outcome::DeadLettered).inc();
         }
     }
-    metrics.counter(&format!("samza_task_{}_errors_total", stage.name())).inc();
     w.left_out += 1;
     Ok(())
 }

@@ -222,7 +222,7 @@ impl<T: StreamTask> TestKit<T> {
     /// # Errors
     /// The container fails.
     pub fn try_step(&mut self) -> Result<bool, Failure> {
-        self.with(|life, world| life.step(world, 1))
+        self.with(|life, world| life.step(world))
     }
 
     /// As [`Self::advance`].
@@ -235,7 +235,8 @@ impl<T: StreamTask> TestKit<T> {
             life.run(world)?;
             while world.now() < until && !life.stopped {
                 let next = life.next_event(world).unwrap_or(until);
-                world.set_now(next.clamp(world.now(), until));
+                // A timer that is set to now again and again goes off once in each ms.
+                world.set_now(next.clamp(world.now() + 1, until));
                 life.windows(world)?;
                 life.run(world)?;
             }

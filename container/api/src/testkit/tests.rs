@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::*;
 use crate::{
     Header, Headers, I64Serde, IncomingMessageEnvelope, KeyValueStore, MessageBatch, MessageCollector, Serde,
-    StringSerde, TaskContext, TaskCoordinator, TaskMetrics, TaskResult, Timers,
+    StringSerde, TaskClock, TaskContext, TaskCoordinator, TaskMetrics, TaskResult, Timers,
 };
 
 /// Counts by key; obeys some words.
@@ -197,6 +197,53 @@ fn a_timer_that_went_off_before_a_crash_goes_off_again_unless_it_was_committed()
     assert_eq!(kit.outputs("kafka.events"), ["timer a 1000"]);
 }
 
+/// Sends what it gets; its timer is set by the first message and sets itself to now whenever it goes off.
+#[derive(Default)]
+struct Again(Option<Timers>, TaskClock);
+
+impl StreamTask for Again {
+    fn init(&mut self, context: &mut TaskContext) -> TaskResult {
+        (self.0, self.1) = (Some(context.timers()?), context.clock.clone());
+        Ok(())
+    }
+    fn process(
+        &mut self,
+        envelope: &IncomingMessageEnvelope<'_>,
+        collector: &mut dyn MessageCollector,
+        _: &mut TaskCoordinator,
+    ) -> TaskResult {
+        collector.send(OutgoingMessage::new("kafka.events", None, envelope.value))?;
+        let timers = self.0.as_ref().ok_or("no timers")?;
+        Ok(timers.set(b"t", timers.get(b"t")?.unwrap_or(self.1.now_unix_ms()))?)
+    }
+    fn timer(
+        &mut self,
+        key: &[u8],
+        _: u64,
+        collector: &mut dyn MessageCollector,
+        _: &mut TaskCoordinator,
+    ) -> TaskResult {
+        collector.send(OutgoingMessage::new("kafka.events", None, Some(b"timer")))?;
+        Ok(self.0.as_ref().ok_or("no timers")?.set(key, self.1.now_unix_ms())?)
+    }
+}
+
+#[test]
+fn a_timer_that_sets_itself_to_now_lets_messages_time_and_commits_have_their_turn() {
+    let mut kit = TestKit::new(Again::default).input("kafka.in", 1).timers();
+    kit.send_to("kafka.in", 0, None, "first");
+    kit.run();
+    assert_eq!(kit.take("kafka.events"), ["first", "timer"], "time stands still, so the next round is later");
+    kit.send_to("kafka.in", 0, None, "second");
+    assert!(kit.step() && kit.step() && kit.step());
+    assert_eq!(kit.take("kafka.events"), ["second", "timer", "timer"]);
+    kit.advance(Duration::from_millis(3));
+    assert_eq!(kit.take("kafka.events"), ["timer"; 4], "once at first and once in each ms");
+    let commits = kit.commits();
+    kit.advance(Duration::from_secs(1));
+    assert!(kit.commits() > commits);
+}
+
 #[test]
 fn commits_come_by_time_by_wish_and_by_a_full_cache_but_not_for_nothing() {
     let mut kit = kit().store_with("counts", |store| store.cache_rows = 2);
@@ -283,6 +330,13 @@ fn errors_that_are_left_out_are_counted_and_dead_letters_tell_the_cause() {
     kit.send_to("kafka.in", 1, Some("a"), "x");
     kit.advance(Duration::from_secs(1));
     assert_eq!(kit.left_out(), 3, "a message, a timer, a message that is no text");
+    for line in [
+        "samza_errors_total{stream=\"kafka.in\",stage=\"decode\",outcome=\"dead-lettered\"} 1",
+        "samza_errors_total{stream=\"kafka.in\",stage=\"process\",outcome=\"skipped\"} 1",
+        "samza_errors_total{stream=\"timers\",stage=\"process\",outcome=\"skipped\"} 1",
+    ] {
+        assert!(kit.metrics().contains(line), "{line} is not in\n{}", kit.metrics());
+    }
     assert_eq!(count(&mut kit, 1, "a"), Some(1));
     let failed = kit.outputs("kafka.failed");
     assert_eq!(

@@ -18,6 +18,7 @@ use task_api::{Header, HeaderSource, Headers};
 
 use super::rights::Tried;
 use super::{Client, c_text, code_text, rust_text};
+use crate::statistics::Statistics;
 
 /// Messages in one batch: past a few hundred the cost of a call is gone.
 const BATCH: usize = 1_000;
@@ -112,6 +113,11 @@ impl Consumer {
         }
         let (sources, places, pointers) = (Vec::new(), HashMap::new(), Vec::new());
         Ok(Consumer { queue, client, sources, wake: None, places, last: None, pointers })
+    }
+
+    /// As [`Client::tell`].
+    pub(crate) fn tell(&self, statistics: Statistics) {
+        self.client.tell(statistics);
     }
 
     /// Has `wake` called, from a thread of librdkafka's, whenever something comes into the empty queue.

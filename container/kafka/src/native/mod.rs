@@ -19,7 +19,7 @@ pub(crate) mod trouble;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka_sys::bindings as rd;
@@ -33,6 +33,7 @@ pub(crate) use produce::Producer;
 use produce::Refusal;
 pub(crate) use token::TOKEN_FILE;
 
+use crate::statistics::Statistics;
 use rights::{Tried, Who, is_denied};
 use trouble::{Cause, Trouble};
 
@@ -58,6 +59,8 @@ pub(crate) struct Mailbox {
     who: Who,
     /// Whether a broker has ever answered.
     answered: AtomicBool,
+    /// For what it tells of itself, if somebody wants it.
+    statistics: OnceLock<Statistics>,
 }
 
 /// Whether `code` is about a message or its topic, and not about the client or its brokers.
@@ -120,6 +123,7 @@ impl Client {
             rd::rd_kafka_conf_set_opaque(conf, std::ptr::from_ref(&*mailbox).cast_mut().cast::<c_void>());
             rd::rd_kafka_conf_set_error_cb(conf, Some(on_error));
             rd::rd_kafka_conf_set_log_cb(conf, Some(on_log));
+            rd::rd_kafka_conf_set_stats_cb(conf, Some(on_statistics));
             if with_tokens {
                 rd::rd_kafka_conf_set_oauthbearer_token_refresh_cb(conf, Some(token::on_token));
                 rd::rd_kafka_conf_enable_sasl_queue(conf, 1);
@@ -139,6 +143,13 @@ impl Client {
             }
             Ok(client)
         }
+    }
+
+    /// From now on what the client tells of itself goes there. It does so only if `statistics.interval.ms` is set, and
+    /// when somebody polls.
+    pub(crate) fn tell(&self, statistics: Statistics) {
+        // The first one stays.
+        let _ = self.mailbox.statistics.set(statistics);
     }
 
     /// From now on messages that a broker refuses are for [`Self::refusals`].
@@ -350,6 +361,21 @@ unsafe extern "C" fn on_log(
     } else {
         tracing::debug!(target: "librdkafka", "{facility}: {text}");
     }
+}
+
+/// Called on the thread that polls: so the text is kept and no more. librdkafka frees it after 0.
+unsafe extern "C" fn on_statistics(
+    _rk: *mut rd::rd_kafka_t,
+    text: *mut c_char,
+    _size: usize,
+    mailbox: *mut c_void,
+) -> c_int {
+    // SAFETY: the opaque pointer is the client's mailbox.
+    let mailbox = unsafe { &*mailbox.cast_const().cast::<Mailbox>() };
+    if let Some(statistics) = mailbox.statistics.get() {
+        statistics.told(rust_text(text));
+    }
+    0
 }
 
 impl Mailbox {

@@ -11,6 +11,7 @@ use task_api::{Header, OwnedHeaders};
 use super::consume::borrowed;
 use super::rights::{Tried, is_denied};
 use super::{Client, c_text, code_text, rust_text};
+use crate::statistics::Statistics;
 
 /// How long a full queue is waited for: longer means that no broker takes anything.
 const QUEUE_FULL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -173,6 +174,11 @@ impl Producer {
             topics: Vec::new(),
             client: Client::new(rd::rd_kafka_type_t::RD_KAFKA_PRODUCER, settings)?,
         })
+    }
+
+    /// As [`Client::tell`].
+    pub(crate) fn tell(&self, statistics: Statistics) {
+        self.client.tell(statistics);
     }
 
     /// The place of `topic` among the kept handles.

@@ -197,12 +197,15 @@ function describe(slot, app) {
   else if (isOver(app)) state = "exited";
   const tasks = (status && status.tasks) || [];
   const lags = tasks.map((task) => task.lag).filter((lag) => lag !== null && lag !== undefined);
+  const behind = tasks.map((task) => task.lag_ms).filter((ms) => ms !== null && ms !== undefined);
   const restores = tasks.map((task) => task.restore).filter(Boolean);
   const lastExit = slot.last_exit || (run && run.state.exit) || null;
   const sum = (list, of) => list.reduce((total, item) => total + of(item), 0);
   return {
     ...slot, run, alive, status, waiting, state, lastExit,
     lag: lags.length ? sum(lags, (lag) => lag) : null,
+    behind: behind.length ? Math.max(...behind) : null,
+    open: tasks.flatMap((task) => task.waits || []),
     restore: restores.length && {
       done: sum(restores, (r) => r.done), total: sum(restores, (r) => r.total), rows: sum(restores, (r) => r.rows),
       local: restores.filter((r) => r.from_local).length, of: restores.length,
@@ -350,6 +353,7 @@ function renderHead(app) {
       !isOver(app) && h("span", {}, " · ", h("span", { id: "report-age", class: stale ? "warn" : "", "data-stale": stale ? "" : null }, report))),
     app.status && app.status.message && !isOver(app) && h("p", { id: "message" }, app.status.message),
     ...((app.status && !isOver(app) && app.status.topics) || []).flatMap((topic) => topic.notes).map((note) => h("p", { class: "notice" }, note)),
+    app.status && app.status.at_least_once && h("p", { class: "notice", id: "delivery" }, `exactly-once; outputs to ${app.status.at_least_once.join(", ")} are at-least-once`),
     ...warningsOf(app).map((warning, at) => h("p", { id: `warning-${at}`, class: "warn" }, warning)),
     app.diagnostics && h("p", { id: "diagnostics", class: "notice", "data-state": app.state }, app.diagnostics));
 }
@@ -463,7 +467,7 @@ function slotRows(slot, app) {
   cell("State", "state", stateCell(slot)),
   cell("Node", "nowrap", nodeCell(slot)),
   cell("Tasks", "tasks", taskNames(slot.tasks)),
-  cell("Input lag", "num lag", count(slot.lag)),
+  cell("Input lag", "num lag", count(slot.lag), slot.behind > 0 && h("span", { class: "sub", title: "age of the last message processed" }, span(slot.behind))),
   cell("Memory", "wide", run ? meter("memory", run.memory_bytes, limit.memory_bytes, `${bytes(run.memory_bytes)} of ${bytes(limit.memory_bytes)}`) : "–"),
   cell("CPU", "wide", run ? [meter("cpu", run.cpu_millis, limit.cpu_millis, `${run.cpu_millis === null ? "–" : cores(run.cpu_millis)} of ${cores(limit.cpu_millis)}`), waitedText(run.pressure)] : "–"),
   run ? cell("Started", "", since(run.started_unix_ms), h("span", { class: "sub mono incarnation", title: "incarnation" }, incarnation(run.container))) : cell("Started", "", "–"),
@@ -489,6 +493,7 @@ function detail(slot) {
     rows.length > 0 && table(`tasks-${slot.slot}`, [["Task"], ["Input lag", "num"], ["Processed", "num"], ["Restore"]], rows, ""),
     list("Would rather be on", slot.preferred),
     list("Preferred, but no node of this cluster", slot.unmatched),
+    list("Waits for an open transaction of its producers", slot.open.map((of) => `${of.input.stream.system}.${of.input.stream.stream}.${of.input.partition}, for ${span(of.age_ms)}`)),
     list("Waits because", slot.waiting),
     slot.run && h("div", {}, h("h3", {}, "Container"), h("p", { class: "mono wrap" }, slot.run.container),
       slot.status && h("p", { class: "faint" }, `${plural(slot.status.commits, "commit")}, ${plural(slot.status.processed, "message")} since its start`)));

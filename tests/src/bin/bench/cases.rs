@@ -32,17 +32,20 @@ pub struct Input {
     pub keys: u64,
     /// Bytes of a value.
     pub value: usize,
+    /// Whether messages have headers, at which no program looks.
+    pub headers: bool,
 }
 
 /// Keys of inputs whose keys do not matter.
 const KEYS: u64 = 200_000;
-const SMALL: Input = Input { keys: KEYS, value: 100 };
-const LARGE: Input = Input { keys: KEYS, value: 1_024 };
+const SMALL: Input = Input { keys: KEYS, value: 100, headers: false };
+const LARGE: Input = Input { value: 1_024, ..SMALL };
+const HEADED: Input = Input { headers: true, ..SMALL };
 
 impl Input {
     /// As part of names.
     pub fn name(self) -> String {
-        format!("{}-{}b", short(self.keys), self.value)
+        format!("{}-{}b{}", short(self.keys), self.value, if self.headers { "-headers" } else { "" })
     }
 }
 
@@ -84,6 +87,7 @@ impl Case {
         }
         let remarks = [
             (self.input.value == LARGE.value, "1kib"),
+            (self.input.headers, "headers"),
             (self.work == Work::Count && !self.changelog, "nolog"),
             (self.commit_ms == 100, "100ms"),
             (self.commit_ms == 10_000, "10s"),
@@ -103,6 +107,12 @@ impl Case {
     /// The same for a program without modes of delivery.
     pub fn without_mode(self) -> Case {
         Case { exactly_once: false, ..self }
+    }
+
+    /// The same without headers, if it has some.
+    pub fn without_headers(self) -> Option<Case> {
+        let input = Input { headers: false, ..self.input };
+        self.input.headers.then_some(Case { input, ..self })
     }
 
     /// The share of a plain rust-rdkafka loop's CPU that ours should not exceed.
@@ -135,6 +145,7 @@ pub fn all() -> Vec<Case> {
             }
         }
     }
+    cases.push(Case { input: HEADED, ..Case::usual(Work::Passthrough) });
     let with_keys = |keys| Input { keys, ..SMALL };
     for input in [SMALL, with_keys(10_000), LARGE, with_keys(10_000_000)] {
         for changelog in [true, false] {
@@ -149,11 +160,12 @@ pub fn all() -> Vec<Case> {
 }
 
 /// What a plain run measures.
-const DEFAULT: [&str; 13] = [
+const DEFAULT: [&str; 14] = [
     "consume",
     "passthrough",
     "passthrough-eos",
     "passthrough-1kib",
+    "passthrough-headers",
     "filter",
     "count-200k",
     "count-200k-eos",
@@ -190,7 +202,12 @@ impl Selection {
     pub fn cases(&self) -> Vec<Case> {
         let all = all();
         let names: Vec<String> = all.iter().map(Case::name).collect();
-        let selected = self.of(&names, &DEFAULT);
+        let mut selected = self.of(&names, &DEFAULT);
+        // What they are compared with.
+        let with_headers = all.iter().filter(|case| selected.contains(&case.name()));
+        let plain: Vec<String> =
+            with_headers.filter_map(|case| Some(case.without_headers()?.name())).collect();
+        selected.extend(plain);
         all.into_iter().filter(|case| selected.contains(&case.name())).collect()
     }
 }
@@ -213,6 +230,7 @@ mod tests {
         let named = |case: &str| Selection { full: false, case: Some(case.to_owned()) }.cases().len();
         assert_eq!(named("passthrough"), 1);
         assert_eq!(named("count-10m"), 1);
+        assert_eq!(named("passthrough-headers"), 2, "with what it is compared with");
         assert_eq!(named("filter-"), 3);
         assert_eq!(named("nothing"), 0);
         assert_eq!(Selection::default().cases().len(), DEFAULT.len());
@@ -224,5 +242,7 @@ mod tests {
         let shares: Vec<_> = all().iter().filter_map(|c| Some((c.name(), c.share_of_streams()?))).collect();
         let names: Vec<&str> = shares.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["passthrough", "passthrough-eos", "count-200k", "count-200k-eos"]);
+        let plain: Vec<String> = all().iter().filter_map(|c| Some(c.without_headers()?.name())).collect();
+        assert_eq!(plain, ["passthrough"]);
     }
 }

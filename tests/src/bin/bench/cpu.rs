@@ -9,6 +9,7 @@ use ::tests::{Brokers, Topics};
 use anyhow::Result;
 use kafka::KafkaProducer;
 use task_api::system::{ProducerRecord, SystemProducer};
+use task_api::{Header, Headers};
 
 use crate::cases::{Case, Input, Work};
 use crate::figures::{Figure, Figures};
@@ -25,6 +26,9 @@ const JVM_WINDOW: u64 = 2_000_000;
 /// What inputs of large values and of few keys have.
 const LARGE_MESSAGES: u64 = 3_000_000;
 const FEW_KEYS_MESSAGES: u64 = 8_000_000;
+
+/// What headers at which nobody looks may cost: with them a message may take so much of what it takes without.
+const UNREAD_HEADERS: f64 = 1.02;
 
 /// How much is read.
 #[derive(Debug, Clone, Copy)]
@@ -84,12 +88,19 @@ pub fn fill(brokers: &Brokers, topic: &str, input: Input, count: u64) -> Result<
     // Letters in no order, longer than what compressors remember.
     let letters: Vec<u8> = (0..1 << 20).map(|_| b'0' + (next() % 64) as u8).collect();
     let mut value = vec![b'v'; input.value];
+    let of_message = [
+        Header::new("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        Header::new("content-type", b"application/octet-stream"),
+        Header::new("origin", b"bench"),
+    ];
+    let headers = Headers::new(if input.headers { &of_message } else { &[] });
     let half = input.value / 2;
     for _ in 0..count {
         let key = format!("k{:07}", next() % input.keys);
         let from = next() as usize % (letters.len() - half);
         value[half..half + half].copy_from_slice(&letters[from..from + half]);
-        producer.send(&ProducerRecord::new(handle, Some(key.as_bytes()), Some(&value)))?;
+        let record = ProducerRecord::new(handle, Some(key.as_bytes()), Some(&value));
+        producer.send(&ProducerRecord { headers, ..record })?;
     }
     producer.flush(Duration::from_secs(60))?;
     Ok(())
@@ -104,6 +115,7 @@ pub fn measure(brokers: &'static Brokers, figures: &mut Figures, cases: &[Case],
     }
     let streams = bench.streams(cases)?;
     let ours = Ours::start(brokers);
+    let mut of_ours = BTreeMap::new();
     for (case, streams) in cases.iter().zip(streams) {
         println!("cpu: {}", case.name());
         let output = bench.output(case.sends(), case, "ours");
@@ -111,6 +123,13 @@ pub fn measure(brokers: &'static Brokers, figures: &mut Figures, cases: &[Case],
         let mine = ours.measure(case, input, output.as_deref(), sizes.span(case.input));
         let rdkafka = bench.rdkafka(case)?;
         report(figures, case, &mine, &rdkafka, &streams)?;
+        of_ours.insert(case.name(), mine.cpu_ns_per_message);
+        if let Some(plain) = case.without_headers().map(|plain| plain.name())
+            && let Some(cpu) = of_ours.get(&plain)
+        {
+            let figure = Figure::new("unread-headers-cpu", mine.cpu_ns_per_message, "ns/message");
+            figures.add(figure.beside(&plain, *cpu).at_most_share(Some(UNREAD_HEADERS)))?;
+        }
         if case.sends() || case.changelog {
             peers::delete_topics(brokers, &format!("{PREFIX}{}-.*", case.name()))?;
         }

@@ -9,7 +9,7 @@ use crate::figures::{Figure, Figures};
 use crate::ours::{Ours, PREFIX};
 use crate::peers::{self, Measured, Span};
 
-const INPUT: Input = Input { keys: 200_000, value: 100 };
+const INPUT: Input = Input { keys: 200_000, value: 100, headers: false };
 const SPAN: Span = Span { warm_up: 1_000_000, window: 3_000_000 };
 /// Of the rate of one system alone, what should be left beside an idle one.
 const SHARE: f64 = 0.95;
