@@ -24,19 +24,29 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// Settings of a consumer of one of `threads` task threads, unless the job has its own.
-    pub(crate) fn consumer(&self, threads: u32) -> Vec<(&'static str, String)> {
-        fetches(self.fetched / u64::from(threads.max(1)), PARTITIONS)
+    /// What one of so many consumers in the container may have fetched.
+    fn fetched_by_each(&self, consumers: u32) -> u64 {
+        self.fetched / u64::from(consumers.max(1))
     }
 
-    /// Settings of the consumers that restores read with, so many at once per thread: nothing else is fetched then.
-    pub(crate) fn reader(&self, threads: u32, at_once: u64) -> Vec<(&'static str, String)> {
-        fetches(self.fetched / u64::from(threads.max(1)) / at_once.max(1), 1)
+    /// How much of that may wait for tasks outside the client: for a commit, or for inputs that go first.
+    pub(crate) fn held(&self, consumers: u32) -> u64 {
+        (self.fetched_by_each(consumers) / 4).min(MOST_HELD)
     }
 
-    /// Settings of a producer of one of `threads` task threads, unless the job has its own.
-    pub(crate) fn producer(&self, threads: u32) -> Vec<(&'static str, String)> {
-        let bytes = self.unsent / u64::from(threads.max(1));
+    /// Settings of one of so many consumers, unless the job has its own.
+    pub(crate) fn consumer(&self, consumers: u32) -> Vec<(&'static str, String)> {
+        fetches(self.fetched_by_each(consumers) - self.held(consumers), PARTITIONS)
+    }
+
+    /// Settings of the consumers that restores read with, so many at once in place of one: nothing else is fetched then.
+    pub(crate) fn reader(&self, consumers: u32, at_once: u64) -> Vec<(&'static str, String)> {
+        fetches(self.fetched_by_each(consumers) / at_once.max(1), 1)
+    }
+
+    /// Settings of one of so many producers, unless the job has its own.
+    pub(crate) fn producer(&self, producers: u32) -> Vec<(&'static str, String)> {
+        let bytes = self.unsent / u64::from(producers.max(1));
         let messages = bytes / 2 / PER_UNSENT_MESSAGE;
         vec![
             // Half of it, because what is on its way is there twice: as messages and as the request.
@@ -50,6 +60,27 @@ impl Budget {
     /// its files, and its own code, again and again.
     fn usable(limit: u64) -> u64 {
         limit.saturating_sub(BASE).max(limit / 4) / 4 * 3
+    }
+
+    /// Whether so many tasks with `stores` stores each fit in at all.
+    ///
+    /// # Errors
+    /// They do not, and how much they need.
+    pub(crate) fn has_room_for(&self, tasks: usize, stores: usize) -> Result<(), String> {
+        if stores == 0 {
+            return Ok(());
+        }
+        let databases = tasks as u64 * (DATABASE + stores as u64 * (STORE + LEAST_CACHE));
+        let need = BASE + databases;
+        if need <= self.limit {
+            return Ok(());
+        }
+        Err(format!(
+            "{tasks} tasks with {stores} stores each need {} MiB, and `[containers] memory` is {} MiB: raise it, or \
+             have more `[containers] count`",
+            need.div_ceil(MIB),
+            self.limit / MIB
+        ))
     }
 
     /// Shares out `limit` among `threads` task threads; `stateful` if there are stores.
@@ -72,8 +103,15 @@ impl Budget {
     }
 }
 
-/// Code, threads, clients of Kafka and databases, whatever the limit.
+/// Code, threads and clients of Kafka, whatever the limit.
 const BASE: u64 = 40 * MIB;
+/// A pause of a partition throws away what was fetched ahead, so it is put off for so long.
+const MOST_HELD: u64 = 2 * MIB;
+/// What a database costs that is open, and each of its stores that has rows, before anything is cached: measured.
+const DATABASE: u64 = 192 << 10;
+const STORE: u64 = 64 << 10;
+/// The smallest share that a store's cache has.
+pub(crate) const LEAST_CACHE: u64 = 64 << 10;
 /// What librdkafka spends on a message that it holds, besides the message.
 const PER_FETCHED_MESSAGE: u64 = 400;
 const PER_UNSENT_MESSAGE: u64 = 256;
@@ -89,7 +127,8 @@ fn fetches(bytes: u64, partitions: u64) -> Vec<(&'static str, String)> {
         ("queued.max.messages.kbytes", kib(bytes / 2)),
         ("queued.min.messages", messages.clamp(1_000, 100_000).to_string()),
         ("fetch.max.bytes", answer.to_string()),
-        ("max.partition.fetch.bytes", (answer / partitions).clamp(256 << 10, MIB).to_string()),
+        // A message of a few bytes costs some hundred here, and what comes at once is not counted before it is here.
+        ("max.partition.fetch.bytes", (bytes / 8 / partitions).clamp(64 << 10, MIB).to_string()),
     ]
 }
 
@@ -102,7 +141,7 @@ impl fmt::Display for Budget {
         let mib = |bytes: u64| bytes / MIB;
         write!(
             f,
-            "limit {} MiB: store caches {}, RocksDB blocks {} and memtables {}, fetched {}, unsent {}, the rest is free (restore uses {})",
+            "limit {} MiB: store caches {}, RocksDB blocks {} and memtables {}, fetched and held {}, unsent {}, the rest is free (restore uses {})",
             mib(self.limit),
             mib(self.caches),
             mib(self.blocks),
@@ -128,5 +167,33 @@ mod tests {
                 assert_eq!(b.caches > 0, stateful);
             }
         }
+    }
+
+    fn setting(of: &[(&'static str, String)], key: &str) -> u64 {
+        of.iter().find(|(name, _)| *name == key).and_then(|(_, value)| value.parse().ok()).expect("it is set")
+    }
+
+    #[test]
+    fn what_all_consumers_fetch_and_hold_is_within_their_part() {
+        for limit in [256 * MIB, 1 << 30, 16 << 30] {
+            let b = Budget::new(limit, 2, true);
+            for consumers in [2, 4, 6] {
+                let queued = setting(&b.consumer(consumers), "queued.max.messages.kbytes") << 10;
+                let answer = setting(&b.consumer(consumers), "fetch.max.bytes");
+                let all = u64::from(consumers) * (queued + answer + b.held(consumers));
+                assert!(all <= b.fetched, "{consumers} of {b}: {all}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_container_that_is_too_small_for_its_tasks_is_refused_with_what_they_need() {
+        let b = Budget::new(64 * MIB, 1, true);
+        assert_eq!(b.has_room_for(16, 3), Ok(()));
+        let why = b.has_room_for(300, 3).expect_err("it is too small");
+        assert!(why.contains("300 tasks with 3 stores each need 209 MiB"), "{why}");
+        assert!(why.contains("`[containers] memory` is 64 MiB"), "{why}");
+        assert_eq!(Budget::new(209 * MIB, 1, true).has_room_for(300, 3), Ok(()));
+        assert_eq!(b.has_room_for(10_000, 0), Ok(()), "tasks without stores cost little");
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use task_api::metrics::MetricsRegistry;
 use tracing::{info, warn};
-use types::{ContainerModel, SystemKind, TaskModel};
+use types::{ContainerModel, JobSpec, SystemKind, TaskModel};
 
 use crate::board::{Board, Told};
 use crate::budget::Budget;
@@ -76,6 +76,7 @@ fn with_environment<T: StreamTask, F: Fn() -> T + Send + Sync>(
         Ok(None) => return Ok(Over::Told.exit_code(board.told())),
         Err(reason) => return Err(End::Failed(reason)),
     };
+    let memory = disk_memory(job, &budget, model.tasks.len())?;
     let shared = Shared {
         job: Arc::clone(job),
         incarnation: environment.incarnation(),
@@ -83,10 +84,7 @@ fn with_environment<T: StreamTask, F: Fn() -> T + Send + Sync>(
         state: environment.state.clone(),
         systems,
         budget,
-        memory: stateful.then(|| {
-            let files = files::raise_limit();
-            DiskMemory::new(budget.blocks, budget.memtables).sharing_files(model.tasks.len(), files)
-        }),
+        memory,
         board: Arc::clone(&board),
         flush_ms: task_thread::FLUSH_MS,
         clock: Clock::start(),
@@ -95,6 +93,16 @@ fn with_environment<T: StreamTask, F: Fn() -> T + Send + Sync>(
     let ended = run_threads(&shared, &model, factory);
     session.finish();
     ended.map(|over| over.exit_code(board.told()))
+}
+
+/// What the databases of so many tasks share, if the job has stores and they fit in here.
+pub(crate) fn disk_memory(job: &JobSpec, budget: &Budget, tasks: usize) -> Result<Option<DiskMemory>, End> {
+    if job.stores.is_empty() {
+        return Ok(None);
+    }
+    budget.has_room_for(tasks, job.stores.len()).map_err(End::Failed)?;
+    let tables = files::tables_of_each(tasks, files::raise_limit()).map_err(End::Failed)?;
+    Ok(Some(DiskMemory::new(budget.blocks, budget.memtables).keeping_open(tables)))
 }
 
 /// What [`run_threads`] hears.

@@ -318,3 +318,21 @@ fn what_waits_is_held_up_to_a_bound_and_fetched_again_behind_it() {
     assert!(of(&values) == of(&[many, large].concat()), "{} came", values.len());
     assert!(broker.pauses() > 0, "not everything is held");
 }
+
+#[test]
+fn each_turn_looks_at_each_input_some_times_however_many_tasks_there_are() {
+    const TASKS: i32 = 64;
+    for bounded in [false, true] {
+        let job = job(&format!("task.inputs = [\"kafka.in\"]\nstreams.\"kafka.in\".bounded = {bounded}"));
+        let broker = broker(&job, &["in"], TASKS);
+        let values: Vec<String> = (0..9).map(|n| n.to_string()).collect();
+        let values: Vec<&str> = values.iter().map(String::as_str).collect();
+        (0..TASKS).for_each(|partition| fill(&broker, "in", partition, &values));
+        let (story, state) = (Story::default(), folder());
+        let life = Life::new(&broker, &job, model(TASKS, &["in"], &[]), state.path());
+        life.live(Teller::of(&story)).expect("it ends in order");
+        let per_poll = broker.questions_per_poll();
+        // All inputs for each task would be 64 * 64.
+        assert!((1..=64 * 8).contains(&per_poll), "bounded: {bounded}: {per_poll} questions for each poll");
+    }
+}

@@ -57,6 +57,9 @@ struct Logs {
     made: BTreeMap<String, u32>,
     /// How often a consumer's partition was paused.
     pauses: usize,
+    /// How often consumers were polled, and asked where they are.
+    polls: usize,
+    questions: usize,
     /// Where partitions begin that were cut at their begin.
     lows: BTreeMap<TopicPartition, u64>,
 }
@@ -160,6 +163,11 @@ impl Broker {
     }
     pub(crate) fn pauses(&self) -> usize {
         self.logs().pauses
+    }
+    /// What a consumer was asked for each poll, on average.
+    pub(crate) fn questions_per_poll(&self) -> usize {
+        let logs = self.logs();
+        logs.questions / logs.polls.max(1)
     }
     pub(crate) fn delete(&self, topic: &str) {
         self.logs().remove(topic);

@@ -74,10 +74,10 @@ pub(crate) struct Reader {
     pub(crate) wakes: bool,
     /// After an error: when it is polled again.
     pub(crate) retry_at: Timestamp,
+    /// So much may be held, bytes, before partitions are paused: a pause throws away what was fetched ahead.
+    hold: u64,
 }
 
-/// So much of a reader's may be held, bytes, before partitions are paused: a pause throws away what was fetched ahead.
-const HOLD: usize = 2 << 20;
 impl Source {
     /// How much of a run of messages, which has just come, is before the end of a bounded stream.
     pub(crate) fn before_end(&mut self, messages: &[Message<'_>], now: Timestamp) -> usize {
@@ -128,7 +128,8 @@ impl Source {
 impl Reader {
     fn new(consumer: Box<dyn SystemConsumer>, sources: Vec<Source>, readers_of: Vec<Vec<usize>>) -> Reader {
         let paused = vec![false; readers_of.len()];
-        Reader { consumer, sources, readers_of, paused, wakes: false, retry_at: Timestamp::default() }
+        let retry_at = Timestamp::default();
+        Reader { consumer, sources, readers_of, paused, wakes: false, retry_at, hold: 0 }
     }
 
     /// Takes note of sources that are over; returns whether there is a new one.
@@ -165,7 +166,8 @@ impl Reader {
 
     /// Pauses the partitions that must wait, once as much is held as may be, and resumes the others.
     fn arrange(&mut self) -> Result<(), SystemError> {
-        let is_full = self.sources.iter().map(|source| source.held.size()).sum::<usize>() >= HOLD;
+        let held: usize = self.sources.iter().map(|source| source.held.size()).sum();
+        let is_full = held as u64 >= self.hold.max(1);
         let (mut pause, mut resume) = (Vec::new(), Vec::new());
         for (place, of) in self.readers_of.iter().enumerate() {
             let must_wait = |at: &usize| self.sources[*at].waits || !self.sources[*at].held.is_empty();
@@ -363,13 +365,14 @@ impl Opening<'_> {
 }
 
 /// One consumer per system (more where tasks read one partition from different places), assigned where the
-/// checkpoints say.
+/// checkpoints say. For each system messages of `hold` bytes may wait.
 pub(crate) fn open(
     job: &JobSpec,
     systems: &Systems,
     client_id: &str,
     models: &[TaskModel],
     checkpoints: &[&Checkpoint],
+    hold: u64,
 ) -> Result<Inputs, End> {
     let mut by_system: BTreeMap<&str, Vec<Opening<'_>>> = BTreeMap::new();
     for (task, model) in models.iter().enumerate() {
@@ -407,6 +410,7 @@ pub(crate) fn open(
         }
     }
     let (mut readers, mut topics) = (Vec::new(), Vec::new());
+    let hold = hold * by_system.len() as u64;
     for (name, mut inputs) in by_system {
         let system =
             systems.get(name).ok_or_else(|| End::Failed(format!("no system `{name}` in job.toml")))?;
@@ -415,6 +419,8 @@ pub(crate) fn open(
         topics.push(Topics { admin: system.admin(), ids: inputs.iter().filter_map(id).collect() });
         readers.extend(assign(&**system, (client_id, &job.job.to_string()), inputs, models)?);
     }
+    let each = hold / readers.len().max(1) as u64;
+    readers.iter_mut().for_each(|reader: &mut Reader| reader.hold = each);
     Ok(Inputs::new(readers, models.len(), Watch::start(topics, watch::EVERY)))
 }
 

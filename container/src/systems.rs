@@ -7,7 +7,7 @@ use std::time::Duration;
 use kafka::{Access, KafkaAdmin, KafkaConsumer, KafkaProducer, SecretOf};
 use task_api::metrics::MetricsRegistry;
 use task_api::system::{SystemAdmin, SystemConsumer, SystemError, SystemProducer, TransactionalProducer};
-use types::{JobSpec, SystemKind, is_same_setting};
+use types::{Delivery, JobSpec, SystemKind, is_same_setting};
 
 use crate::budget::Budget;
 use crate::clients::{self, Clients, Kind};
@@ -93,9 +93,10 @@ pub(crate) fn open(
     secret: &SecretOf<'_>,
     metrics: &MetricsRegistry,
 ) -> Result<Systems, SystemError> {
-    let kafka = job.systems.values().filter(|spec| spec.kind == SystemKind::Kafka).count().max(1);
-    // Each thread has a consumer and producers of its own on each of them.
-    let threads = job.containers.threads.saturating_mul(u32::try_from(kafka).unwrap_or(u32::MAX));
+    let consumers = consumers(job);
+    // Outputs that do not join the transaction have a producer of their own beside the transactional one.
+    let plain_at_home = u32::from(job.task.delivery == Delivery::AtLeastOnce);
+    let producers = consumers.saturating_add(job.containers.threads.saturating_mul(plain_at_home));
     let transaction = transaction_timeout(job, budget);
     let mut systems = Systems::new();
     for (name, spec) in &job.systems {
@@ -115,9 +116,9 @@ pub(crate) fn open(
         let (every, often) = clients::EVERY;
         unless_set(&mut access.consumer, vec![(every, often.to_owned())]);
         unless_set(&mut access.producer, vec![(every, often.to_owned())]);
-        unless_set(&mut reader, budget.reader(threads, SIDE_BY_SIDE as u64));
-        unless_set(&mut access.consumer, budget.consumer(threads));
-        unless_set(&mut access.producer, budget.producer(threads));
+        unless_set(&mut reader, budget.reader(consumers, SIDE_BY_SIDE as u64));
+        unless_set(&mut access.consumer, budget.consumer(consumers));
+        unless_set(&mut access.producer, budget.producer(producers));
         if !rack.is_empty() {
             unless_set(&mut reader, vec![("client.rack", rack.to_owned())]);
             unless_set(&mut access.consumer, vec![("client.rack", rack.to_owned())]);
@@ -129,6 +130,12 @@ pub(crate) fn open(
         systems.insert(name.clone(), Arc::new(Kafka { access, admin, transactional, transaction, clients }));
     }
     Ok(systems)
+}
+
+/// Consumers in a container: each thread has its own on each system.
+pub(crate) fn consumers(job: &JobSpec) -> u32 {
+    let kafka = job.systems.values().filter(|spec| spec.kind == SystemKind::Kafka).count().max(1);
+    job.containers.threads.saturating_mul(u32::try_from(kafka).unwrap_or(u32::MAX))
 }
 
 /// For how long a transaction may be open. Exactly-once outputs keep one open from commit to commit, and then all dirty

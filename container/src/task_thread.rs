@@ -18,7 +18,7 @@ use types::{
 };
 
 use crate::board::Board;
-use crate::budget::Budget;
+use crate::budget::{Budget, LEAST_CACHE};
 use crate::clock::Clock;
 use crate::collector::Outputs;
 use crate::end::{End, Over};
@@ -30,11 +30,14 @@ use crate::restore::{Restore, RestoredTask, index_of_timers, mend};
 use crate::stores::disk::{DiskMemory, TaskDisk};
 use crate::stores::link::Link;
 use crate::stores::{Below, Limits, Store};
-use crate::systems::{System, Systems, home};
+use crate::systems::{System, Systems, consumers, home};
 use crate::{claim, inputs, points};
 
 /// How often clean rows go to disk, ms; after a crash so much of the changelog is read again.
 pub(crate) const FLUSH_MS: u64 = 5_000;
+/// So many databases are flushed that often. Each of their stores makes a file then, which is forced to the disk and
+/// merged with others later, so more of them are flushed less often.
+const FLUSHED_TOGETHER: u64 = 8;
 
 /// What all threads of a container share.
 #[derive(Clone)]
@@ -117,10 +120,10 @@ fn start<T: StreamTask>(
         tasks.push(desk.task(model, restored, &mut outputs, factory())?);
     }
     let checkpoints: Vec<&Checkpoint> = tasks.iter().map(|task| &task.checkpoint).collect();
-    let mut inputs = inputs::open(job, systems, &client_id, models, &checkpoints)?;
+    let hold = shared.budget.held(consumers(job));
+    let mut inputs = inputs::open(job, systems, &client_id, models, &checkpoints, hold)?;
     inputs.show(models, &shared.metrics);
-    let (now, keeps_ms) = (shared.clock.now(), keeps_ms.unwrap_or(u64::MAX));
-    let schedule = Schedule::new(job.task.commit_ms, shared.flush_ms, keeps_ms, now);
+    let schedule = schedule(shared, models.len(), keeps_ms.unwrap_or(u64::MAX));
     let topic = JobTopics::of(&job.job).checkpoint;
     let mut engine = Engine {
         job: job.job.clone(),
@@ -145,6 +148,13 @@ fn start<T: StreamTask>(
     desk.init_all(&mut engine.tasks, models, &pulse)?;
     systems.values().for_each(|system| system.admin().started());
     Ok(engine)
+}
+
+/// The commits and flushes of a thread of so many tasks.
+fn schedule(shared: &Shared, tasks: usize, keeps_ms: u64) -> Schedule {
+    let databases = tasks as u64 * u64::from(shared.job.containers.threads.max(1));
+    let flush_ms = shared.flush_ms * databases.div_ceil(FLUSHED_TOGETHER);
+    Schedule::new(shared.job.task.commit_ms, flush_ms, keeps_ms, shared.clock.now())
 }
 
 /// How much more than their shares the caches of a thread may hold until a call of a task is over: what one call writes
@@ -202,7 +212,8 @@ fn cache_limits(shared: &Shared, tasks_here: usize) -> BTreeMap<String, Limits> 
     let threads = u64::from(job.containers.threads.max(1));
     let stores = || job.stores.iter().map(|(name, spec)| (name.as_str(), spec)).chain(index_of_timers(job));
     let caches = threads * (tasks_here * stores().count()).max(1) as u64;
-    let bytes = usize::try_from(shared.budget.caches / caches).unwrap_or(usize::MAX).max(64 << 10);
+    let bytes =
+        usize::try_from(shared.budget.caches / caches).unwrap_or(usize::MAX).max(LEAST_CACHE as usize);
     let rows = |rows: u64| usize::try_from(rows).unwrap_or(usize::MAX / 2).max(1);
     stores().map(|(name, s)| (name.to_owned(), Limits { rows: rows(s.cache_rows), bytes })).collect()
 }

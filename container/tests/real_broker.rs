@@ -18,6 +18,8 @@ mod faults;
 mod gone;
 #[path = "real_broker/job.rs"]
 mod job;
+#[path = "real_broker/many.rs"]
+mod many;
 #[path = "real_broker/master.rs"]
 mod master;
 #[path = "real_broker/metrics.rs"]

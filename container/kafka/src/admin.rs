@@ -452,3 +452,23 @@ impl SystemAdmin for KafkaAdmin {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn consumers_that_a_start_reads_with_are_used_again_and_none_is_left_after_it() {
+        let admin = KafkaAdmin::new("127.0.0.1:1", &BTreeMap::new()).expect("an admin");
+        let left = || admin.readers.lock().expect("no panic").len();
+        let reader = |isolation| admin.reader(isolation).expect("a consumer");
+        let give_back = |isolation, reader| admin.readers.lock().expect("no panic").push((isolation, reader));
+        for _ in 0..3 {
+            give_back(Isolation::ReadCommitted, reader(Isolation::ReadCommitted));
+        }
+        give_back(Isolation::ReadUncommitted, reader(Isolation::ReadUncommitted));
+        assert_eq!(left(), 2, "one for each isolation was enough");
+        admin.started();
+        assert_eq!(left(), 0);
+    }
+}

@@ -69,6 +69,7 @@ impl SystemConsumer for FakeConsumer {
         _: Duration,
         take: &mut dyn FnMut(&[Message<'_>]) -> Result<(), SystemError>,
     ) -> Result<usize, SystemError> {
+        self.system.broker.logs().polls += 1;
         for _ in 0..self.assigned.len() {
             self.turn = (self.turn + 1) % self.assigned.len();
             if self.paused[self.turn] {
@@ -115,6 +116,7 @@ impl SystemConsumer for FakeConsumer {
         Some(self.starts[source])
     }
     fn lag(&self, source: usize, position: u64) -> Option<u64> {
+        self.system.broker.logs().questions += 1;
         Some(self.heard[source]?.saturating_sub(position))
     }
     fn pause(&mut self, sources: &[usize]) -> Result<(), SystemError> {
@@ -127,9 +129,11 @@ impl SystemConsumer for FakeConsumer {
         Ok(())
     }
     fn caught_up_at(&self, source: usize) -> Option<u64> {
+        self.system.broker.logs().questions += 1;
         self.read[source]
     }
     fn has_ended(&self, source: usize) -> bool {
+        self.system.broker.logs().questions += 1;
         self.system.life.ended.load(Ordering::SeqCst) && self.read[source].is_some()
     }
 }

@@ -45,10 +45,9 @@ use crate::StreamTask;
 use crate::board::{Board, Told};
 use crate::budget::Budget;
 use crate::clock::{Clock, unix_ms};
-use crate::container::run_threads;
+use crate::container::{disk_memory, run_threads};
 use crate::end::{End, Over, TERM};
 use crate::restore::patiently;
-use crate::stores::disk::DiskMemory;
 use crate::systems::{self, System, Systems};
 use crate::task_thread::{self, Shared};
 
@@ -175,7 +174,7 @@ impl Local {
         );
         let board = Arc::new(Board::default());
         stop_on_signals(&board).map_err(|e| failed(format!("cannot listen to signals: {e}")))?;
-        let stateful = !job.stores.is_empty();
+        let memory = disk_memory(job, budget, model.tasks.len())?;
         let shared = Shared {
             job: Arc::clone(job),
             incarnation: self.incarnation(&model)?,
@@ -183,7 +182,7 @@ impl Local {
             state: self.state.join("stores"),
             systems: self.systems.clone(),
             budget: *budget,
-            memory: stateful.then(|| DiskMemory::new(budget.blocks, budget.memtables)),
+            memory,
             board: Arc::clone(&board),
             flush_ms: task_thread::FLUSH_MS,
             clock: Clock::start(),

@@ -38,6 +38,9 @@ const FREE: u8 = 16;
 
 /// What a slot costs besides bytes on the heap: itself and its place in the table.
 const SLOT_OVERHEAD: usize = std::mem::size_of::<Slot>() + 8;
+/// What a row costs whose place in the order of keys is kept, besides its key: its place in a tree that is about two
+/// thirds full, and an allocator's head.
+const ORDERED_OVERHEAD: usize = 48;
 /// Key and value that are together no longer are kept in the slot itself.
 const INLINE: usize = 47;
 
@@ -154,6 +157,8 @@ pub(crate) struct Cache {
     order: Vec<(u64, u32)>,
     /// Pinned rows by key: from the first range that is read until a flush finds that none was read since the last.
     ordered: Option<BTreeMap<Box<[u8]>, u32>>,
+    /// What that takes.
+    ordered_bytes: usize,
     range_read: bool,
 }
 
@@ -176,6 +181,7 @@ impl Cache {
             hand: 0,
             order: Vec::new(),
             ordered: None,
+            ordered_bytes: 0,
             range_read: false,
         }
     }
@@ -229,6 +235,7 @@ impl Cache {
         slot.flags |= DIRTY | USED;
         if !was_pinned && let Some(ordered) = &mut self.ordered {
             ordered.insert(slot.key().into(), at);
+            self.ordered_bytes += ORDERED_OVERHEAD + slot.key().len();
         }
         let is = slot.bytes();
         self.bytes = self.bytes + is - was;
@@ -291,7 +298,7 @@ impl Cache {
     }
 
     fn is_over(&self) -> bool {
-        self.table.len() >= 2 * self.limits.rows || self.bytes >= self.limits.bytes
+        self.table.len() >= 2 * self.limits.rows || self.bytes() >= self.limits.bytes
     }
 
     pub(crate) fn limits(&self) -> Limits {
@@ -300,12 +307,13 @@ impl Cache {
 
     /// Whether dirty rows force a commit.
     pub(crate) fn is_full(&self) -> bool {
-        self.dirty.len() >= self.limits.rows || self.pinned_bytes >= self.limits.bytes / 2
+        self.dirty.len() >= self.limits.rows
+            || self.pinned_bytes + self.ordered_bytes >= self.limits.bytes / 2
     }
     /// Whether clean rows should be flushed with the next commit.
     pub(crate) fn wants_flush(&self) -> bool {
         self.unflushed.len() + self.dirty.len() >= self.limits.rows
-            || self.pinned_bytes >= self.limits.bytes / 4
+            || self.pinned_bytes + self.ordered_bytes >= self.limits.bytes / 4
     }
     /// Rows written since the last commit.
     pub(crate) fn dirty_rows(&self) -> usize {
@@ -395,6 +403,7 @@ impl Cache {
         }
         // All pinned rows were unflushed ones: there are no dirty rows at a flush.
         self.ordered = if self.range_read { Some(BTreeMap::new()) } else { None };
+        self.ordered_bytes = 0;
         self.range_read = false;
     }
 
@@ -408,7 +417,10 @@ impl Cache {
         let slots = &self.slots;
         let ordered = self.ordered.get_or_insert_with(|| {
             let pinned = self.unflushed.iter().chain(&self.dirty);
-            pinned.map(|at| (slots[*at as usize].key().into(), *at)).collect()
+            let ordered: BTreeMap<Box<[u8]>, u32> =
+                pinned.map(|at| (slots[*at as usize].key().into(), *at)).collect();
+            self.ordered_bytes = ordered.keys().map(|key| ORDERED_OVERHEAD + key.len()).sum();
+            ordered
         });
         let is_empty = from.zip(to).is_some_and(|(from, to)| from >= to);
         let from = from.map_or(Bound::Unbounded, Bound::Included);
@@ -417,8 +429,8 @@ impl Cache {
         within.into_iter().flatten().map(|(key, at)| (&**key, slots[*at as usize].value()))
     }
 
-    /// Bytes of all rows.
+    /// Bytes of all rows, and of their order.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.ordered_bytes
     }
 }

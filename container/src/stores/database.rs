@@ -73,10 +73,10 @@ impl DiskMemory {
         }
     }
 
-    /// For so many databases in a process that may have so many files open: half of these are for their tables.
-    pub(crate) fn sharing_files(self, databases: usize, open_files: u64) -> DiskMemory {
-        let each = open_files / 2 / databases.max(1) as u64;
-        let open_files = i32::try_from(each).unwrap_or(MOST_OPEN_FILES).clamp(32, MOST_OPEN_FILES);
+    /// Each database keeps so many tables open.
+    pub(crate) fn keeping_open(self, tables: u64) -> DiskMemory {
+        // RocksDB takes ten of them for other files.
+        let open_files = i32::try_from(tables).unwrap_or(MOST_OPEN_FILES).saturating_add(10);
         DiskMemory { open_files, ..self }
     }
 
@@ -243,6 +243,9 @@ pub(super) fn family_options(
     options.set_write_buffer_size((memory.write_buffer_bytes / 2).clamp(1 << 20, 64 << 20));
     options.set_arena_block_size(memory.arena_block_bytes());
     options.set_max_write_buffer_number(4);
+    // Whoever writes a file holds eight bytes for each of its keys until its filter is made of them: of small rows a file
+    // of the usual 64 MiB has millions.
+    options.set_target_file_size_base((memory.write_buffer_bytes as u64 / 2).clamp(4 << 20, 64 << 20));
     if let Some(spec) = spec {
         table.set_block_size(usize::try_from(spec.block_bytes).unwrap_or(usize::MAX).clamp(1 << 10, 1 << 20));
         options.set_compression_type(match spec.compression {

@@ -72,11 +72,12 @@ impl Rig {
         self.rows.borrow_mut().cache().is_full() || self.index.borrow_mut().cache().is_full()
     }
 
-    /// A commit whose changelog nobody keeps, and a flush.
+    /// A commit whose changelog nobody keeps, and what it makes room with.
     fn settle(&self) {
-        self.rows.borrow_mut().committed();
-        self.index.borrow_mut().committed();
-        self.flush();
+        for store in [&self.rows, &self.index] {
+            store.borrow_mut().committed();
+            store.borrow_mut().write_below().expect("writes");
+        }
     }
 
     fn flush(&self) {

@@ -21,6 +21,18 @@ pub struct Container {
 impl Container {
     /// Starts incarnation `seq` with its state in the job's folder `state`, and more environment variables.
     pub fn start(job: &Job, master: &Master, seq: u64, state: &str, more: &[(&str, &str)]) -> Container {
+        Container::limited(job, master, seq, state, more, "")
+    }
+
+    /// With limits that a shell sets before.
+    pub fn limited(
+        job: &Job,
+        master: &Master,
+        seq: u64,
+        state: &str,
+        more: &[(&str, &str)],
+        limits: &str,
+    ) -> Container {
         let id = format!("container_1_{seq:06}");
         let work = job.folder.path().join(&id);
         std::fs::create_dir_all(&work).expect("a folder");
@@ -29,8 +41,11 @@ impl Container {
             work.join(name)
         };
         let log = work.join("stderr");
-        let mut command = Command::new(example(job.example));
+        let mut command = Command::new("sh");
         command
+            .arg("-c")
+            .arg(format!("{limits} exec \"$0\""))
+            .arg(example(job.example))
             .current_dir(&work)
             .env("SAMZA_APP_ID", "application_1_1")
             .env("SAMZA_CONTAINER_ID", &id)
@@ -45,7 +60,7 @@ impl Container {
         Container { id, process: command.spawn().expect("the example is built"), log }
     }
 
-    fn pid(&self) -> Pid {
+    pub fn pid(&self) -> Pid {
         Pid::from_child(&self.process)
     }
     pub fn log(&self) -> String {

@@ -160,8 +160,8 @@ fn spec(name: &str, bootstrap: &str, delivery: Delivery) -> JobSpec {
     job_file::parse(&text, "job.toml").unwrap_or_else(|problems| panic!("{problems}")).spec
 }
 
-/// All partitions of these inputs in one container, a task for each number.
-pub fn model(inputs: &[String]) -> ContainerModel {
+/// So many partitions of these inputs in one container, a task for each number.
+pub fn model(inputs: &[String], tasks: i32) -> ContainerModel {
     let stream = |input: &String| SystemStream::parse(input).expect("a stream");
     let task = |n| TaskModel {
         name: format!("Partition {n}").as_str().into(),
@@ -172,5 +172,5 @@ pub fn model(inputs: &[String]) -> ContainerModel {
         changelog_partition: n,
         added: Vec::new(),
     };
-    ContainerModel { tasks: (0..PARTITIONS).map(task).collect() }
+    ContainerModel { tasks: (0..tasks).map(task).collect() }
 }

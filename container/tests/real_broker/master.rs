@@ -9,7 +9,7 @@ use types::{ContainerHello, ContainerModel, ContainerStatus, ContainerWelcome, F
 
 use crate::PATIENCE;
 use crate::container::Container;
-use crate::job::model;
+use crate::job::{PARTITIONS, model};
 
 /// Welcomes every container with the same tasks and keeps what each says last.
 pub struct Master {
@@ -27,7 +27,10 @@ impl Master {
     }
 
     pub fn of(inputs: &[String]) -> Master {
-        let model = model(inputs);
+        Master::with(model(inputs, PARTITIONS))
+    }
+
+    pub fn with(model: ContainerModel) -> Master {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let statuses = Arc::new(Mutex::new(BTreeMap::new()));
@@ -54,6 +57,16 @@ impl Master {
         what: &str,
         is: impl Fn(&ContainerStatus) -> bool,
     ) -> ContainerStatus {
+        self.wait_long(container, PATIENCE, what, is)
+    }
+
+    pub fn wait_long(
+        &self,
+        container: &Container,
+        patience: Duration,
+        what: &str,
+        is: impl Fn(&ContainerStatus) -> bool,
+    ) -> ContainerStatus {
         let start = Instant::now();
         loop {
             let status = self.status(container);
@@ -61,7 +74,7 @@ impl Master {
                 return status.clone();
             }
             assert!(
-                start.elapsed() < PATIENCE,
+                start.elapsed() < patience,
                 "{} is not {what}: {status:?}\n{}",
                 container.id,
                 container.log()
