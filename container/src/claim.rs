@@ -192,7 +192,7 @@ fn rival(
         }
         Ok(())
     };
-    let until = high.first().copied().unwrap_or_default();
+    let until = high.first().map_or(0, |end| end.offset);
     admin.read_range(at, 0, until, Isolation::ReadUncommitted, &mut take)?;
     Ok(found)
 }

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use task_api::OwnedHeaders;
 use task_api::system::{
-    BrokerMetadata, Configs, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage,
-    SystemAdmin, SystemConsumer, SystemError, SystemProducer, TopicMetadata, TopicPartition,
+    BrokerMetadata, Configs, Isolation, LogEnd, Lost, Message, NewTopic, Offset, PartitionMetadata,
+    PlainMessage, SystemAdmin, SystemConsumer, SystemError, SystemProducer, TopicMetadata, TopicPartition,
     TransactionalProducer, Watermarks, configs_of,
 };
 
@@ -62,6 +62,8 @@ struct Logs {
     questions: usize,
     /// Where partitions begin that were cut at their begin.
     lows: BTreeMap<TopicPartition, u64>,
+    /// By partition: where each leader epoch after the first begins.
+    leaders: BTreeMap<TopicPartition, Vec<(i32, u64)>>,
 }
 
 impl Entry {
@@ -459,7 +461,8 @@ impl SystemAdmin for FakeSystem {
             let of = |at: &TopicPartition| {
                 let low = logs.low(at);
                 let log = logs.log(at)?;
-                Ok(Watermarks { low, high: log.len() as u64, stable: Logs::stable(log) })
+                let (high, stable) = (log.len() as u64, Logs::stable(log));
+                Ok(Watermarks { low, high, stable, leader_epoch: Some(logs.leader_epoch(at, high)) })
             };
             partitions.iter().map(of).collect()
         })
@@ -509,6 +512,14 @@ impl SystemAdmin for FakeSystem {
                 Ok(truncated.or((offset > high).then_some(Lost::Recreated { high })))
             };
             starts.iter().map(of).collect()
+        })
+    }
+    fn cut(&self, seen: &[(TopicPartition, LogEnd)]) -> Result<Vec<bool>, SystemError> {
+        self.ask(|logs| {
+            let was_cut = |(at, end): &(TopicPartition, LogEnd)| {
+                end.leader_epoch.is_some_and(|epoch| logs.end_of_epoch(at, epoch) < end.offset)
+            };
+            Ok(seen.iter().map(was_cut).collect())
         })
     }
     fn fence(&self, transactional_id: &str) -> Result<(), SystemError> {

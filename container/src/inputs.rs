@@ -9,7 +9,7 @@ use std::time::Duration;
 pub(crate) use standing::Standing;
 use standing::Stands;
 use task_api::system::{
-    Lost, Message, Offset, StartAt, SystemAdmin, SystemConsumer, SystemError, TopicPartition,
+    LogEnd, Lost, Message, Offset, StartAt, SystemAdmin, SystemConsumer, SystemError, TopicPartition,
 };
 use task_core::chooser::{Chooser, Input, More, Progress};
 use task_core::record::Checkpoint;
@@ -274,14 +274,20 @@ impl Inputs {
 
     /// The sources of the task whose positions are not those of its last checkpoint, with the new ones, which are those
     /// of its last checkpoint from now on.
-    pub(crate) fn commit_positions(&mut self, task: usize, mut set: impl FnMut(&Source, Offset)) {
+    pub(crate) fn commit_positions(
+        &mut self,
+        task: usize,
+        mut set: impl FnMut(&Source, Offset, Option<LogEnd>),
+    ) {
         for (reader, at) in &self.of_task[task] {
             let Reader { consumer, sources, .. } = &mut self.readers[*reader];
             let source = &mut sources[*at];
             let position = source.position(&**consumer);
             if let Some(at) = position.filter(|_| position != source.committed) {
                 source.committed = position;
-                set(source, consumer.offset(source.place, at));
+                // What is held was read, but is behind the position.
+                let read_to = consumer.read_to(source.place).filter(|read_to| read_to.offset <= at);
+                set(source, consumer.offset(source.place, at), read_to);
             }
         }
     }
@@ -453,6 +459,7 @@ fn look_at_topics(
             StartAt::Oldest | StartAt::Newest | StartAt::Timestamp(_) => None,
         })
         .collect();
+    let cut = cut_at(admin, &resumed, checkpoints)?;
     for ((input, lost), (_, offset)) in
         resumed.iter_mut().zip(patiently(|| admin.lost(&starts))?).zip(&starts)
     {
@@ -460,6 +467,10 @@ fn look_at_topics(
         let recreated = known.zip(ids.get(&input.at.topic)).is_some_and(|(known, is)| known != is);
         let what = match lost {
             _ if recreated => "the topic was deleted and made again since".to_owned(),
+            None if let Some(end) = cut.get(&input.at) => format!(
+                "what was read up to {end} is no longer what is there: a broker became its leader that did not have \
+                 everything (an unclean election), and messages that nobody has read may be below {offset}"
+            ),
             Some(Lost::Truncated { low }) => format!("it begins at {low} now: what was before is gone"),
             // Nothing was ever read there: the offset is the job file's.
             Some(Lost::Recreated { high }) if known.is_none() => {
@@ -477,6 +488,25 @@ fn look_at_topics(
         input.topic_id = ids.get(&input.at.topic).cloned();
     }
     Ok(())
+}
+
+/// The partitions that were cut since they were read, with how far that was.
+fn cut_at(
+    admin: &dyn SystemAdmin,
+    resumed: &[&mut Opening<'_>],
+    checkpoints: &[&Checkpoint],
+) -> Result<BTreeMap<TopicPartition, u64>, End> {
+    let read_to = |input: &&mut Opening<'_>| {
+        let (stream, partition) = (input.partition.stream.to_string(), input.partition.partition);
+        let read_to = checkpoints[input.task].read_to(&stream, partition)?;
+        input.is_resumed.then(|| (input.at.clone(), read_to))
+    };
+    let seen: Vec<(TopicPartition, LogEnd)> = resumed.iter().filter_map(read_to).collect();
+    if seen.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let cut = patiently(|| admin.cut(&seen))?;
+    Ok(seen.into_iter().zip(cut).filter(|(_, cut)| *cut).map(|((at, end), _)| (at, end.offset)).collect())
 }
 
 /// Where to go on when messages are gone, if the job says so.

@@ -191,7 +191,8 @@ impl Restore<'_> {
         let suffix = self.incarnation.to_string();
         let disk = TaskDisk::open(&self.state, &task.state_entry(), &suffix, &stores, self.memory)?;
         debug!(task = %task.name, took_ms = took_ms(), "database open");
-        let logs = self.logs(task, &of.highs[1..], topics)?;
+        let mut logs = self.logs(task, &of.highs[1..], topics)?;
+        self.look_for_cuts(&mut logs, found.as_ref())?;
         let look = Look::at(self, task, &disk, found, &logs)?;
         let (mut mends, mut checkpoint) = look.decide(self, false)?;
         for (name, store) in self.job.stores.iter().filter(|(_, store)| store.changelog.is_none()) {
@@ -261,18 +262,41 @@ impl Restore<'_> {
             };
             let at = TopicPartition { topic: topic.clone(), partition: task.changelog_partition };
             let Topic { id, keeps_tombstones_ms, ages } = known.clone();
-            let now = Changelog { topic_id: id.clone(), low: 0, high, keeps_tombstones_ms };
+            let now = Changelog { topic_id: id.clone(), low: 0, high, keeps_tombstones_ms, was_cut: false };
             let log = Log { at, topic_id: id, keeps_tombstones_ms };
-            logs.push(LogNow { store, spec, log, now, ages: ages || spec.ttl_ms.is_some() });
+            let ages = ages || spec.ttl_ms.is_some();
+            logs.push(LogNow { store, spec, log, now, ages, leader_epoch: None });
         }
         let partitions: Vec<TopicPartition> = logs.iter().map(|log| log.log.at.clone()).collect();
         if !partitions.is_empty() {
             let ends = patiently(|| self.admin.watermarks(&partitions))?;
             for (log, ends) in logs.iter_mut().zip(ends) {
-                log.now.low = ends.low;
+                (log.now.low, log.leader_epoch) = (ends.low, ends.leader_epoch);
             }
         }
         Ok(logs)
+    }
+
+    /// Notes which changelogs were cut since the checkpoint.
+    fn look_for_cuts(&self, logs: &mut [LogNow<'_>], checkpoint: Option<&Checkpoint>) -> Result<(), End> {
+        let Some(memories) = checkpoint.map(|checkpoint| &checkpoint.changelogs) else { return Ok(()) };
+        let remembered = |log: &LogNow<'_>| {
+            let of_this_log = |memory: &&LogMemory| {
+                memory.topic == log.log.at.topic
+                    && memory.id == log.now.topic_id
+                    && memory.end <= log.now.high
+            };
+            let memory = memories.get(log.store).filter(of_this_log)?;
+            memory.leader_epoch?;
+            Some((log.log.at.clone(), memory.reached()))
+        };
+        let (asked, seen): (Vec<usize>, Vec<_>) =
+            logs.iter().enumerate().filter_map(|(at, log)| Some((at, remembered(log)?))).unzip();
+        if !seen.is_empty() {
+            let cut = patiently(|| self.admin.cut(&seen))?;
+            asked.into_iter().zip(cut).for_each(|(at, was_cut)| logs[at].now.was_cut = was_cut);
+        }
+        Ok(())
     }
 
     fn keep_or_clear(&self, disk: &TaskDisk, name: &str, checkpoint: &Checkpoint) -> Result<(), End> {
@@ -476,6 +500,8 @@ struct LogNow<'n> {
     now: Changelog,
     /// Brokers may delete rows for their age.
     ages: bool,
+    /// The leader epoch now: none of what is below `now.high` is of a later one.
+    leader_epoch: Option<i32>,
 }
 
 impl LogNow<'_> {
@@ -485,6 +511,7 @@ impl LogNow<'_> {
             id: self.now.topic_id.clone(),
             start: self.now.low,
             end: self.now.high,
+            leader_epoch: self.leader_epoch,
         }
     }
 }

@@ -46,11 +46,16 @@ fn refused(broker: &Broker, job: &JobSpec, seq: u64, state: &Path) -> String {
 /// Loses something of a changelog.
 type Harm = fn(&Broker);
 
-const HARMS: [(&str, Harm); 3] = [
+const HARMS: [(&str, Harm); 4] = [
     ("was made again: its id was id of changelog and is id no. 2 of changelog now", |broker| {
         broker.remake("changelog", PARTITIONS);
     }),
     ("ends at 3 now, and was committed up to", |broker| broker.cut_end("changelog", 0, 3)),
+    ("has grown again: a broker became its leader that did not have everything", |broker| {
+        let had = broker.committed("changelog", 0).last().map_or(0, |(offset, ..)| offset + 3);
+        broker.elect_unclean("changelog", 0, 3);
+        (3..had).for_each(|_| broker.append("changelog", 0, b"k1", Some(&7_i64.to_be_bytes())));
+    }),
     ("begins at 4 now, and began at 0", |broker| broker.cut_begin("changelog", 0, 4)),
 ];
 
@@ -68,6 +73,25 @@ fn a_changelog_that_was_made_again_or_cut_fails_the_container_by_name_wherever_i
                 assert!(why.contains(part), "{part} is not in: {why}");
             }
         }
+    }
+}
+
+#[test]
+fn an_input_that_was_cut_and_has_grown_again_fails_the_container_by_name() {
+    let (job, here) = (job(Delivery::ExactlyOnce, true), folder());
+    let broker = ran(&job, here.path());
+    let had = broker.committed("in", 0).len();
+    // A change of leaders that loses nothing is none.
+    broker.elect_unclean("in", 0, had);
+    broker.append("in", 0, b"k1", Some(b"x"));
+    assert!(live(&broker, &job, 2, here.path(), None).ended.is_ok());
+    broker.elect_unclean("in", 0, had - 5);
+    (0..20).for_each(|_| broker.append("in", 0, b"k1", Some(b"y")));
+    let Err(End::Failed(why)) = live(&broker, &job, 3, here.path(), None).ended else {
+        panic!("it takes other messages for those that it has read")
+    };
+    for part in ["is no longer what is there", "unclean election", "--set kafka.in=oldest", "offset-lost"] {
+        assert!(why.contains(part), "{part} is not in: {why}");
     }
 }
 

@@ -186,21 +186,39 @@ pub(crate) fn shared(
 }
 
 /// What is on disk at this moment, as a crash would leave it: without what is only in memtables.
+///
+/// A crash stops all threads at once, but the database's own threads work on while this copies. So it copies until
+/// nothing has changed meanwhile.
 fn copy(from: &Path, to: &Path) {
-    for entry in std::fs::read_dir(from).expect("the state folder").flatten() {
-        let target = to.join(entry.file_name());
-        std::fs::create_dir_all(&target).expect("a folder");
-        let mut files: Vec<_> = std::fs::read_dir(entry.path()).expect("a task's folder").flatten().collect();
-        // The manifest before the files that a later one may name.
-        files.sort_by_key(|f| f.file_name().to_string_lossy().ends_with(".sst"));
-        for file in files {
-            let name = file.file_name();
-            if name != "LOCK" {
-                // A file may go while it is copied: what no manifest names is not missed.
-                let _ = std::fs::copy(file.path(), target.join(name));
+    loop {
+        let before = files_in(from);
+        let all_copied = before.keys().all(|file| {
+            let target = to.join(file);
+            std::fs::create_dir_all(target.parent().expect("a task's folder")).expect("a folder");
+            std::fs::copy(from.join(file), target).is_ok()
+        });
+        if all_copied && files_in(from) == before {
+            return;
+        }
+        std::fs::remove_dir_all(to).expect("the copy");
+        std::fs::create_dir_all(to).expect("a folder");
+    }
+}
+
+/// The tasks' files with their lengths.
+fn files_in(state: &Path) -> BTreeMap<PathBuf, u64> {
+    let mut files = BTreeMap::new();
+    for task in std::fs::read_dir(state).expect("the state folder").flatten() {
+        for file in std::fs::read_dir(task.path()).expect("a task's folder").flatten() {
+            let path = Path::new(&task.file_name()).join(file.file_name());
+            if file.file_name() != "LOCK"
+                && let Ok(meta) = file.metadata()
+            {
+                files.insert(path, meta.len());
             }
         }
     }
+    files
 }
 
 type Counts = BTreeMap<String, i64>;

@@ -101,9 +101,9 @@ fn checkpoints<T: StreamTask>(engine: &mut Engine<T>) -> Result<(), SystemError>
     for (at, task) in engine.tasks.iter_mut().enumerate() {
         let mut moved = is_dirty(task);
         let checkpoint = &mut task.checkpoint;
-        engine.inputs.commit_positions(at, |source, position| {
+        engine.inputs.commit_positions(at, |source, position, read_to| {
             moved = true;
-            checkpoint.set_offset(&source.stream, source.partition.partition, position.0);
+            checkpoint.advance(&source.stream, source.partition.partition, position.0, read_to);
             if let Some(id) = &source.topic_id {
                 checkpoint.topics.insert(source.stream.clone(), id.clone());
             }
@@ -183,9 +183,11 @@ fn told_in_checkpoints<T>(engine: &mut Engine<T>, ends: &Ends) {
     let mut ends = ends.at_least().iter();
     for task in &mut engine.tasks {
         for store in task.stores.iter().filter(|store| store.changelog.is_some()) {
-            let (store, end) = (store.store.borrow(), ends.next().copied().unwrap_or(0));
-            if let Some(memory) = task.checkpoint.changelogs.get_mut(store.name()) {
-                memory.end = memory.end.max(end);
+            let (store, Some(end)) = (store.store.borrow(), ends.next()) else { return };
+            if let Some(memory) = task.checkpoint.changelogs.get_mut(store.name())
+                && end.offset >= memory.end
+            {
+                (memory.end, memory.leader_epoch) = (end.offset, end.leader_epoch);
             }
         }
     }
@@ -210,7 +212,7 @@ fn flush_stores<T: StreamTask>(
     durable: bool,
     wait: bool,
 ) -> Result<(), End> {
-    let mut ends_of = positions.map(|of| (of.offsets().iter(), of.read_at_unix_ms()));
+    let mut ends_of = positions.map(|of| (of.offsets(), of.read_at_unix_ms()));
     for task in &engine.tasks {
         let Some(disk) = &task.disk else { continue };
         let logged = || task.stores.iter().filter(|store| store.changelog.is_some() || store.is_index);
@@ -225,7 +227,7 @@ fn flush_stores<T: StreamTask>(
             let mut of = store.store.borrow_mut();
             of.write_below()?;
             let (Some(out), Some((ends, read_at))) = (&store.changelog, &mut ends_of) else { continue };
-            let offset = *ends.next().expect("one end was read for each changelog");
+            let offset = ends.next().expect("one end was read for each changelog");
             batch.offsets_row(of.name(), &out.log.row(offset, *read_at).encode())?;
         }
         points::at("rows-written");

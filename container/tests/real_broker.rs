@@ -1,5 +1,5 @@
 //! Job processes against a real Kafka, with a master that is played by the test: SIGKILL at any moment and at every
-//! named point ([`crash`]), brokers and disks that fail ([`faults`]), SIGTERM, and old containers that stop at each
+//! named point ([`crash`]), brokers and disks that fail ([`faults`]) or lose what they had ([`elections`]), SIGTERM, and old containers that stop at each
 //! step of their start and wake up after a successor.
 
 #[path = "real_broker/books.rs"]
@@ -12,6 +12,8 @@ mod built;
 mod container;
 #[path = "real_broker/crash.rs"]
 mod crash;
+#[path = "real_broker/elections.rs"]
+mod elections;
 #[path = "real_broker/faults.rs"]
 mod faults;
 #[path = "real_broker/gone.rs"]

@@ -174,7 +174,7 @@ impl Inner {
         let is_open = |row: &Row| row.transaction.as_ref().is_some_and(|of| !self.decided.contains_key(of));
         let high = rows.len() as u64;
         let stable = rows.iter().position(is_open).map_or(high, |first| first as u64);
-        Ok(Watermarks { low, high, stable })
+        Ok(Watermarks { low, high, stable, leader_epoch: None })
     }
 }
 

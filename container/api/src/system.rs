@@ -166,6 +166,13 @@ pub trait SystemConsumer {
     /// the time may never be told to be at its end.
     fn caught_up_at(&self, source: usize) -> Option<u64>;
 
+    /// One past the last message of the source that was handed over, with the leader epoch that the message was written
+    /// in. None before the first one, and for systems whose logs are never cut.
+    fn read_to(&self, source: usize) -> Option<LogEnd> {
+        let _ = source;
+        None
+    }
+
     /// From now on calls `wake`, from any thread, when there may be something to poll again after a poll has handed over
     /// nothing, so that several consumers can be waited for at once. Returns whether it can: else only
     /// [`Self::poll`] waits.
@@ -330,6 +337,25 @@ pub trait TransactionalProducer: SystemProducer {
     fn abort(&mut self, timeout: Duration) -> Result<(), SystemError>;
 }
 
+/// How far a log had come when it was looked at, and under which leader. With both it can be told later whether what was
+/// there still is ([`SystemAdmin::cut`]), also when the log has grown past that place again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEnd {
+    /// One past the last offset that was seen.
+    pub offset: u64,
+    /// The leader epoch that it was in (Kafka's KIP-320); none where the system has no such thing, or does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader_epoch: Option<i32>,
+}
+
+impl LogEnd {
+    /// A place of which no leader epoch is known.
+    #[must_use]
+    pub fn at(offset: u64) -> LogEnd {
+        LogEnd { offset, leader_epoch: None }
+    }
+}
+
 /// Which messages a reader sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isolation {
@@ -348,6 +374,16 @@ pub struct Watermarks {
     pub high: u64,
     /// The last stable offset: below it every transaction is decided.
     pub stable: u64,
+    /// The leader epoch that `high` was read in; none where the system has no such thing.
+    pub leader_epoch: Option<i32>,
+}
+
+impl Watermarks {
+    /// Its end.
+    #[must_use]
+    pub fn end(&self) -> LogEnd {
+        LogEnd { offset: self.high, leader_epoch: self.leader_epoch }
+    }
 }
 
 /// One partition's place in the cluster.
@@ -505,9 +541,9 @@ pub trait SystemAdmin: Send + Sync {
         &self,
         partitions: &[TopicPartition],
         patience: Duration,
-    ) -> Result<Vec<u64>, SystemError> {
+    ) -> Result<Vec<LogEnd>, SystemError> {
         let _ = patience;
-        Ok(self.watermarks(partitions)?.into_iter().map(|ends| ends.high).collect())
+        Ok(self.watermarks(partitions)?.into_iter().map(|ends| ends.end()).collect())
     }
     /// Reads `partition` from offset `from` (or its low watermark, if that is higher) up to but without `until`,
     /// and hands over what `isolation` lets see, in order (`source` is 0). Ends by position, so control records
@@ -533,6 +569,15 @@ pub trait SystemAdmin: Send + Sync {
     /// # Errors
     /// A partition is unknown, a text is no offset, or no broker answered.
     fn lost(&self, starts: &[(TopicPartition, Offset)]) -> Result<Vec<Option<Lost>>, SystemError>;
+    /// For each place that a log had come to: whether the log was cut before it since, as happens when a broker becomes
+    /// leader that did not have everything (an unclean election). What stands there now is something else. A place
+    /// without a leader epoch, or one that retention has passed, is never cut.
+    ///
+    /// # Errors
+    /// A partition is unknown or no broker answered.
+    fn cut(&self, seen: &[(TopicPartition, LogEnd)]) -> Result<Vec<bool>, SystemError> {
+        Ok(vec![false; seen.len()])
+    }
     /// The start of a container is over: what only it needed may go.
     fn started(&self) {}
     /// Runs init_transactions on `transactional_id`: aborts what it had open, waits for what it was committing,

@@ -1,5 +1,6 @@
 //! When a task thread commits, in which order, and after which commits its clean rows go to disk.
 
+use task_api::system::LogEnd;
 use types::Timestamp;
 
 /// Why a commit is due.
@@ -57,19 +58,19 @@ impl Contents {
 /// Where changelogs end, read inside a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ends {
-    ends: Vec<u64>,
+    ends: Vec<LogEnd>,
     read_at_unix_ms: u64,
 }
 
 impl Ends {
     /// The high watermarks as read at that time.
     #[must_use]
-    pub fn new(ends: Vec<u64>, read_at_unix_ms: u64) -> Ends {
+    pub fn new(ends: Vec<LogEnd>, read_at_unix_ms: u64) -> Ends {
         Ends { ends, read_at_unix_ms }
     }
     /// The changelogs have come at least as far as this; by whose rows is not said.
     #[must_use]
-    pub fn at_least(&self) -> &[u64] {
+    pub fn at_least(&self) -> &[LogEnd] {
         &self.ends
     }
     /// The transaction was committed, and that proved something: all rows below are the thread's own or older.
@@ -86,8 +87,8 @@ pub struct Positions(Ends);
 impl Positions {
     /// By changelog, in the order that they were asked for.
     #[must_use]
-    pub fn offsets(&self) -> &[u64] {
-        &self.0.ends
+    pub fn offsets(&self) -> impl Iterator<Item = u64> {
+        self.0.ends.iter().map(|end| end.offset)
     }
     /// When that was true, unix ms.
     #[must_use]

@@ -52,6 +52,11 @@ pub enum Loss {
         /// The id it has.
         has: String,
     },
+    /// A broker became its leader that did not have everything, and it has grown again since.
+    Cut {
+        /// It had come to there at least.
+        had: u64,
+    },
     /// It ends before what was committed.
     Shorter {
         /// It had come to there at least.
@@ -72,6 +77,11 @@ impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Loss::Recreated { had, has } => write!(f, "was made again: its id was {had} and is {has} now"),
+            Loss::Cut { had } => write!(
+                f,
+                "was cut before {had}, up to where it was committed, and has grown again: a broker became its leader \
+                 that did not have everything"
+            ),
             Loss::Shorter { had, has } => write!(f, "ends at {has} now, and was committed up to {had}"),
             Loss::Truncated { had, has } => write!(f, "begins at {has} now, and began at {had}"),
         }
@@ -88,6 +98,8 @@ pub fn lost(memory: Option<&LogMemory>, topic: &str, now: &Changelog, ages: bool
         Some(Loss::Recreated { had: memory.id.clone(), has: now.topic_id.clone() })
     } else if now.high < memory.end {
         Some(Loss::Shorter { had: memory.end, has: now.high })
+    } else if now.was_cut {
+        Some(Loss::Cut { had: memory.end })
     } else if now.low > memory.start && !ages {
         Some(Loss::Truncated { had: memory.start, has: now.low })
     } else {
@@ -215,10 +227,10 @@ mod tests {
     use super::*;
 
     fn memory() -> LogMemory {
-        LogMemory { topic: "log".into(), id: "a".into(), start: 10, end: 100 }
+        LogMemory { topic: "log".into(), id: "a".into(), start: 10, end: 100, leader_epoch: Some(3) }
     }
     fn log(id: &str, low: u64, high: u64) -> Changelog {
-        Changelog { topic_id: id.into(), low, high, keeps_tombstones_ms: 1_000 }
+        Changelog { topic_id: id.into(), low, high, keeps_tombstones_ms: 1_000, was_cut: false }
     }
 
     #[test]
@@ -229,6 +241,9 @@ mod tests {
         assert_eq!(lost(&log("b", 0, 500)), Some(Loss::Recreated { had: "a".into(), has: "b".into() }));
         assert_eq!(lost(&log("a", 10, 99)), Some(Loss::Shorter { had: 100, has: 99 }));
         assert_eq!(lost(&log("a", 11, 100)), Some(Loss::Truncated { had: 10, has: 11 }));
+        let cut = |log: Changelog| lost(&Changelog { was_cut: true, ..log });
+        assert_eq!(cut(log("a", 10, 500)), Some(Loss::Cut { had: 100 }));
+        assert_eq!(cut(log("a", 10, 99)), Some(Loss::Shorter { had: 100, has: 99 }), "as it is seen");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use task_api::system::LogEnd;
 use types::{Incarnation, TaskName};
 
 /// Says which transactional id writes for a partition; it stands until its tombstone.
@@ -31,6 +32,10 @@ pub struct Checkpoint {
     /// The id of each stream's topic that the offsets are of: a topic that was made again has another.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub topics: BTreeMap<String, String>,
+    /// How far of each partition messages were read, with the leader epoch of the last one: an input that was cut below
+    /// is told from one that was not.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub read_to: BTreeMap<String, BTreeMap<String, LogEnd>>,
     /// Where its writer's restore ended; only in its first checkpoint of the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored: Option<Restored>,
@@ -58,6 +63,17 @@ pub struct LogMemory {
     pub start: u64,
     /// It has come at least as far as this.
     pub end: u64,
+    /// The leader epoch at `end`; none where nobody told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader_epoch: Option<i32>,
+}
+
+impl LogMemory {
+    /// How far it had come.
+    #[must_use]
+    pub fn reached(&self) -> LogEnd {
+        LogEnd { offset: self.end, leader_epoch: self.leader_epoch }
+    }
 }
 
 /// The watermarks that a restore went up to.
@@ -80,15 +96,36 @@ impl Checkpoint {
     pub fn offset(&self, stream: &str, partition: i32) -> Option<&str> {
         self.offsets.get(stream)?.get(&partition.to_string()).map(String::as_str)
     }
-    /// Sets the next offset to read.
+    /// Sets the next offset to read. How far messages were read is forgotten: it says nothing of a place that was chosen.
     pub fn set_offset(&mut self, stream: &str, partition: i32, offset: String) {
-        match self.offsets.get_mut(stream) {
-            Some(partitions) => {
-                partitions.insert(partition.to_string(), offset);
-            }
-            None => {
-                self.offsets.insert(stream.to_owned(), BTreeMap::from([(partition.to_string(), offset)]));
-            }
+        put(&mut self.offsets, stream, partition, offset);
+        if let Some(partitions) = self.read_to.get_mut(stream) {
+            partitions.remove(&partition.to_string());
+        }
+        self.read_to.retain(|_, partitions| !partitions.is_empty());
+    }
+    /// Sets the next offset to read after messages were read up to `read_to`; none if they were, but are not processed
+    /// yet: then what is known of those before stays.
+    pub fn advance(&mut self, stream: &str, partition: i32, offset: String, read_to: Option<LogEnd>) {
+        put(&mut self.offsets, stream, partition, offset);
+        if let Some(read_to) = read_to.filter(|read_to| read_to.leader_epoch.is_some()) {
+            put(&mut self.read_to, stream, partition, read_to);
+        }
+    }
+    /// How far messages of a partition of a stream were read.
+    #[must_use]
+    pub fn read_to(&self, stream: &str, partition: i32) -> Option<LogEnd> {
+        self.read_to.get(stream)?.get(&partition.to_string()).copied()
+    }
+}
+
+fn put<V>(of: &mut BTreeMap<String, BTreeMap<String, V>>, stream: &str, partition: i32, value: V) {
+    match of.get_mut(stream) {
+        Some(partitions) => {
+            partitions.insert(partition.to_string(), value);
+        }
+        None => {
+            of.insert(stream.to_owned(), BTreeMap::from([(partition.to_string(), value)]));
         }
     }
 }
@@ -211,7 +248,7 @@ mod tests {
         assert!(checkpoint.changelogs.is_empty() && checkpoint.number() == (incarnation(17, 3), 0));
         assert_eq!(checkpoint_value(&checkpoint), old);
         checkpoint.commit = 7;
-        let memory = LogMemory { topic: "log".into(), id: "a".into(), start: 1, end: 9 };
+        let memory = LogMemory { topic: "log".into(), id: "a".into(), start: 1, end: 9, leader_epoch: None };
         checkpoint.changelogs.insert("seen".into(), memory);
         assert_eq!(
             String::from_utf8(checkpoint_value(&checkpoint)).expect("text"),

@@ -46,6 +46,8 @@ pub struct Changelog {
     pub high: u64,
     /// For how long the topic keeps tombstones, ms (`delete.retention.ms`).
     pub keeps_tombstones_ms: u64,
+    /// It was cut below what is remembered of it, and may have grown again since.
+    pub was_cut: bool,
 }
 
 impl Changelog {
@@ -138,7 +140,7 @@ mod tests {
     const DAY: u64 = 86_400_000;
 
     fn changelog() -> Changelog {
-        Changelog { topic_id: "a".into(), low: 10, high: 100, keeps_tombstones_ms: DAY }
+        Changelog { topic_id: "a".into(), low: 10, high: 100, keeps_tombstones_ms: DAY, was_cut: false }
     }
     fn row(topic_id: &str, offset: u64, flushed_unix_ms: u64) -> OffsetsRow {
         let keeps_tombstones_ms = Some(DAY);
@@ -191,7 +193,7 @@ mod tests {
         fn a_plan_never_reads_outside_the_changelog(
             offset in 0u64..200, low in 0u64..100, len in 0u64..100, age in 0u64..2 * DAY,
         ) {
-            let changelog = Changelog { topic_id: "a".into(), low, high: low + len, keeps_tombstones_ms: DAY };
+            let changelog = Changelog { low, high: low + len, ..changelog() };
             if let Plan::FromLocal { from } = plan(Some(&row("a", offset, 0)), &changelog, age) {
                 prop_assert!(from >= low && from <= low + len && age < DAY);
             }

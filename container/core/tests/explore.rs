@@ -163,7 +163,7 @@ impl World {
         let of = |p: usize| {
             let high = self.log[p].len() as u64;
             let stable = if lie == Lie::NoWaitForStable { high } else { self.stable(p) };
-            Watermarks { low: 0, high, stable }
+            Watermarks { low: 0, high, stable, leader_epoch: None }
         };
         let tasks = self.containers[i].tasks.iter();
         Answer::Watermarks(tasks.map(|task| vec![of(2 * task + CHECKPOINTS), of(2 * task + ROWS)]).collect())

@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use task_api::system::{
-    BrokerMetadata, Configs, Isolation, Lost, Message, NewTopic, Offset, PlainMessage, ProducerRecord,
-    SystemAdmin, SystemError, TopicHandle, TopicMetadata, TopicPartition, Watermarks,
+    BrokerMetadata, Configs, Isolation, LogEnd, Lost, Message, NewTopic, Offset, PlainMessage,
+    ProducerRecord, SystemAdmin, SystemError, TopicHandle, TopicMetadata, TopicPartition, Watermarks,
 };
 use types::ClientSetting;
 
@@ -96,7 +96,7 @@ impl KafkaAdmin {
         which: Which,
         isolation: Isolation,
         patience: Duration,
-    ) -> Result<Vec<u64>, SystemError> {
+    ) -> Result<Vec<LogEnd>, SystemError> {
         let found = self.client.ends(partitions, which, isolation, patience);
         if matches!(found, Err(SystemError::Retriable(_))) {
             // Where a leader has changed, librdkafka would go by what it knew until its next look around, up to
@@ -133,6 +133,22 @@ impl KafkaAdmin {
             // What was below the log's start is gone; a range is read from where it still is.
             ("auto.offset.reset", "earliest"),
             // The end is known by position: aborted and control records hand over no message.
+            ("enable.partition.eof", "true"),
+        ];
+        Consumer::new(&settings(&ours, &self.config, &fixed))
+    }
+
+    /// Finds out what became of places in logs.
+    fn new_prober(&self) -> Result<Consumer, SystemError> {
+        let ours = [CONSUMERS, ("fetch.wait.max.ms", "5"), ("fetch.message.max.bytes", "1024")];
+        let fixed = [
+            ("bootstrap.servers", self.bootstrap.as_str()),
+            ("group.id", "samza-reader"),
+            ("enable.auto.commit", "false"),
+            ("enable.auto.offset.store", "false"),
+            ("isolation.level", "read_uncommitted"),
+            // A cut is to be told, not to be gone back for.
+            ("auto.offset.reset", "error"),
             ("enable.partition.eof", "true"),
         ];
         Consumer::new(&settings(&ours, &self.config, &fixed))
@@ -326,7 +342,12 @@ impl SystemAdmin for KafkaAdmin {
             .into_iter()
             .zip(high)
             .zip(stable)
-            .map(|((low, high), stable)| Watermarks { low, high, stable: stable.min(high) })
+            .map(|((low, high), stable)| Watermarks {
+                low: low.offset,
+                high: high.offset,
+                stable: stable.offset.min(high.offset),
+                leader_epoch: high.leader_epoch,
+            })
             .collect())
     }
 
@@ -334,7 +355,7 @@ impl SystemAdmin for KafkaAdmin {
         &self,
         partitions: &[TopicPartition],
         patience: Duration,
-    ) -> Result<Vec<u64>, SystemError> {
+    ) -> Result<Vec<LogEnd>, SystemError> {
         self.ends(partitions, Which::Latest, Isolation::ReadUncommitted, patience)
     }
 
@@ -355,6 +376,34 @@ impl SystemAdmin for KafkaAdmin {
                 })
             })
             .collect()
+    }
+
+    /// Most logs have the leader that they had, and need no second question.
+    fn cut(&self, seen: &[(TopicPartition, LogEnd)]) -> Result<Vec<bool>, SystemError> {
+        let partitions: Vec<TopicPartition> = seen.iter().map(|(at, _)| at.clone()).collect();
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ends = |which| self.ends(&partitions, which, Isolation::ReadUncommitted, TIMEOUT);
+        let (low, high) = (ends(Which::Earliest)?, ends(Which::Latest)?);
+        let has_epoch = |at: usize| seen[at].1.leader_epoch.is_some();
+        let is_above = |at: usize| has_epoch(at) && seen[at].1.offset > high[at].offset;
+        let of_another_leader = |at: &usize| {
+            let (had, has) = (seen[*at].1, high[*at].leader_epoch);
+            has_epoch(*at) && has.is_some() && has != had.leader_epoch
+                // What retention has taken says nothing of what follows.
+                && had.offset > low[*at].offset && !is_above(*at)
+        };
+        let mut cut: Vec<bool> = (0..seen.len()).map(is_above).collect();
+        let asked: Vec<usize> = (0..seen.len()).filter(of_another_leader).collect();
+        if asked.is_empty() {
+            return Ok(cut);
+        }
+        let mut prober = self.new_prober().map_err(|e| self.named(e))?;
+        let of: Vec<_> = asked.iter().map(|at| seen[*at].clone()).collect();
+        let found = prober.were_cut(&of, TIMEOUT).map_err(|e| self.named(e))?;
+        asked.iter().zip(found).for_each(|(at, was_cut)| cut[*at] = was_cut);
+        Ok(cut)
     }
 
     fn read_range(

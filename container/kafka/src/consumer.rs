@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use task_api::system::{Message, Offset, StartAt, SystemConsumer, SystemError, TopicPartition};
+use task_api::system::{LogEnd, Message, Offset, StartAt, SystemConsumer, SystemError, TopicPartition};
 
 use crate::native::Consumer;
 use crate::{CONSUMERS, Statistics, settings};
@@ -127,6 +127,10 @@ impl SystemConsumer for KafkaConsumer {
 
     fn caught_up_at(&self, source: usize) -> Option<u64> {
         self.native.sources.get(source)?.end
+    }
+
+    fn read_to(&self, source: usize) -> Option<LogEnd> {
+        self.native.sources.get(source)?.read_to
     }
 
     fn wake_with(&mut self, wake: Arc<dyn Fn() + Send + Sync>) -> bool {

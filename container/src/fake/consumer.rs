@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use task_api::system::{Message, StartAt, SystemConsumer, SystemError, TopicPartition};
+use task_api::system::{LogEnd, Message, StartAt, SystemConsumer, SystemError, TopicPartition};
 
 use super::{Entry, FakeSystem, Fate, HOLDS, Idle, Logs, message, parse};
 
@@ -118,6 +118,11 @@ impl SystemConsumer for FakeConsumer {
     fn lag(&self, source: usize, position: u64) -> Option<u64> {
         self.system.broker.logs().questions += 1;
         Some(self.heard[source]?.saturating_sub(position))
+    }
+    fn read_to(&self, source: usize) -> Option<LogEnd> {
+        let (at, next) = &self.assigned[source];
+        let leader_epoch = Some(self.system.broker.logs().leader_epoch(at, *next));
+        (*next > self.starts[source]).then_some(LogEnd { offset: *next, leader_epoch })
     }
     fn pause(&mut self, sources: &[usize]) -> Result<(), SystemError> {
         sources.iter().for_each(|at| self.paused[*at] = true);

@@ -86,7 +86,7 @@ impl FileAdmin {
         let logged = self.home.log(|log| {
             let (topic, partition) = log.find(&at.topic, at.partition)?;
             let of = &log.topics[topic as usize].partitions[partition as usize];
-            Some(Watermarks { low: 0, high: of.reserved, stable: of.next })
+            Some(Watermarks { low: 0, high: of.reserved, stable: of.next, leader_epoch: None })
         });
         match logged {
             Some(ends) => Ok(ends),
@@ -96,7 +96,7 @@ impl FileAdmin {
                 // What comes once ends when it does, wherever that is.
                 let high =
                     length.map_err(|e| SystemError::Fatal(format!("{place}: {e}")))?.unwrap_or(u64::MAX);
-                Ok(Watermarks { low: 0, high, stable: high })
+                Ok(Watermarks { low: 0, high, stable: high, leader_epoch: None })
             }
         }
     }

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use task_api::StoreError;
-use task_api::system::{Isolation, Message, SystemAdmin, SystemError, TopicHandle, TopicPartition};
+use task_api::system::{Isolation, LogEnd, Message, SystemAdmin, SystemError, TopicHandle, TopicPartition};
 use task_core::commit::Ends;
 use task_core::lost::From;
 use tracing::info;
@@ -75,17 +75,18 @@ pub(crate) fn mend(
     let found = patiently(|| admin.watermarks(&partitions))?;
     for ((store, _), ends) in logs.iter().zip(&found) {
         if let Some(memory) = restored.checkpoint.changelogs.get_mut(*store) {
-            (memory.start, memory.end) = (ends.low, ends.high);
+            (memory.start, memory.end, memory.leader_epoch) = (ends.low, ends.high, None);
         }
     }
     let topic = outputs.state_topic(&JobTopics::of(&job.job).checkpoint)?;
     let address = Address { topic, task: &task.name, partition: task.changelog_partition };
     send_checkpoint(outputs, &address, incarnation, &mut restored.checkpoint)?;
     let proof = outputs.commit()?.ok_or_else(|| End::Failed("a checkpoint was not committed".into()))?;
-    let positions = Ends::new(found.iter().map(|ends| ends.high).collect(), read_at).proven(&proof);
+    let positions =
+        Ends::new(found.iter().map(|ends| LogEnd::at(ends.high)).collect(), read_at).proven(&proof);
     let mut batch = disk.batch();
     let offsets: BTreeMap<&str, u64> =
-        logs.iter().zip(positions.offsets()).map(|((store, _), end)| (store.as_str(), *end)).collect();
+        logs.iter().zip(positions.offsets()).map(|((store, _), end)| (store.as_str(), end)).collect();
     for store in mends.keys() {
         let log = &restored.changelogs[store];
         let row = log.row(offsets[store.as_str()], read_at);

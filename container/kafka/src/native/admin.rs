@@ -7,7 +7,8 @@ use rdkafka_sys::bindings as rd;
 use rdkafka_sys::bindings::rd_kafka_admin_op_t as Op;
 use rdkafka_sys::bindings::rd_kafka_resp_err_t as Code;
 use task_api::system::{
-    BrokerMetadata, Isolation, NewTopic, PartitionMetadata, SystemError, TopicMetadata, TopicPartition,
+    BrokerMetadata, Isolation, LogEnd, NewTopic, PartitionMetadata, SystemError, TopicMetadata,
+    TopicPartition,
 };
 
 use super::rights::Tried;
@@ -213,7 +214,7 @@ impl Client {
         which: Which,
         isolation: Isolation,
         timeout: Duration,
-    ) -> Result<Vec<u64>, SystemError> {
+    ) -> Result<Vec<LogEnd>, SystemError> {
         let spec = match which {
             Which::Earliest => rd::rd_kafka_OffsetSpec_t::RD_KAFKA_OFFSET_SPEC_EARLIEST,
             Which::Latest => rd::rd_kafka_OffsetSpec_t::RD_KAFKA_OFFSET_SPEC_LATEST,
@@ -256,7 +257,11 @@ impl Client {
                     };
                     return Err(self.error_of(code, &why, Tried::topic("Read", &name)));
                 }
-                found.insert((name, of.partition), u64::try_from(of.offset).unwrap_or(0));
+                // Below zero: the broker did not tell.
+                let leader_epoch = rd::rd_kafka_topic_partition_get_leader_epoch(of);
+                let leader_epoch = Some(leader_epoch).filter(|epoch| *epoch >= 0);
+                let offset = u64::try_from(of.offset).unwrap_or(0);
+                found.insert((name, of.partition), LogEnd { offset, leader_epoch });
             }
         }
         partitions

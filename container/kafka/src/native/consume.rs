@@ -13,12 +13,14 @@ use std::time::Duration;
 
 use rdkafka_sys::bindings as rd;
 use rdkafka_sys::bindings::rd_kafka_resp_err_t as Code;
-use task_api::system::{Message, SystemError, TopicPartition};
+use task_api::system::{LogEnd, Message, SystemError, TopicPartition};
 use task_api::{Header, HeaderSource, Headers};
 
 use super::rights::Tried;
 use super::{Client, c_text, code_text, rust_text};
 use crate::statistics::Statistics;
+
+mod cut;
 
 /// Messages in one batch: past a few hundred the cost of a call is gone.
 const BATCH: usize = 1_000;
@@ -46,6 +48,8 @@ pub(crate) struct Source {
     pub(crate) next: u64,
     /// Where the partition was last read to its end: there is nothing to be seen between the last message and this.
     pub(crate) end: Option<u64>,
+    /// The end of the last run of its messages, with the leader epoch of the last one.
+    pub(crate) read_to: Option<LogEnd>,
 }
 
 impl Source {
@@ -68,6 +72,15 @@ impl Source {
             self.end = None;
         }
         true
+    }
+}
+
+impl Source {
+    fn read_up_to(&mut self, last: &rd::rd_kafka_message_t) {
+        // SAFETY: the message is alive. Below zero: its format has none.
+        let epoch = unsafe { rd::rd_kafka_message_leader_epoch(last) };
+        let leader_epoch = Some(epoch).filter(|epoch| *epoch >= 0);
+        self.read_to = Some(LogEnd { offset: unsigned(last.offset) + 1, leader_epoch });
     }
 }
 
@@ -262,7 +275,12 @@ impl Consumer {
     pub(crate) fn assign(&mut self, partitions: &[(TopicPartition, u64)]) -> Result<(), SystemError> {
         self.places.clear();
         self.last = None;
-        let source = |(at, next): &(TopicPartition, u64)| Source { at: at.clone(), next: *next, end: None };
+        let source = |(at, next): &(TopicPartition, u64)| Source {
+            at: at.clone(),
+            next: *next,
+            end: None,
+            read_to: None,
+        };
         self.sources = partitions.iter().map(source).collect();
         let offset = |offset: u64| i64::try_from(offset).unwrap_or(i64::MAX);
         let mut list = partitions.iter().map(|(partition, next)| (partition, offset(*next)));
@@ -312,7 +330,8 @@ impl Consumer {
         &mut self,
         take: &mut dyn FnMut(&[Message<'_>]) -> Result<(), SystemError>,
     ) -> Result<usize, SystemError> {
-        let mut messages = Vec::with_capacity(self.pointers.len());
+        let mut messages: Vec<Message<'_>> = Vec::with_capacity(self.pointers.len());
+        let mut run: Option<(usize, &rd::rd_kafka_message_t)> = None;
         for at in 0..self.pointers.len() {
             // SAFETY: alive until `poll` destroys it, which is after `messages` is gone.
             let raw = unsafe { &*self.pointers[at] };
@@ -323,6 +342,11 @@ impl Consumer {
                         && self.sources[place].is_next(unsigned(raw.offset))
                     {
                         messages.push(borrowed(raw, place));
+                        // Messages of one partition come in runs: the last of each tells enough.
+                        match run.replace((place, raw)) {
+                            Some((before, last)) if before != place => self.sources[before].read_up_to(last),
+                            Some(_) | None => {}
+                        }
                     }
                 }
                 Code::RD_KAFKA_RESP_ERR__PARTITION_EOF => {
@@ -332,6 +356,9 @@ impl Consumer {
                 }
                 code => self.problem(code, raw)?,
             }
+        }
+        if let Some((place, last)) = run {
+            self.sources[place].read_up_to(last);
         }
         if !messages.is_empty() {
             take(&messages)?;

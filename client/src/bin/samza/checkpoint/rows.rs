@@ -126,7 +126,7 @@ mod tests {
     }
 
     fn ends(low: u64, high: u64) -> Watermarks {
-        Watermarks { low, high, stable: high }
+        Watermarks { low, high, stable: high, leader_epoch: None }
     }
 
     #[test]
