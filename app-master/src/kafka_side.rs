@@ -191,12 +191,8 @@ impl KafkaSide {
         for other in others {
             let there = self.systems.admin(&other).and_then(|a| a.describe(&wanted)).map_err(of(&other))?;
             if !there.is_empty() {
-                return Err(Trouble::Failure(Failure::Fatal(format!(
-                    "the positions and the state of {} are on system {other} (topic {topic}), since its first input was \
-                     there; [task] inputs now begins with one of system {home}, where the job would begin anew. Name an \
-                     input of {other} first, or, if it is to begin anew, give it another [job] id",
-                    self.spec.job
-                ))));
+                let why = topics::another_home(&self.spec.job, home, &other, topic);
+                return Err(Trouble::Failure(Failure::Fatal(why)));
             }
         }
         Ok(())

@@ -16,4 +16,5 @@ pub mod resource_manager;
 pub mod run;
 pub mod submit;
 pub mod tables;
+mod topics;
 pub mod wait;

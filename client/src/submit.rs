@@ -14,7 +14,7 @@ use crate::output::{Progress, bytes, duration, print, print_json, say};
 use crate::package::{self, Found, Package};
 use crate::resource_manager::{ResourceManager, Submission};
 use crate::wait::{Goal, wait};
-use crate::{brokers, tables};
+use crate::{brokers, tables, topics};
 
 /// What a submission is told on the command line.
 #[derive(Debug, Clone)]
@@ -49,6 +49,7 @@ pub async fn submit(common: &Common, request: &Request<'_>) -> Result<(), Failur
     }
     if !request.skip_broker_check {
         brokers::check(&file, &secrets).await?;
+        topics::check(&file, &secrets).await?;
     }
     let mut rm = ResourceManager::connect(common).await?;
     if !request.replace {

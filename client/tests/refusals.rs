@@ -1,9 +1,12 @@
 //! What the programs say and how they exit when something is wrong, run as a user runs them, without a cluster.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
+
+use task_api::system::{NewTopic, SystemAdmin};
 
 struct Folder(tempfile::TempDir);
 
@@ -83,6 +86,24 @@ fn like(text: &str, pattern: &str) -> bool {
         rest = &rest[at + part.len()..];
     }
     rest.is_empty()
+}
+
+#[test]
+fn a_topic_that_would_lose_state_is_refused_before_anything_is_submitted() {
+    let theirs = format!("theirs-{}", std::process::id());
+    let admin = kafka::KafkaAdmin::new(&brokers(), &BTreeMap::new()).expect("an admin");
+    let config = [("cleanup.policy".to_owned(), "delete".to_owned())].into();
+    let new = NewTopic { topic: theirs.clone(), partitions: 1, replication: 1, config };
+    admin.create(&[new]).expect("created");
+    let folder = Folder::new(&brokers());
+    let named = format!("[stores.seen]\nchangelog = \"{theirs}\"");
+    folder.write("job.toml", &job(&brokers()).replace("[stores.seen]", &named));
+    is(
+        &submit(&folder, &["job.toml", "--replace", "--rm", &nobody()]),
+        65,
+        "",
+        &format!("job.toml: topic {theirs}*--add-config cleanup.policy=compact*; nothing was submitted\n"),
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The ends of partitions, and ranges of them.
 
-use task_api::system::{Isolation, StartAt, SystemError};
+use task_api::system::{Isolation, LogEnd, Offset, StartAt, SystemError, TopicPartition};
 
 use crate::Stage;
 use crate::script::{
@@ -75,7 +75,7 @@ pub fn watermarks_tell_what_is_open(stage: &dyn Stage) {
     append(stage, &to, &["b"]);
     let there = ends(stage, &to);
     assert_eq!((there.low, there.high, there.stable), (0, 3, 1));
-    assert_eq!(stage.admin().high_watermarks(std::slice::from_ref(&to), SOON), Ok(vec![3]));
+    assert_eq!(highs(stage, std::slice::from_ref(&to)), [3]);
     open.commit(SOON).expect("committed");
     wait_until("the marker is there", || ends(stage, &to).stable == 4);
     assert_eq!(high(stage, &to), 4);
@@ -85,10 +85,33 @@ pub fn ends_are_told_in_the_order_in_which_they_were_asked_for(stage: &dyn Stage
     let topic = stage.topic("asked", 3, &[]);
     append(stage, &at(&topic, 1), &["a"]);
     append(stage, &at(&topic, 2), &["b", "c"]);
-    let asked = [at(&topic, 2), at(&topic, 0), at(&topic, 1)];
+    // Tasks that read the same partition ask for it once each.
+    let asked = [at(&topic, 2), at(&topic, 0), at(&topic, 1), at(&topic, 2)];
     let told = stage.admin().watermarks(&asked).expect("told");
-    assert_eq!(told.iter().map(|ends| ends.high).collect::<Vec<_>>(), [2, 0, 1]);
-    assert_eq!(stage.admin().high_watermarks(&asked, SOON), Ok(vec![2, 0, 1]));
+    assert_eq!(told.iter().map(|ends| ends.high).collect::<Vec<_>>(), [2, 0, 1, 2]);
+    assert_eq!(highs(stage, &asked), [2, 0, 1, 2]);
+    let starts = asked.map(|at| (at, Offset("0".into())));
+    assert_eq!(stage.admin().lost(&starts), Ok(vec![None; 4]));
+}
+
+fn highs(stage: &dyn Stage, of: &[TopicPartition]) -> Vec<u64> {
+    let told = stage.admin().high_watermarks(of, SOON).expect("told");
+    told.iter().map(|end| end.offset).collect()
+}
+
+pub fn a_log_that_has_only_grown_was_not_cut_where_it_was_read_to(stage: &dyn Stage) {
+    let to = partition(stage, "grown");
+    append(stage, &to, &["a", "b"]);
+    let mut consumer = reader(stage, &[(&to, StartAt::Oldest)]);
+    assert_eq!(consumer.read_to(0), None, "nothing was read");
+    take_to(&mut *consumer, &[2]);
+    let end = ends(stage, &to).end();
+    // Only some systems have leader epochs.
+    let read_to = consumer.read_to(0).unwrap_or(end);
+    assert_eq!((read_to.offset, end.offset), (2, 2));
+    append(stage, &to, &["c"]);
+    let seen = [read_to, end, LogEnd::at(9)].map(|end| (to.clone(), end));
+    assert_eq!(stage.admin().cut(&seen), Ok(vec![false; 3]));
 }
 
 /// A broker may not have heard of it yet.

@@ -182,6 +182,8 @@ macro_rules! tests {
                 offsets_are_counted_from_zero_and_one_by_one;
             ends [Consume]:
                 an_empty_source_is_read_to_its_end_at_once;
+            ends [Consume, Administer]:
+                a_log_that_has_only_grown_was_not_cut_where_it_was_read_to;
             ends [Consume, HoldBack]:
                 the_end_is_known_behind_what_is_never_seen
                 what_is_open_is_the_end_and_holds_back_what_is_behind_it

@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use task_api::system::{ConfigSource, Configs, NewTopic, SystemAdmin, SystemError, TopicMetadata};
-use types::{MOST_COPIES, TopicPlan, TopicRole, TopicStatus};
+use types::{JobId, MOST_COPIES, TopicPlan, TopicRole, TopicStatus};
 
 /// What is known of a system's cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -360,6 +360,33 @@ pub fn by_system(plans: &[TopicPlan]) -> BTreeMap<&str, Vec<&TopicPlan>> {
         by_system.entry(&plan.system).or_default().push(plan);
     }
     by_system
+}
+
+/// Looks at those topics of one system that exist, whatever their partitions, as [`ensure`] does, and changes nothing.
+///
+/// # Errors
+/// The system did not answer, or (`Fatal`) a topic cannot be used, with what mends it.
+pub fn look(admin: &dyn SystemAdmin, bootstrap: &str, plans: &[&TopicPlan]) -> Result<(), SystemError> {
+    let live = admin.brokers()?.len();
+    let known = Cluster { bootstrap, live, size: live };
+    let names: Vec<String> = plans.iter().map(|plan| plan.topic.clone()).collect();
+    let there = admin.describe(&names)?;
+    let as_it_is = |plan: &&TopicPlan| {
+        let of = there.iter().find(|t| t.topic == plan.topic)?;
+        Some(TopicPlan { partitions: i32::try_from(of.partitions.len()).ok()?, ..(*plan).clone() })
+    };
+    let plans: Vec<TopicPlan> = plans.iter().filter_map(as_it_is).collect();
+    judge_all(admin, &known, &plans.iter().collect::<Vec<_>>(), &there).map(drop)
+}
+
+/// That a job would begin anew, because its first input is of another system than it was.
+#[must_use]
+pub fn another_home(job: &JobId, home: &str, was: &str, coordinator: &str) -> String {
+    format!(
+        "the positions and the state of {job} are on system {was} (topic {coordinator}), since its first input was \
+         there; [task] inputs now begins with one of system {home}, where the job would begin anew. Name an \
+         input of {was} first, or, if it is to begin anew, give it another [job] id"
+    )
 }
 
 /// Makes the topics of one system ready: looks at all of them before anything is changed, creates what is missing and

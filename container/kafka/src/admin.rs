@@ -395,14 +395,21 @@ impl SystemAdmin for KafkaAdmin {
                 && had.offset > low[*at].offset && !is_above(*at)
         };
         let mut cut: Vec<bool> = (0..seen.len()).map(is_above).collect();
-        let asked: Vec<usize> = (0..seen.len()).filter(of_another_leader).collect();
-        if asked.is_empty() {
-            return Ok(cut);
+        // Tasks that read the same partition may have come to different places, and a consumer can be at one.
+        let mut rounds: Vec<Vec<usize>> = Vec::new();
+        for at in (0..seen.len()).filter(of_another_leader) {
+            let is_free = |round: &&mut Vec<usize>| round.iter().all(|other| seen[*other].0 != seen[at].0);
+            match rounds.iter_mut().find(is_free) {
+                Some(round) => round.push(at),
+                None => rounds.push(vec![at]),
+            }
         }
-        let mut prober = self.new_prober().map_err(|e| self.named(e))?;
-        let of: Vec<_> = asked.iter().map(|at| seen[*at].clone()).collect();
-        let found = prober.were_cut(&of, TIMEOUT).map_err(|e| self.named(e))?;
-        asked.iter().zip(found).for_each(|(at, was_cut)| cut[*at] = was_cut);
+        for round in rounds {
+            let of: Vec<_> = round.iter().map(|at| seen[*at].clone()).collect();
+            let mut prober = self.new_prober().map_err(|e| self.named(e))?;
+            let found = prober.were_cut(&of, TIMEOUT).map_err(|e| self.named(e))?;
+            round.iter().zip(found).for_each(|(at, was_cut)| cut[*at] = was_cut);
+        }
         Ok(cut)
     }
 

@@ -126,6 +126,8 @@ fn a_log_that_was_cut_by_an_unclean_election_and_has_grown_again_is_told_from_on
     for end in on_one {
         assert!(stage.was_cut(end), "{end:?} was written anew");
     }
+    let both = [on_one[0], on_both].map(|end| (stage.log.clone(), end));
+    assert_eq!(stage.ask(|admin| admin.cut(&both)), [true, false], "of two readers of one partition");
     assert!(!stage.was_cut(on_both), "that was on both");
     assert!(!stage.was_cut(LogEnd::at(20)), "nobody knows");
 

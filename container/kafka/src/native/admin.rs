@@ -1,5 +1,6 @@
 //! Administration: requests whose answers come as events on a queue made for them.
 
+use std::collections::BTreeSet;
 use std::ffi::{c_char, c_int};
 use std::time::{Duration, Instant};
 
@@ -207,7 +208,8 @@ impl Client {
         Ok(())
     }
 
-    /// One end of each partition, in the order given.
+    /// One end of each partition, in the order given; one that is named twice, as several tasks do that read it, is
+    /// asked for once, for librdkafka refuses to ask twice.
     pub(crate) fn ends(
         &self,
         partitions: &[TopicPartition],
@@ -219,11 +221,12 @@ impl Client {
             Which::Earliest => rd::rd_kafka_OffsetSpec_t::RD_KAFKA_OFFSET_SPEC_EARLIEST,
             Which::Latest => rd::rd_kafka_OffsetSpec_t::RD_KAFKA_OFFSET_SPEC_LATEST,
         } as i64;
-        let names = partitions.iter().map(|it| c_text(&it.topic)).collect::<Result<Vec<_>, _>>()?;
+        let asked: BTreeSet<&TopicPartition> = partitions.iter().collect();
+        let names = asked.iter().map(|it| c_text(&it.topic)).collect::<Result<Vec<_>, _>>()?;
         // SAFETY: the list is ours; librdkafka copies it.
         let list = unsafe {
-            let list = rd::rd_kafka_topic_partition_list_new(c_int::try_from(partitions.len()).unwrap_or(0));
-            for (partition, name) in partitions.iter().zip(&names) {
+            let list = rd::rd_kafka_topic_partition_list_new(c_int::try_from(asked.len()).unwrap_or(0));
+            for (partition, name) in asked.iter().zip(&names) {
                 let entry = rd::rd_kafka_topic_partition_list_add(list, name.as_ptr(), partition.partition);
                 (*entry).offset = spec;
             }
