@@ -30,6 +30,7 @@ impl Master {
         Master::with(model(inputs, PARTITIONS))
     }
 
+    /// Of a job whose tasks are these.
     pub fn with(model: ContainerModel) -> Master {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");

@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 
 use kafka::KafkaProducer;
 use rustix::process::Signal;
-use task_api::system::{ProducerRecord, SystemProducer, TransactionalProducer};
-use types::Delivery;
+use task_api::system::{
+    NewTopic, PlainMessage, ProducerRecord, SystemAdmin, SystemProducer, TopicPartition,
+    TransactionalProducer,
+};
+use types::{Delivery, StreamSpec, SystemStream, SystemStreamPartition};
 
 use crate::PATIENCE;
 use crate::brokers::Brokers;
 use crate::container::{Container, is_running};
-use crate::job::{Job, PARTITIONS};
+use crate::job::{Job, PARTITIONS, model};
 use crate::master::Master;
 use crate::operator::Operator;
 
@@ -74,6 +77,36 @@ fn retention_that_takes_everything_that_was_processed_and_the_marker_behind_it_t
     upstream.commit(PATIENCE).expect("commit");
     master.wait(&second, "done", |status| status.processed == PARTITIONS as u64);
     stop(second);
+}
+
+#[test]
+fn tasks_of_one_thread_that_read_the_same_partition_go_on_after_a_restart() {
+    let mut job = counter("shared");
+    let rules = job.topic("rules");
+    let new = NewTopic { topic: rules.clone(), partitions: 1, replication: 1, config: BTreeMap::new() };
+    job.admin.create(&[new]).expect("created");
+    let input = StreamSpec { topic: rules.clone(), broadcast: true, ..job.spec.streams["kafka.in"].clone() };
+    job.spec.streams.insert("kafka.rules".into(), input);
+    job.spec.task.inputs.push("kafka.rules".into());
+    let mut model = model(&["kafka.in".to_owned()], PARTITIONS);
+    for task in &mut model.tasks {
+        let stream = SystemStream { system: "kafka".into(), stream: "rules".into() };
+        task.inputs.push(SystemStreamPartition { stream, partition: 0 });
+    }
+    let master = Master::with(model);
+    for seq in 1..=2 {
+        let key = format!("rule-{seq}").into_bytes();
+        let to = TopicPartition { topic: rules.clone(), partition: 0 };
+        job.admin.append(&[PlainMessage { to, key, value: Some(b"x".to_vec()) }]).expect("appended");
+        let container = Container::start(&job, &master, seq, "state", &[]);
+        master.wait(&container, "done", |status| status.processed == PARTITIONS as u64);
+        stop(container);
+    }
+    for partition in 0..PARTITIONS {
+        let rows = job.rows(&job.topic("changelog"), partition);
+        let keys: Vec<_> = rows.iter().map(|(_, key, _)| String::from_utf8_lossy(key)).collect();
+        assert_eq!(keys, ["rule-1", "rule-2"], "each task has seen each once");
+    }
 }
 
 #[test]
