@@ -79,6 +79,8 @@ pub(crate) struct Task<T> {
     pub(crate) checkpoint: Checkpoint,
     /// Where its restore ended, until a checkpoint has told it.
     pub(crate) restored: Option<Restored>,
+    /// Its changelogs have come further than its last checkpoint tells.
+    pub(crate) has_grown: bool,
     pub(crate) processed: u64,
     pub(crate) timers: Option<Timers>,
     /// All its inputs are over, and it knows.

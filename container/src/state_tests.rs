@@ -77,6 +77,20 @@ fn a_changelog_that_was_made_again_or_cut_fails_the_container_by_name_wherever_i
 }
 
 #[test]
+fn a_task_that_was_idle_before_the_end_remembers_all_of_its_changelog() {
+    let (job, here) = (job(Delivery::ExactlyOnce, true), folder());
+    let broker = broker(10);
+    // Partition 0 is read to its end long before the other.
+    (0..30).for_each(|_| broker.append("in", 1, b"k1", Some(b"x")));
+    assert!(live(&broker, &job, 1, here.path(), None).ended.is_ok());
+    let end = checkpoint(&broker, &job, 0).changelogs["counts"].end;
+    let rows = broker.committed("changelog", 0);
+    assert!(rows.iter().all(|(offset, ..)| *offset < end), "{end}");
+    // What it remembers includes the marker behind the last row.
+    assert_eq!(Some(end), rows.last().map(|(offset, ..)| offset + 2));
+}
+
+#[test]
 fn an_input_that_was_cut_and_has_grown_again_fails_the_container_by_name() {
     let (job, here) = (job(Delivery::ExactlyOnce, true), folder());
     let broker = ran(&job, here.path());

@@ -290,6 +290,7 @@ impl Desk<'_> {
             partition: model.changelog_partition,
             checkpoint: restored.checkpoint,
             restored: Some(restored.restored),
+            has_grown: false,
             processed: 0,
             timers,
             ended: false,

@@ -99,7 +99,7 @@ fn drain<T: StreamTask>(engine: &mut Engine<T>) -> Result<(), SystemError> {
 /// Sends the checkpoint of each task that has moved.
 fn checkpoints<T: StreamTask>(engine: &mut Engine<T>) -> Result<(), SystemError> {
     for (at, task) in engine.tasks.iter_mut().enumerate() {
-        let mut moved = is_dirty(task);
+        let mut moved = is_dirty(task) || task.has_grown;
         let checkpoint = &mut task.checkpoint;
         engine.inputs.commit_positions(at, |source, position, read_to| {
             moved = true;
@@ -110,6 +110,7 @@ fn checkpoints<T: StreamTask>(engine: &mut Engine<T>) -> Result<(), SystemError>
         });
         if moved {
             task.checkpoint.restored = task.restored.take();
+            task.has_grown = false;
             let to = Address { topic: engine.checkpoints, task: &task.name, partition: task.partition };
             send_checkpoint(&mut engine.outputs, &to, engine.incarnation, &mut task.checkpoint)?;
         }
@@ -185,8 +186,9 @@ fn told_in_checkpoints<T>(engine: &mut Engine<T>, ends: &Ends) {
         for store in task.stores.iter().filter(|store| store.changelog.is_some()) {
             let (store, Some(end)) = (store.store.borrow(), ends.next()) else { return };
             if let Some(memory) = task.checkpoint.changelogs.get_mut(store.name())
-                && end.offset >= memory.end
+                && end.offset > memory.end
             {
+                task.has_grown = true;
                 (memory.end, memory.leader_epoch) = (end.offset, end.leader_epoch);
             }
         }
