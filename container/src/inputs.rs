@@ -55,6 +55,15 @@ pub(crate) struct Source {
     input: Input,
 }
 
+/// A position that goes into a checkpoint.
+pub(crate) struct Moved {
+    pub(crate) to: Offset,
+    /// The job file decided where the source began, not a checkpoint.
+    pub(crate) is_decided: bool,
+    /// How far messages were read, if all of them are processed.
+    pub(crate) read_to: Option<LogEnd>,
+}
+
 /// A system's consumer and what it reads.
 pub(crate) struct Reader {
     pub(crate) consumer: Box<dyn SystemConsumer>,
@@ -267,20 +276,17 @@ impl Inputs {
 
     /// The sources of the task whose positions are not those of its last checkpoint, with the new ones, which are those
     /// of its last checkpoint from now on.
-    pub(crate) fn commit_positions(
-        &mut self,
-        task: usize,
-        mut set: impl FnMut(&Source, Offset, Option<LogEnd>),
-    ) {
+    pub(crate) fn commit_positions(&mut self, task: usize, mut set: impl FnMut(&Source, Moved)) {
         for (reader, at) in &self.of_task[task] {
             let Reader { consumer, sources, .. } = &mut self.readers[*reader];
             let source = &mut sources[*at];
             let position = source.position(&**consumer);
             if let Some(at) = position.filter(|_| position != source.committed) {
+                let is_decided = source.committed.is_none();
                 source.committed = position;
                 // What is held was read, but is behind the position.
                 let read_to = consumer.read_to(source.place).filter(|read_to| read_to.offset <= at);
-                set(source, consumer.offset(source.place, at), read_to);
+                set(source, Moved { to: consumer.offset(source.place, at), is_decided, read_to });
             }
         }
     }

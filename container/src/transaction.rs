@@ -13,6 +13,7 @@ use crate::clock::unix_ms;
 use crate::collector::Outputs;
 use crate::end::End;
 use crate::engine::{Engine, Task};
+use crate::inputs::Moved;
 use crate::points;
 use crate::restore::memory_of;
 
@@ -101,9 +102,13 @@ fn checkpoints<T: StreamTask>(engine: &mut Engine<T>) -> Result<(), SystemError>
     for (at, task) in engine.tasks.iter_mut().enumerate() {
         let mut moved = is_dirty(task) || task.has_grown;
         let checkpoint = &mut task.checkpoint;
-        engine.inputs.commit_positions(at, |source, position, read_to| {
+        engine.inputs.commit_positions(at, |source, Moved { to, is_decided, read_to }| {
             moved = true;
-            checkpoint.advance(&source.stream, source.partition.partition, position.0, read_to);
+            let partition = source.partition.partition;
+            if is_decided {
+                checkpoint.set_offset(&source.stream, partition, to.0.clone());
+            }
+            checkpoint.advance(&source.stream, partition, to.0, read_to);
             if let Some(id) = &source.topic_id {
                 checkpoint.topics.insert(source.stream.clone(), id.clone());
             }

@@ -1,6 +1,6 @@
 //! The ends of partitions, and ranges of them.
 
-use task_api::system::{Isolation, LogEnd, Offset, StartAt, SystemError, TopicPartition};
+use task_api::system::{Isolation, LogEnd, Lost, Offset, StartAt, SystemError, TopicPartition};
 
 use crate::Stage;
 use crate::script::{
@@ -90,8 +90,15 @@ pub fn ends_are_told_in_the_order_in_which_they_were_asked_for(stage: &dyn Stage
     let told = stage.admin().watermarks(&asked).expect("told");
     assert_eq!(told.iter().map(|ends| ends.high).collect::<Vec<_>>(), [2, 0, 1, 2]);
     assert_eq!(highs(stage, &asked), [2, 0, 1, 2]);
-    let starts = asked.map(|at| (at, Offset("0".into())));
-    assert_eq!(stage.admin().lost(&starts), Ok(vec![None; 4]));
+}
+
+pub fn what_became_of_places_is_told_in_the_order_in_which_they_were_asked_for(stage: &dyn Stage) {
+    let topic = stage.topic("places", 2, &[]);
+    append(stage, &at(&topic, 1), &["a"]);
+    let place = |partition, offset: &str| (at(&topic, partition), Offset(offset.into()));
+    let told =
+        stage.admin().lost(&[place(1, "1"), place(0, "1"), place(1, "0"), place(1, "2")]).expect("told");
+    assert_eq!(told, [None, Some(Lost::Recreated { high: 0 }), None, Some(Lost::Recreated { high: 1 })]);
 }
 
 fn highs(stage: &dyn Stage, of: &[TopicPartition]) -> Vec<u64> {

@@ -183,7 +183,8 @@ macro_rules! tests {
             ends [Consume]:
                 an_empty_source_is_read_to_its_end_at_once;
             ends [Consume, Administer]:
-                a_log_that_has_only_grown_was_not_cut_where_it_was_read_to;
+                a_log_that_has_only_grown_was_not_cut_where_it_was_read_to
+                what_became_of_places_is_told_in_the_order_in_which_they_were_asked_for;
             ends [Consume, HoldBack]:
                 the_end_is_known_behind_what_is_never_seen
                 what_is_open_is_the_end_and_holds_back_what_is_behind_it

@@ -96,7 +96,8 @@ impl Checkpoint {
     pub fn offset(&self, stream: &str, partition: i32) -> Option<&str> {
         self.offsets.get(stream)?.get(&partition.to_string()).map(String::as_str)
     }
-    /// Sets the next offset to read. How far messages were read is forgotten: it says nothing of a place that was chosen.
+    /// Sets the next offset to read, a place that was chosen. How far messages were read is forgotten: it says nothing of
+    /// that place.
     pub fn set_offset(&mut self, stream: &str, partition: i32, offset: String) {
         put(&mut self.offsets, stream, partition, offset);
         if let Some(partitions) = self.read_to.get_mut(stream) {

@@ -10,10 +10,15 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nm_shim::{Order, User};
 
 use self::sandbox::Prepared;
+
+/// For so long a program may be busy. One that was just written is, while a process that nm forks at that moment has the
+/// open file, which it closes when it becomes a program itself.
+const BUSY: Duration = Duration::from_secs(2);
 
 /// Starts the process of `order`; an error means that nothing runs. The child is in its cgroups, in a session of
 /// its own, and dies with the shim. It writes into `output`.
@@ -41,7 +46,15 @@ pub(crate) fn spawn(order: &Order, output: [OwnedFd; 2]) -> io::Result<u32> {
         .stderr(stderr);
     // SAFETY: the shim has one thread, and the closure makes only system calls on memory prepared before the fork.
     unsafe { command.pre_exec(move || in_child(&join_fds, user, &sandbox)) };
-    Ok(command.spawn()?.id())
+    let start = Instant::now();
+    loop {
+        match command.spawn() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && start.elapsed() < BUSY => {
+                std::thread::sleep(BUSY / 200);
+            }
+            spawned => return Ok(spawned?.id()),
+        }
+    }
 }
 
 /// Runs in the child between fork and exec.
