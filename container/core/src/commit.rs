@@ -86,7 +86,6 @@ pub struct Positions(Ends);
 
 impl Positions {
     /// By changelog, in the order that they were asked for.
-    #[must_use]
     pub fn offsets(&self) -> impl Iterator<Item = u64> {
         self.0.ends.iter().map(|end| end.offset)
     }
