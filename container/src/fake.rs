@@ -115,6 +115,7 @@ impl Logs {
     fn remove(&mut self, topic: &str) {
         self.partitions.retain(|at, _| at.topic != topic);
         self.lows.retain(|at, _| at.topic != topic);
+        self.leaders.retain(|at, _| at.topic != topic);
     }
     /// The longest value that a topic takes, if it has a limit.
     fn most(&self, topic: &str) -> Option<usize> {

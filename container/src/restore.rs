@@ -287,7 +287,8 @@ impl Restore<'_> {
                     && memory.end <= log.now.high
             };
             let memory = memories.get(log.store).filter(of_this_log)?;
-            memory.leader_epoch?;
+            // Under the leader of then nothing is cut, so most starts need not ask.
+            memory.leader_epoch.filter(|had| Some(*had) != log.leader_epoch)?;
             Some((log.log.at.clone(), memory.reached()))
         };
         let (asked, seen): (Vec<usize>, Vec<_>) =
