@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use am_core::place::{Broker, PartitionPlace, Topology};
 use am_core::plan;
-use task_api::system::{SystemAdmin, SystemError, TopicMetadata};
+use task_api::system::{BrokerMetadata, SystemAdmin, SystemError, TopicMetadata};
 use types::{JobSpec, SystemStream};
 
 use crate::systems::Systems;
@@ -34,12 +34,6 @@ pub fn read_topology(spec: &JobSpec, systems: &mut dyn Systems) -> Result<(Topol
     for system in plan::systems(spec) {
         let of = |e: SystemError| Unread::System(system.clone(), e);
         let admin = systems.admin(&system).map_err(of)?;
-        let brokers = admin.brokers().map_err(of)?;
-        let known = brokers.into_iter().map(|b| {
-            let aliases = addresses(&b.host, b.port);
-            (b.id, Broker { host: b.host, aliases, rack: b.rack })
-        });
-        topology.brokers.insert(system.clone(), known.collect());
         let mine: Vec<&SystemStream> = inputs.iter().filter(|i| i.system == system).collect();
         read_streams(&matched, &mine, &admin, &mut topology, &mut missing).map_err(of)?;
     }
@@ -85,6 +79,10 @@ fn read_streams(
         match found.get_mut(&topic).filter(|t| !t.partitions.is_empty()) {
             None => missing.push(topic),
             Some(there) => {
+                let known = topology.brokers.entry(input.system.clone()).or_default();
+                for broker in there.brokers.drain(..) {
+                    known.entry(broker.id).or_insert_with(|| placed(broker));
+                }
                 there.partitions.sort_by_key(|p| p.partition);
                 let places = there
                     .partitions
@@ -95,6 +93,11 @@ fn read_streams(
         }
     }
     Ok(())
+}
+
+fn placed(broker: BrokerMetadata) -> Broker {
+    let aliases = addresses(&broker.host, broker.port);
+    Broker { host: broker.host, aliases, rack: broker.rack }
 }
 
 /// What `host` resolves to, without itself.

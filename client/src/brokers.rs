@@ -15,7 +15,9 @@ use crate::output::say;
 /// How long a broker may take to accept a connection.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long brokers may take to answer a first question.
-const FIRST_ANSWER: Duration = Duration::from_secs(8);
+const FIRST_ANSWER: Duration = Duration::from_secs(20);
+/// After this long it is said that somebody waits.
+const QUIET: Duration = Duration::from_secs(3);
 
 /// How the clients of a job get into a system; its secrets are those of `secrets`.
 ///
@@ -41,11 +43,19 @@ pub async fn check(file: &JobFile, secrets: &Secrets) -> Result<(), Failure> {
         let access = access(name, system, secrets).map_err(|error| bad("security", &error))?;
         clients(&access).map_err(|(key, error)| bad(key, &error))?;
         reach(file, name, system).await?;
-        let asked = tokio::task::spawn_blocking(move || {
+        let mut asking = tokio::task::spawn_blocking(move || {
             let admin = KafkaAdmin::new(&access.bootstrap, &access.consumer);
             admin.map(|admin| admin.first_contact(FIRST_ANSWER))
         });
-        let asked = asked.await.map_err(|error| Failure::other(error.to_string()))?;
+        let asked = match tokio::time::timeout(QUIET, &mut asking).await {
+            Ok(asked) => asked,
+            Err(_) => {
+                let most = FIRST_ANSWER.as_secs();
+                say(&format!("waiting for an answer of the brokers of system `{name}`, {most} s at most"));
+                asking.await
+            }
+        };
+        let asked = asked.map_err(|error| Failure::other(error.to_string()))?;
         if let Err(none) = asked.map_err(|error| bad("consumer", &error))? {
             let key = format!("systems.{name}.{}", none.key);
             let known = file.line_of(&key).is_some();

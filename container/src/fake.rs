@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use task_api::OwnedHeaders;
 use task_api::system::{
-    BrokerMetadata, Configs, Isolation, LogEnd, Lost, Message, NewTopic, Offset, PartitionMetadata,
-    PlainMessage, SystemAdmin, SystemConsumer, SystemError, SystemProducer, TopicMetadata, TopicPartition,
+    Configs, Isolation, LogEnd, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage,
+    SystemAdmin, SystemConsumer, SystemError, SystemProducer, TopicMetadata, TopicPartition,
     TransactionalProducer, Watermarks, configs_of,
 };
 
@@ -387,9 +387,6 @@ impl System for FakeSystem {
 }
 
 impl SystemAdmin for FakeSystem {
-    fn brokers(&self) -> Result<Vec<BrokerMetadata>, SystemError> {
-        Ok(Vec::new())
-    }
     fn describe(&self, topics: &[String]) -> Result<Vec<TopicMetadata>, SystemError> {
         self.ask(|logs| {
             let of = |topic: &String| TopicMetadata {
@@ -401,9 +398,13 @@ impl SystemAdmin for FakeSystem {
                 partitions: (0..logs.partitions_of(topic))
                     .map(|partition| PartitionMetadata { partition, ..PartitionMetadata::default() })
                     .collect(),
+                brokers: Vec::new(),
             };
             Ok(topics.iter().map(of).filter(|t| !t.partitions.is_empty()).collect())
         })
+    }
+    fn live_brokers(&self) -> Result<usize, SystemError> {
+        Ok(0)
     }
     fn describe_configs(&self, topics: &[String]) -> Result<BTreeMap<String, Configs>, SystemError> {
         self.ask(|logs| {

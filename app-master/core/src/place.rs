@@ -27,7 +27,7 @@ pub struct PartitionPlace {
 /// Where the inputs are.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Topology {
-    /// Brokers by system and id.
+    /// Brokers that are up and have a replica of an input, by system and id.
     pub brokers: BTreeMap<String, BTreeMap<i32, Broker>>,
     /// Partitions of each input, in order.
     pub streams: BTreeMap<SystemStream, Vec<PartitionPlace>>,
@@ -43,11 +43,6 @@ impl Topology {
     #[must_use]
     pub fn broker(&self, system: &str, id: i32) -> Option<&Broker> {
         self.brokers.get(system)?.get(&id)
-    }
-    /// How many brokers `system` has.
-    #[must_use]
-    pub fn broker_count(&self, system: &str) -> usize {
-        self.brokers.get(system).map_or(0, BTreeMap::len)
     }
 }
 

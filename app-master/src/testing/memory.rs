@@ -179,16 +179,8 @@ impl Inner {
 }
 
 impl SystemAdmin for Memory {
-    fn brokers(&self) -> Result<Vec<BrokerMetadata>, SystemError> {
-        drop(self.lock()?);
-        let broker = |id: i32| BrokerMetadata {
-            id,
-            host: format!("127.0.0.{id}"),
-            port: 9092,
-            rack: format!("r{id}"),
-        };
-        let live = 3 - i32::try_from(self.lock()?.brokers_down).expect("at most three");
-        Ok((1..=live).map(broker).collect())
+    fn live_brokers(&self) -> Result<usize, SystemError> {
+        self.lock().map(|inner| 3 - inner.brokers_down)
     }
     /// Some topic has replicas on all of them.
     fn cluster_size(&self) -> Result<usize, SystemError> {
@@ -213,6 +205,7 @@ impl SystemAdmin for Memory {
     }
     fn describe(&self, topics: &[String]) -> Result<Vec<TopicMetadata>, SystemError> {
         let inner = self.lock()?;
+        let live = 3 - i32::try_from(inner.brokers_down).expect("at most three");
         let described = |name: &String| {
             let Topic { made, id, partitions } = inner.topics.get(name)?;
             let replicas = |n: i32| (0..i32::from(made.replication)).map(|k| (n + k) % 3 + 1).collect();
@@ -221,8 +214,16 @@ impl SystemAdmin for Memory {
                 leader: Some(n % 3 + 1),
                 replicas: replicas(n),
             };
-            let partitions = (0..).zip(partitions).map(partition).collect();
-            Some(TopicMetadata { topic: name.clone(), topic_id: id.clone(), partitions })
+            let partitions: Vec<_> = (0..).zip(partitions).map(partition).collect();
+            let ids: BTreeSet<i32> = partitions.iter().flat_map(|of| of.replicas.clone()).collect();
+            let broker = |id: i32| BrokerMetadata {
+                id,
+                host: format!("127.0.0.{id}"),
+                port: 9092,
+                rack: format!("r{id}"),
+            };
+            let brokers = ids.into_iter().filter(|id| *id <= live).map(broker).collect();
+            Some(TopicMetadata { topic: name.clone(), topic_id: id.clone(), partitions, brokers })
         };
         Ok(topics.iter().filter_map(described).collect())
     }

@@ -395,23 +395,23 @@ impl Watermarks {
 
 /// Questions and orders about a system. Every call blocks, at most for its timeout (30 s where none is given).
 pub trait SystemAdmin: Send + Sync {
-    /// The brokers with their racks.
-    ///
-    /// # Errors
-    /// No broker answered; the text names the bootstrap servers.
-    fn brokers(&self) -> Result<Vec<BrokerMetadata>, SystemError>;
     /// The topics that exist among `topics`.
     ///
     /// # Errors
-    /// No broker answered.
+    /// No broker answered; the text names the bootstrap servers.
     fn describe(&self, topics: &[String]) -> Result<Vec<TopicMetadata>, SystemError>;
+    /// How many brokers are up.
+    ///
+    /// # Errors
+    /// No broker answered; the text names the bootstrap servers.
+    fn live_brokers(&self) -> Result<usize, SystemError>;
     /// How many brokers the cluster has, as far as one can tell: those that are down now count where a topic has
     /// replicas on them, or where the brokers' own settings could not be met without them.
     ///
     /// # Errors
     /// No broker answered.
     fn cluster_size(&self) -> Result<usize, SystemError> {
-        Ok(self.brokers()?.len())
+        self.live_brokers()
     }
     /// The configurations of the topics that exist among `topics`.
     ///

@@ -367,7 +367,7 @@ pub fn by_system(plans: &[TopicPlan]) -> BTreeMap<&str, Vec<&TopicPlan>> {
 /// # Errors
 /// The system did not answer, or (`Fatal`) a topic cannot be used, with what mends it.
 pub fn look(admin: &dyn SystemAdmin, bootstrap: &str, plans: &[&TopicPlan]) -> Result<(), SystemError> {
-    let live = admin.brokers()?.len();
+    let live = admin.live_brokers()?;
     let known = Cluster { bootstrap, live, size: live };
     let names: Vec<String> = plans.iter().map(|plan| plan.topic.clone()).collect();
     let there = admin.describe(&names)?;
@@ -399,7 +399,7 @@ pub fn ensure(
     bootstrap: &str,
     plans: &[&TopicPlan],
 ) -> Result<Vec<TopicStatus>, Unready> {
-    let live = admin.brokers()?.len();
+    let live = admin.live_brokers()?;
     let known = Cluster { bootstrap, live, size: live };
     let names: Vec<String> = plans.iter().map(|plan| plan.topic.clone()).collect();
     let there = admin.describe(&names)?;

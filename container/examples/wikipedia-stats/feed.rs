@@ -55,7 +55,7 @@ pub fn feed(file: &Path, bootstrap: &str, rate: Option<u32>) -> Result<(), Box<d
 
 fn create_topics(bootstrap: &str) -> Result<(), Box<dyn Error>> {
     let admin = KafkaAdmin::new(bootstrap, &BTreeMap::new())?;
-    let replication = u16::try_from(admin.brokers()?.len().clamp(1, 3)).expect("at most 3");
+    let replication = u16::try_from(admin.live_brokers()?.clamp(1, 3)).expect("at most 3");
     let named = |topic: &str| topic.to_owned();
     let wanted: Vec<String> = INPUTS.into_iter().chain([OUTPUT]).map(named).collect();
     let there = admin.describe(&wanted)?;

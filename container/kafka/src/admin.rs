@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use task_api::system::{
-    BrokerMetadata, Configs, Isolation, LogEnd, Lost, Message, NewTopic, Offset, PlainMessage,
-    ProducerRecord, SystemAdmin, SystemError, TopicHandle, TopicMetadata, TopicPartition, Watermarks,
+    Configs, Isolation, LogEnd, Lost, Message, NewTopic, Offset, PlainMessage, ProducerRecord, SystemAdmin,
+    SystemError, TopicHandle, TopicMetadata, TopicPartition, Watermarks,
 };
 use types::ClientSetting;
 
@@ -70,7 +70,7 @@ impl KafkaAdmin {
     /// # Errors
     /// None of them answers, or not as `security` has it.
     pub fn first_contact(&self, patience: Duration) -> Result<(), NoContact> {
-        let Err(error) = self.client.brokers(patience) else { return Ok(()) };
+        let Err(error) = self.client.live_brokers(patience) else { return Ok(()) };
         Err(self.client.cause().map_or_else(
             || NoContact {
                 key: "bootstrap",
@@ -250,8 +250,8 @@ impl std::fmt::Debug for KafkaAdmin {
 }
 
 impl SystemAdmin for KafkaAdmin {
-    fn brokers(&self) -> Result<Vec<BrokerMetadata>, SystemError> {
-        self.client.brokers(TIMEOUT).map_err(|e| self.named(e))
+    fn live_brokers(&self) -> Result<usize, SystemError> {
+        self.client.live_brokers(TIMEOUT).map_err(|e| self.named(e))
     }
 
     fn describe(&self, topics: &[String]) -> Result<Vec<TopicMetadata>, SystemError> {

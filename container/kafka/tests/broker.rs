@@ -1,7 +1,7 @@
 //! Against a real broker: `make test` starts one and names it in `SAMZA_TEST_KAFKA`. What every system of streams does is in
 //! `broker/conformance.rs`; here is what is Kafka's own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,8 @@ use task_api::system::{
 
 #[path = "broker/conformance.rs"]
 mod conforming;
+#[path = "broker/nameless.rs"]
+mod nameless;
 #[path = "broker/reading.rs"]
 mod reading;
 #[path = "broker/refusals.rs"]
@@ -84,9 +86,14 @@ fn high(admin: &KafkaAdmin, of: &TopicPartition) -> u64 {
 }
 
 #[test]
-fn brokers_are_told_with_their_racks() {
-    let brokers = admin().brokers().expect("told");
-    assert!(!brokers.is_empty());
+fn a_topics_brokers_are_told_with_their_racks() {
+    let admin = admin();
+    let of = topic(&admin, "racks");
+    let found = admin.describe(std::slice::from_ref(&of.topic)).expect("told").remove(0);
+    let brokers = found.brokers;
+    let ids: BTreeSet<i32> = brokers.iter().map(|broker| broker.id).collect();
+    assert_eq!(ids, found.partitions[0].replicas.iter().copied().collect(), "all of them are up");
+    assert!(admin.live_brokers().expect("told") >= ids.len());
     assert!(
         brokers.iter().all(|broker| broker.host.starts_with("127.") && !broker.rack.is_empty()),
         "{brokers:?}"

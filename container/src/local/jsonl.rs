@@ -9,9 +9,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use task_api::system::{
-    BrokerMetadata, Configs, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage,
-    SystemAdmin, SystemConsumer, SystemError, SystemProducer, TopicMetadata, TopicPartition,
-    TransactionalProducer, Watermarks,
+    Configs, Isolation, Lost, Message, NewTopic, Offset, PartitionMetadata, PlainMessage, SystemAdmin,
+    SystemConsumer, SystemError, SystemProducer, TopicMetadata, TopicPartition, TransactionalProducer,
+    Watermarks,
 };
 
 use super::files::Files;
@@ -78,7 +78,7 @@ impl FileAdmin {
         };
         let of = |partition| PartitionMetadata { partition, ..PartitionMetadata::default() };
         let partitions: Vec<_> = (0..i32::try_from(count).unwrap_or(i32::MAX)).map(of).collect();
-        let metadata = TopicMetadata { topic: topic.to_owned(), topic_id, partitions };
+        let metadata = TopicMetadata { topic: topic.to_owned(), topic_id, partitions, brokers: Vec::new() };
         Ok((count > 0).then_some(metadata))
     }
 
@@ -134,12 +134,12 @@ impl FileAdmin {
 }
 
 impl SystemAdmin for FileAdmin {
-    fn brokers(&self) -> Result<Vec<BrokerMetadata>, SystemError> {
-        Ok(Vec::new())
-    }
-
     fn describe(&self, topics: &[String]) -> Result<Vec<TopicMetadata>, SystemError> {
         topics.iter().filter_map(|topic| self.of_topic(topic).transpose()).collect()
+    }
+
+    fn live_brokers(&self) -> Result<usize, SystemError> {
+        Ok(0)
     }
 
     fn describe_configs(&self, topics: &[String]) -> Result<BTreeMap<String, Configs>, SystemError> {

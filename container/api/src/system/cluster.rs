@@ -22,6 +22,8 @@ pub struct TopicMetadata {
     pub topic_id: String,
     /// By partition.
     pub partitions: Vec<PartitionMetadata>,
+    /// Those brokers of its replicas that are up.
+    pub brokers: Vec<BrokerMetadata>,
 }
 
 impl TopicMetadata {

@@ -109,29 +109,6 @@ impl Client {
         Err(self.explained(SystemError::Retriable("no broker answered in time".into())))
     }
 
-    pub(crate) fn brokers(&self, timeout: Duration) -> Result<Vec<BrokerMetadata>, SystemError> {
-        let answer = self.ask(Op::RD_KAFKA_ADMIN_OP_DESCRIBECLUSTER, None, timeout, |options, queue| {
-            // SAFETY: both are alive during the call.
-            unsafe { rd::rd_kafka_DescribeCluster(self.rk, options, queue) }
-        })?;
-        // SAFETY: what the event lends lives until `answer` is dropped.
-        unsafe {
-            let result = rd::rd_kafka_event_DescribeCluster_result(answer.0);
-            let mut n = 0;
-            let nodes = rd::rd_kafka_DescribeCluster_result_nodes(result, &raw mut n);
-            let nodes = slice(nodes, n);
-            Ok(nodes
-                .iter()
-                .map(|node| BrokerMetadata {
-                    id: rd::rd_kafka_Node_id(*node),
-                    host: rust_text(rd::rd_kafka_Node_host(*node)),
-                    port: rd::rd_kafka_Node_port(*node),
-                    rack: rust_text(rd::rd_kafka_Node_rack(*node)),
-                })
-                .collect())
-        }
-    }
-
     /// The topics that exist among `topics`.
     pub(crate) fn describe(
         &self,
@@ -324,25 +301,43 @@ unsafe fn topic_metadata(name: String, topic: *const rd::rd_kafka_TopicDescripti
     // SAFETY: what the description lends lives as long as it.
     unsafe {
         let mut n = 0;
-        let partitions = slice(rd::rd_kafka_TopicDescription_partitions(topic, &raw mut n), n);
-        TopicMetadata {
+        let mut found = TopicMetadata {
             topic: name,
             topic_id: rust_text(rd::rd_kafka_Uuid_base64str(rd::rd_kafka_TopicDescription_topic_id(topic))),
-            partitions: partitions
-                .iter()
-                .map(|partition| {
-                    let leader = rd::rd_kafka_TopicPartitionInfo_leader(*partition);
-                    let mut n = 0;
-                    let replicas = slice(rd::rd_kafka_TopicPartitionInfo_replicas(*partition, &raw mut n), n);
-                    PartitionMetadata {
-                        partition: rd::rd_kafka_TopicPartitionInfo_partition(*partition),
-                        leader: (!leader.is_null())
-                            .then(|| rd::rd_kafka_Node_id(leader))
-                            .filter(|id| *id >= 0),
-                        replicas: replicas.iter().map(|node| rd::rd_kafka_Node_id(*node)).collect(),
-                    }
-                })
-                .collect(),
+            ..TopicMetadata::default()
+        };
+        for partition in slice(rd::rd_kafka_TopicDescription_partitions(topic, &raw mut n), n) {
+            let leader = rd::rd_kafka_TopicPartitionInfo_leader(*partition);
+            let mut n = 0;
+            let replicas = slice(rd::rd_kafka_TopicPartitionInfo_replicas(*partition, &raw mut n), n);
+            for node in replicas {
+                let broker = broker(*node);
+                let is_known = found.brokers.iter().any(|known| known.id == broker.id);
+                // A broker that is down has an id and nothing else.
+                if !broker.host.is_empty() && !is_known {
+                    found.brokers.push(broker);
+                }
+            }
+            found.partitions.push(PartitionMetadata {
+                partition: rd::rd_kafka_TopicPartitionInfo_partition(*partition),
+                leader: (!leader.is_null()).then(|| rd::rd_kafka_Node_id(leader)).filter(|id| *id >= 0),
+                replicas: replicas.iter().map(|node| rd::rd_kafka_Node_id(*node)).collect(),
+            });
+        }
+        found
+    }
+}
+
+/// # Safety
+/// `node` is alive.
+unsafe fn broker(node: *const rd::rd_kafka_Node_t) -> BrokerMetadata {
+    // SAFETY: what the node lends lives as long as it.
+    unsafe {
+        BrokerMetadata {
+            id: rd::rd_kafka_Node_id(node),
+            host: rust_text(rd::rd_kafka_Node_host(node)),
+            port: rd::rd_kafka_Node_port(node),
+            rack: rust_text(rd::rd_kafka_Node_rack(node)),
         }
     }
 }

@@ -102,6 +102,8 @@ unsafe impl Sync for Client {}
 impl Client {
     /// A client with these settings; later ones win.
     pub(crate) fn new(kind: rd::rd_kafka_type_t, settings: &[(&str, &str)]) -> Result<Client, SystemError> {
+        // Without this, OpenSSL takes itself apart when the process exits, under threads that still use it.
+        openssl_sys::init();
         let mailbox = Box::new(Mailbox { who: Who::of(settings), ..Mailbox::default() });
         let with_tokens = settings.iter().any(|(key, _)| *key == TOKEN_FILE);
         let mut text = [0 as c_char; TEXT];
@@ -163,7 +165,16 @@ impl Client {
         if !is_aborting {
             // It explains nothing of the next one.
             *self.mailbox.aborted.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *self.mailbox.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
+    }
+
+    /// Why the transaction that is open can only be aborted, if so.
+    fn transaction_failure(&self) -> Result<(), SystemError> {
+        let aborted = self.mailbox.aborted.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(why) = aborted else { return Ok(()) };
+        let denied = self.denied(Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED);
+        Err(denied.unwrap_or(SystemError::Fatal(why)))
     }
 
     /// Takes the messages that were refused since the last call.
@@ -280,28 +291,46 @@ impl Client {
 
     /// Waits for a broker, at most this long: librdkafka answers a question with what it knows about brokers.
     fn await_broker(&self, timeout: Duration) -> Result<(), SystemError> {
+        match self.live_brokers(timeout) {
+            // That there is still none is for the question itself to tell.
+            Ok(_) | Err(SystemError::Retriable(_)) => Ok(()),
+            Err(hopeless) => Err(hopeless),
+        }
+    }
+
+    /// How many brokers are up; for one of them is waited.
+    ///
+    /// `DescribeCluster` would tell their racks too, but librdkafka (2.12) aborts the whole process where its answer
+    /// names no broker, as it does while the controller has lost sight of all of them.
+    pub(crate) fn live_brokers(&self, timeout: Duration) -> Result<usize, SystemError> {
+        const FIRST_SLICE: Duration = Duration::from_millis(500);
         let since = Instant::now();
-        while since.elapsed() < timeout {
-            let mut metadata = std::ptr::null();
-            let slice = timeout.saturating_sub(since.elapsed()).min(Duration::from_millis(500));
-            // SAFETY: the metadata is ours if there is some.
-            let code = unsafe {
-                let slice = c_int::try_from(slice.as_millis()).unwrap_or(c_int::MAX).max(1);
-                rd::rd_kafka_metadata(self.rk, 0, std::ptr::null_mut(), &raw mut metadata, slice)
+        loop {
+            let mut answer: *const rd::rd_kafka_metadata = std::ptr::null();
+            // A late answer is lost, so a slow broker must be given longer each time.
+            let slice = since.elapsed().max(FIRST_SLICE).min(timeout.saturating_sub(since.elapsed()));
+            let slice_ms = c_int::try_from(slice.as_millis()).unwrap_or(c_int::MAX);
+            // SAFETY: the answer is ours and destroyed here.
+            let (code, count) = unsafe {
+                let code = rd::rd_kafka_metadata(self.rk, 0, std::ptr::null_mut(), &raw mut answer, slice_ms);
+                let count = if answer.is_null() { 0 } else { (*answer).broker_cnt };
+                if !answer.is_null() {
+                    rd::rd_kafka_metadata_destroy(answer);
+                }
+                (code, usize::try_from(count).unwrap_or(0))
             };
-            if !metadata.is_null() {
-                // SAFETY: as above.
-                unsafe { rd::rd_kafka_metadata_destroy(metadata) };
-            }
-            if code == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+            if code == Code::RD_KAFKA_RESP_ERR_NO_ERROR && count > 0 {
                 self.answered();
-                return Ok(());
+                return Ok(count);
             }
             if let Some(hopeless) = self.hopeless(since) {
                 return Err(hopeless);
             }
+            if since.elapsed() >= timeout {
+                let why = SystemError::Retriable("no broker answered in time".into());
+                return Err(self.explained(why));
+            }
         }
-        Ok(())
     }
 
     /// Why the client failed for good, if it did.
@@ -384,9 +413,12 @@ impl Mailbox {
             "FAIL" | "SASL" | "SSL" | "LIBSASL" | "OIDC" => self.trouble.note(text),
             // `Failed to add partition "topic" [0] to transaction: …`: no answer tells which it was.
             "ADDPARTS" => {
-                let denied = text.contains("authorization failed");
-                let topic = text.split('"').nth(1).filter(|_| denied).map(str::to_owned);
-                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = topic;
+                // Of the topics beside it is said only that they were not tried.
+                if let Some(topic) = text.split('"').nth(1)
+                    && text.contains("authorization failed")
+                {
+                    *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(topic.to_owned());
+                }
             }
             "TXNERR" => *self.aborted.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.to_owned()),
             _ => {}
@@ -473,4 +505,28 @@ fn rust_text(text: *const c_char) -> String {
     }
     // SAFETY: librdkafka's texts end with a zero byte.
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_the_topics_that_a_transaction_leaves_out_the_one_that_is_denied_is_told() {
+        let settings = [("bootstrap.servers", "b:9092"), ("transactional.id", "t"), ("sasl.username", "job")];
+        let client = Client::new(rd::rd_kafka_type_t::RD_KAFKA_PRODUCER, &settings).expect("it asks nobody");
+        assert_eq!(client.transaction_failure(), Ok(()));
+        let told = |topic: &str, why: &str| {
+            let text = format!("Failed to add partition \"{topic}\" [0] to transaction: Broker: {why}");
+            client.mailbox.read_log("ADDPARTS", &text);
+        };
+        told("changelog", "Topic authorization failed");
+        told("checkpoint", "Operation not attempted");
+        client.mailbox.read_log("TXNERR", "Current transaction failed");
+        let why = client.transaction_failure().expect_err("it failed").to_string();
+        assert!(why.contains("User:job has no right to Write on topic changelog;"), "{why}");
+        client.set_aborting(true);
+        client.set_aborting(false);
+        assert_eq!(client.transaction_failure(), Ok(()), "it explains nothing of the next one");
+    }
 }

@@ -365,7 +365,7 @@ impl Producer {
     /// flush takes depends on how much there is, and on quotas.
     pub(crate) fn flush(&self, timeout: Duration) -> Result<(), SystemError> {
         /// So often is looked whether anything was delivered. A flush that is over does not wait for it.
-        const LOOK: Duration = Duration::from_secs(1);
+        const LOOK: Duration = Duration::from_millis(250);
         let (mut waiting, mut since) = (c_int::MAX, Instant::now());
         loop {
             // SAFETY: the handle is alive.
@@ -377,23 +377,25 @@ impl Producer {
             if left < waiting {
                 (waiting, since) = (left, Instant::now());
             }
-            match code {
-                Code::RD_KAFKA_RESP_ERR_NO_ERROR => return Ok(()),
-                Code::RD_KAFKA_RESP_ERR__TIMED_OUT if since.elapsed() < timeout => {}
-                code => {
-                    let seconds = since.elapsed().as_secs();
-                    let why = format!(
-                        "{left} messages are not acknowledged, and none was for {seconds} s: {}",
-                        code_text(code)
-                    );
-                    return Err(self.client.error(code, &why));
-                }
+            if code == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return Ok(());
+            }
+            // librdkafka keeps the messages of a transaction that has failed until it is aborted.
+            self.client.transaction_failure()?;
+            if code != Code::RD_KAFKA_RESP_ERR__TIMED_OUT || since.elapsed() >= timeout {
+                let seconds = since.elapsed().as_secs();
+                let why = format!(
+                    "{left} messages are not acknowledged, and none was for {seconds} s: {}",
+                    code_text(code)
+                );
+                return Err(self.client.error(code, &why));
             }
         }
     }
 
-    /// Registers the transactional id; refused if transactions may not be open for as long as is wished. librdkafka looks for the coordinator once when it starts, and again only
-    /// half a second later if no broker was connected by then: so a broker is waited for first.
+    /// Registers the transactional id; refused if transactions may not be open for as long as is wished. librdkafka looks
+    /// for the coordinator once when it starts, and again only half a second later if no broker was connected by then: so
+    /// a broker is waited for first.
     pub(crate) fn init_transactions(&self, timeout: Duration) -> Result<(), SystemError> {
         self.client.await_broker(timeout)?;
         // SAFETY: the handle is alive; `check` takes the error.

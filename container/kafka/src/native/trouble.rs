@@ -84,6 +84,12 @@ const CAUSES: &[(&str, &str, &str)] = &[
     ("SASL authentication error", "security.password", "the brokers do not take the name and what proves it"),
     ("SASL", "security.mechanism", "the two sides cannot agree on who the client is"),
     ("Failed to resolve", "bootstrap", "no such host is known"),
+    // What some listeners do with a handshake, which is no request to them: they hang up.
+    (
+        "in state SSL_HANDSHAKE",
+        "security.protocol",
+        "the listener does not speak TLS, or ends the handshake; give \"plaintext\" or \"sasl_plaintext\" if it does not",
+    ),
     // What a listener of TLS does with words that are none of its own.
     (
         "in state APIVERSION_QUERY",
