@@ -104,6 +104,7 @@ fn a_log_that_was_cut_by_an_unclean_election_and_has_grown_again_is_told_from_on
     let stage = Stage::new();
     stage.append(10);
     let mut consumer = stage.consumer();
+    let mut paused = stage.consumer();
     let on_both = read_up_to(&mut consumer, 10);
     assert!(on_both.leader_epoch.is_some() && !stage.was_cut(on_both));
     let (leader, other) = stage.leader_and_other();
@@ -115,6 +116,8 @@ fn a_log_that_was_cut_by_an_unclean_election_and_has_grown_again_is_told_from_on
     stage.append(9);
     let on_one = [read_up_to(&mut consumer, 20), stage.end()];
     assert_eq!(on_one.map(|end| end.offset), [20, 20]);
+    read_up_to(&mut paused, 20);
+    paused.pause(&[0]).expect("paused");
     stage.brokers.kill(leader);
     stage.brokers.signal(other, Signal::CONT);
     stage.wait_for_leader(other);
@@ -131,19 +134,22 @@ fn a_log_that_was_cut_by_an_unclean_election_and_has_grown_again_is_told_from_on
     assert!(!stage.was_cut(on_both), "that was on both");
     assert!(!stage.was_cut(LogEnd::at(20)), "nobody knows");
 
-    // Whoever reads on meets it too.
-    let start = Instant::now();
-    let error = loop {
-        match consumer.poll(Duration::from_millis(100), &mut |_| Ok(())) {
-            Err(error) => break error,
-            Ok(_) => assert!(
-                start.elapsed() < PATIENCE,
-                "the reader takes other messages for those that it has read"
-            ),
-        }
-        assert_eq!(consumer.read_to(0).map(|end| end.offset), Some(20));
-    };
-    assert!(error.to_string().contains("truncation"), "{error}");
+    // Whoever reads on meets it too, also after a pause.
+    paused.resume(&[0]).expect("resumed");
+    for mut reader in [consumer, paused] {
+        let start = Instant::now();
+        let error = loop {
+            match reader.poll(Duration::from_millis(100), &mut |_| Ok(())) {
+                Err(error) => break error,
+                Ok(_) => assert!(
+                    start.elapsed() < PATIENCE,
+                    "the reader takes other messages for those that it has read"
+                ),
+            }
+            assert_eq!(reader.read_to(0).map(|end| end.offset), Some(20));
+        };
+        assert!(error.to_string().contains("truncation"), "{error}");
+    }
 
     // A change of leaders that loses nothing.
     let now = stage.end();

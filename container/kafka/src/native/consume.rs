@@ -58,6 +58,16 @@ impl Source {
         self.next.max(self.end.unwrap_or(0))
     }
 
+    /// As librdkafka is told. Behind the last message there may be what a later leader wrote, so the epoch of that message
+    /// is told only right behind it.
+    fn place(&self) -> Place<'_> {
+        let read_to = self.read_to.filter(|read_to| read_to.offset == self.position());
+        Place {
+            leader_epoch: read_to.and_then(|of| of.leader_epoch),
+            ..Place::new(&self.at, self.position())
+        }
+    }
+
     /// Takes note of a message that came; returns whether it is to be handed over. It is not if it was before: what was
     /// on its way when the place to read from was changed may come twice.
     fn is_next(&mut self, offset: u64) -> bool {
@@ -81,6 +91,20 @@ impl Source {
         let epoch = unsafe { rd::rd_kafka_message_leader_epoch(last) };
         let leader_epoch = Some(epoch).filter(|epoch| *epoch >= 0);
         self.read_to = Some(LogEnd { offset: unsigned(last.offset) + 1, leader_epoch });
+    }
+}
+
+/// What librdkafka is told of a partition.
+struct Place<'a> {
+    at: &'a TopicPartition,
+    offset: i64,
+    /// The leader epoch of the message before it: with it the broker is asked whether the log was cut meanwhile.
+    leader_epoch: Option<i32>,
+}
+
+impl<'a> Place<'a> {
+    fn new(at: &'a TopicPartition, offset: u64) -> Place<'a> {
+        Place { at, offset: i64::try_from(offset).unwrap_or(i64::MAX), leader_epoch: None }
     }
 }
 
@@ -144,24 +168,27 @@ impl Consumer {
         }
     }
 
-    /// A list of `partitions` with their offsets, for one call; librdkafka copies what it keeps.
-    fn with_list<R>(
-        partitions: &mut dyn Iterator<Item = (&TopicPartition, i64)>,
+    /// A list of `places`, for one call; librdkafka copies what it keeps.
+    fn with_list<'a, R>(
+        places: &mut dyn Iterator<Item = Place<'a>>,
         call: impl FnOnce(*mut rd::rd_kafka_topic_partition_list_t) -> R,
     ) -> Result<R, SystemError> {
         // SAFETY: the list is ours and destroyed here.
         unsafe {
             let list = rd::rd_kafka_topic_partition_list_new(0);
-            for (partition, offset) in partitions {
-                let topic = match c_text(&partition.topic) {
+            for Place { at, offset, leader_epoch } in places {
+                let topic = match c_text(&at.topic) {
                     Ok(topic) => topic,
                     Err(error) => {
                         rd::rd_kafka_topic_partition_list_destroy(list);
                         return Err(error);
                     }
                 };
-                let entry = rd::rd_kafka_topic_partition_list_add(list, topic.as_ptr(), partition.partition);
+                let entry = rd::rd_kafka_topic_partition_list_add(list, topic.as_ptr(), at.partition);
                 (*entry).offset = offset;
+                if let Some(epoch) = leader_epoch {
+                    rd::rd_kafka_topic_partition_set_leader_epoch(entry, epoch);
+                }
             }
             let answer = call(list);
             rd::rd_kafka_topic_partition_list_destroy(list);
@@ -177,7 +204,8 @@ impl Consumer {
     pub(crate) fn pause(&self, sources: &[usize], resume: bool) -> Result<(), SystemError> {
         // Before: a paused partition whose leader changes is looked at where librdkafka believes it to be.
         self.seek(sources)?;
-        let mut partitions = sources.iter().filter_map(|at| self.sources.get(*at)).map(|of| (&of.at, 0));
+        let of = sources.iter().filter_map(|at| self.sources.get(*at));
+        let mut partitions = of.map(|source| Place::new(&source.at, 0));
         let code = Self::with_list(&mut partitions, |list| {
             // SAFETY: the handle and the list are alive.
             unsafe {
@@ -194,10 +222,9 @@ impl Consumer {
     /// Makes librdkafka go on with these sources at their positions, and waits until it will. What is in its queue of
     /// them is dropped, and fetched again.
     fn seek(&self, sources: &[usize]) -> Result<(), SystemError> {
-        let at = |source: &Source| i64::try_from(source.position()).unwrap_or(i64::MAX);
         let of = || sources.iter().filter_map(|place| self.sources.get(*place));
         let timeout_ms = c_int::try_from(SEEK_TIMEOUT.as_millis()).unwrap_or(c_int::MAX);
-        let mut list = of().map(|source| (&source.at, at(source)));
+        let mut list = of().map(Source::place);
         let (error, codes) = Self::with_list(&mut list, |list| {
             // SAFETY: the handle and the list are alive; the list has as many entries as it says.
             unsafe {
@@ -208,7 +235,10 @@ impl Consumer {
         })?;
         self.client.check(error)?;
         for (source, code) in of().zip(codes) {
-            if code != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+            // Not fetched: either not yet, and will be from where it was assigned, which is its position; or not any
+            // more, and why is in the queue.
+            let is_told = code == Code::RD_KAFKA_RESP_ERR__STATE;
+            if code != Code::RD_KAFKA_RESP_ERR_NO_ERROR && !is_told {
                 let (TopicPartition { topic, partition }, to) = (&source.at, source.position());
                 let why = format!("cannot go to {to} in {topic}-{partition}: {}", code_text(code));
                 return Err(self.client.error(code, &why));
@@ -220,9 +250,8 @@ impl Consumer {
     /// Sends offsets of sources to the group's coordinator and waits for its answer, whatever it is, for at most
     /// `patience`.
     pub(crate) fn commit_offsets(&self, offsets: &[(usize, u64)], patience: Duration) {
-        let mut of = offsets.iter().filter_map(|(at, offset)| {
-            Some((&self.sources.get(*at)?.at, i64::try_from(*offset).unwrap_or(i64::MAX)))
-        });
+        let mut of =
+            offsets.iter().filter_map(|(at, offset)| Some(Place::new(&self.sources.get(*at)?.at, *offset)));
         let timeout_ms = c_int::try_from(patience.as_millis()).unwrap_or(c_int::MAX);
         let sent = Self::with_list(&mut of, |list| {
             // SAFETY: the handle and the list are alive; librdkafka copies it. The queue is ours, an answer that comes
@@ -254,9 +283,9 @@ impl Consumer {
         unix_ms: u64,
         timeout: Duration,
     ) -> Result<Option<u64>, SystemError> {
-        let time = i64::try_from(unix_ms).unwrap_or(i64::MAX);
         let timeout_ms = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
-        let mut one = std::iter::once((partition, time));
+        // The time is where the offset would be.
+        let mut one = std::iter::once(Place::new(partition, unix_ms));
         let (code, offset) = Self::with_list(&mut one, |list| {
             // SAFETY: the handle and the list are alive, and the list has one entry.
             unsafe {
@@ -282,8 +311,7 @@ impl Consumer {
             read_to: None,
         };
         self.sources = partitions.iter().map(source).collect();
-        let offset = |offset: u64| i64::try_from(offset).unwrap_or(i64::MAX);
-        let mut list = partitions.iter().map(|(partition, next)| (partition, offset(*next)));
+        let mut list = partitions.iter().map(|(partition, next)| Place::new(partition, *next));
         // SAFETY: the handle and the list are alive; librdkafka copies it.
         let code = Self::with_list(&mut list, |list| unsafe { rd::rd_kafka_assign(self.client.rk, list) })?;
         self.checked(code)?;

@@ -11,7 +11,7 @@ use rdkafka_sys::bindings::rd_kafka_resp_err_t as Code;
 use task_api::system::{LogEnd, SystemError, TopicPartition};
 
 use super::super::rust_text;
-use super::Consumer;
+use super::{Consumer, Place};
 
 /// How librdkafka's text of an error begins that is a cut. Its code is the one of every offset that is not there.
 const CUT: &str = "Partition log truncation detected";
@@ -74,26 +74,24 @@ impl Consumer {
     }
 
     /// Goes to each place in the epoch that it was seen in, as soon as the partitions are fetched from.
-    fn seek_in_epochs(
+    fn seek_in_epochs<'a>(
         &self,
-        seen: &[(TopicPartition, LogEnd)],
+        seen: &'a [(TopicPartition, LogEnd)],
         deadline: Instant,
     ) -> Result<(), SystemError> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout_ms = c_int::try_from(left.as_millis()).unwrap_or(c_int::MAX);
-            let mut of = seen.iter().map(|(at, end)| (at, i64::try_from(end.offset).unwrap_or(i64::MAX)));
-            let (error, codes) = Self::with_list(&mut of, |list| {
-                // SAFETY: the handle and the list are alive; the list has as many entries as it says, in the order of
-                // `seen`.
+            let place = |(at, end): &'a (TopicPartition, LogEnd)| Place {
+                leader_epoch: end.leader_epoch,
+                ..Place::new(at, end.offset)
+            };
+            let (error, codes) = Self::with_list(&mut seen.iter().map(place), |list| {
+                // SAFETY: the handle and the list are alive; the list has as many entries as it says.
                 unsafe {
-                    let entries =
-                        std::slice::from_raw_parts_mut((*list).elems, (*list).cnt.unsigned_abs() as usize);
-                    for (entry, (_, end)) in entries.iter_mut().zip(seen) {
-                        let epoch = end.leader_epoch.unwrap_or(-1);
-                        rd::rd_kafka_topic_partition_set_leader_epoch(entry, epoch);
-                    }
                     let error = rd::rd_kafka_seek_partitions(self.client.rk, list, timeout_ms);
+                    let entries =
+                        std::slice::from_raw_parts((*list).elems, (*list).cnt.unsigned_abs() as usize);
                     (error, entries.iter().map(|entry| entry.err).collect::<Vec<Code>>())
                 }
             })?;
