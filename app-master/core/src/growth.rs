@@ -150,6 +150,28 @@ pub fn check(spec: &JobSpec, previous: &RememberedModel, topology: &Topology) ->
     }
 }
 
+/// Refuses tasks among which an input that the job still reads is shared out otherwise than before.
+///
+/// # Errors
+/// The first position that would be left behind, and the way out.
+pub(crate) fn check_positions(
+    previous: &JobModel,
+    tasks: &[(TaskName, Vec<SystemStreamPartition>)],
+) -> Result<(), ModelError> {
+    let now: BTreeMap<&TaskName, BTreeSet<&SystemStreamPartition>> =
+        tasks.iter().map(|(name, inputs)| (name, inputs.iter().collect())).collect();
+    let still: BTreeSet<&SystemStream> =
+        tasks.iter().flat_map(|(_, inputs)| inputs).map(|input| &input.stream).collect();
+    for task in previous.containers.values().flat_map(|container| &container.tasks) {
+        let reads = |input: &SystemStreamPartition| now.get(&task.name).is_some_and(|of| of.contains(input));
+        let is_left = |input: &&SystemStreamPartition| still.contains(&input.stream) && !reads(input);
+        if let Some(input) = task.inputs.iter().find(is_left) {
+            return Err(ModelError::PositionLeft { task: task.name.clone(), input: input.clone() });
+        }
+    }
+    Ok(())
+}
+
 fn check_grouper(spec: &JobSpec, previous: &RememberedModel, topology: &Topology) -> Result<(), ModelError> {
     let now = spec.task.grouper;
     let Some(before) = previous.grouper.or_else(|| likely_grouper(spec, &previous.model)) else {

@@ -64,6 +64,18 @@ pub enum ModelError {
         /// Which.
         stream: SystemStream,
     },
+    /// A task would no longer read a partition that it has a position in.
+    #[error(
+        "task {task} has a position in partition {} of {} and would not read it any more: positions and state would not be \
+         those of the tasks that do. Set `broadcast` in [streams.\"{}\"] to what it was when the job first ran, or begin \
+         anew under another [job] id", input.partition, input.stream, input.stream
+    )]
+    PositionLeft {
+        /// Whose position it is.
+        task: TaskName,
+        /// Where it is.
+        input: SystemStreamPartition,
+    },
     /// Tasks would be made otherwise.
     #[error(
         "[task] grouper is \"{}\" and was \"{}\" when the job first ran: positions and state would not be those of the \
@@ -98,6 +110,9 @@ pub fn build(spec: &JobSpec, app: &AppId, facts: &Facts) -> Result<RememberedMod
     }
     let partitions = |stream: &_| facts.topology.streams.get(stream).map_or(0, Vec::len);
     let tasks = types::tasks(&growth::expanded(spec, &facts.topology), &partitions)?;
+    if let Some(previous) = previous {
+        growth::check_positions(&previous.model, &tasks)?;
+    }
     if spec.containers.count as usize > tasks.len() {
         return Err(ModelError::TooManyContainers { containers: spec.containers.count, tasks: tasks.len() });
     }

@@ -133,6 +133,24 @@ fn what_would_leave_positions_behind_is_refused_by_name() {
 }
 
 #[test]
+fn an_input_that_is_no_broadcast_any_more_or_becomes_one_takes_no_position_from_a_task() {
+    let mut shared = stateless(1);
+    shared.task.inputs.push("kafka.b".into());
+    let mut broadcast = shared.clone();
+    broadcast
+        .streams
+        .insert("kafka.b".into(), StreamSpec { broadcast: true, ..StreamSpec::default_for("b") });
+    let of = [("in", 1), ("b", 2)];
+    for (first, then, task) in [(&broadcast, &shared, "Partition 0"), (&shared, &broadcast, "Partition 1")] {
+        let told = resubmit(first, then, &of, &of).expect_err("a position is left behind").to_string();
+        assert!(told.contains(&format!("task {task} has a position in partition 1 of kafka.b")), "{told}");
+        assert!(told.contains("`broadcast` in [streams.\"kafka.b\"]"), "{told}");
+    }
+    let of = [("in", 2), ("b", 2)];
+    resubmit(&shared, &broadcast, &of, &of).expect("all tasks go on, with more inputs");
+}
+
+#[test]
 fn a_record_that_does_not_name_its_grouper_is_told_by_its_tasks() {
     let (job, mut single) = (spec(1), spec(1));
     single.task.grouper = Grouper::Single;
@@ -409,5 +427,69 @@ proptest! {
         let changelog = changelog_mapping(&now.model);
         let after = look(&Running { spec: &job, model: &now, changelog: &changelog, topology: &there, open: &open });
         prop_assert_eq!(after.model, None);
+    }
+    #[test]
+    fn whatever_changes_at_a_new_submit_no_position_and_no_key_is_left_behind_unless_the_job_says_so(
+        before in proptest::collection::vec(1..5usize, 1..3), now in proptest::collection::vec(0..6usize, 2),
+        (stores, extend, former, broadcast) in any::<(bool, bool, bool, bool)>(), (single, other_grouper) in any::<(bool, bool)>(),
+        containers in 1..3u32,
+    ) {
+        let names = ["in", "b"];
+        let had: Vec<(&str, usize)> = names.into_iter().zip(before).collect();
+        // None: the job does not read it any more.
+        let has: Vec<(&str, usize)> = had.iter().zip(now).map(|((name, _), n)| (*name, n)).filter(|(_, n)| *n > 0).collect();
+        if has.is_empty() {
+            return Ok(());
+        }
+        let job = |of: &[(&str, usize)], single: bool| {
+            let mut job = if stores { spec(1) } else { stateless(1) };
+            job.task.inputs = of.iter().map(|(name, _)| format!("kafka.{name}")).collect();
+            job.task.grouper = if single { Grouper::Single } else { Grouper::Partition };
+            job.task.on_input_growth = if extend { OnInputGrowth::Extend } else { OnInputGrowth::Fail };
+            if broadcast && of.iter().any(|(name, _)| *name == "b") && of.len() > 1 {
+                job.streams.insert("kafka.b".into(), StreamSpec { broadcast: true, ..StreamSpec::default_for("b") });
+            }
+            job
+        };
+        let first = job(&had, single);
+        let mut then = job(&has, single != other_grouper);
+        then.containers.count = containers;
+        let gone: Vec<&str> = had.iter().map(|(name, _)| *name).filter(|name| has.iter().all(|(n, _)| n != name)).collect();
+        if former {
+            then.task.former_inputs = gone.iter().map(|name| format!("kafka.{name}")).collect();
+        }
+        let made = build(&first, &"a".into(), &Facts { topology: topics(&had), ..Facts::default() }).expect("a model");
+        let again = match build(&then, &"b".into(), &known(&made, topics(&has))) {
+            Ok(again) => again,
+            Err(error) => {
+                // It says what is there and what was, or which key to set.
+                let told = error.to_string();
+                prop_assert!(told.contains("had ") || told.contains("was ") || told.contains("[task]") || told.contains("[containers]"), "{}", told);
+                return Ok(());
+            }
+        };
+        let (old, new) = (tasks(&made.model), tasks(&again.model));
+        let positions = |of: &BTreeMap<String, &TaskModel>| of.iter().flat_map(|(name, task)| {
+            task.inputs.iter().map(|input| (name.clone(), input.clone())).collect::<Vec<_>>()
+        }).collect::<std::collections::BTreeSet<_>>();
+        for (name, input) in positions(&old).difference(&positions(&new)) {
+            prop_assert!(
+                former && gone.contains(&&*input.stream.stream),
+                "the position of {} in {:?} is left behind", name, input
+            );
+        }
+        for (name, task) in &old {
+            let kept = new.get(name).map(|kept| kept.changelog_partition);
+            prop_assert!(kept.is_none_or(|kept| kept == task.changelog_partition), "{} has the state of another", name);
+            let is_given_up = former && task.inputs.iter().all(|input| gone.contains(&&*input.stream.stream));
+            prop_assert!(!stores || kept.is_some() || is_given_up, "the state of {} is left behind", name);
+        }
+        let mut changelogs: Vec<i32> = new.values().map(|task| task.changelog_partition).collect();
+        changelogs.sort_unstable();
+        changelogs.dedup();
+        prop_assert_eq!(changelogs.len(), new.len(), "two tasks share a changelog partition");
+        if stores && !extend {
+            prop_assert!(new.len() <= old.len(), "keys part from the state of their tasks");
+        }
     }
 }
