@@ -20,6 +20,8 @@ mod faults;
 mod gone;
 #[path = "real_broker/job.rs"]
 mod job;
+#[path = "real_broker/limits.rs"]
+mod limits;
 #[path = "real_broker/many.rs"]
 mod many;
 #[path = "real_broker/master.rs"]

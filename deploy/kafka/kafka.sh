@@ -7,6 +7,7 @@
 #     --hosts A,B,C      where broker i listens; default 127.0.0.1,127.0.0.2,127.0.0.3
 #     --advertise A,B,C  where clients and brokers are told to find broker i, if not where it listens; a proxy must be there
 #     --port P           the brokers' port, default 9092 (controllers: P+1); 0 picks a free pair
+#     --set KEY=VALUE    a setting of every broker, once for each
 #     --secure           one broker that knows its clients: SASL_SSL (SCRAM-SHA-512 and 256, PLAIN, OAUTHBEARER with tokens
 #                        that nobody signed) with a CA of its own, and an authorizer that lets nobody do anything but admin
 #   deploy/kafka/kafka.sh grant --data DIR USER       of a secured broker: give USER the rights on stdin, one a line:
@@ -234,7 +235,9 @@ num.network.threads=2
 num.io.threads=4
 log.cleaner.dedupe.buffer.size=16777216
 PROPERTIES
-  [ ! -d "$data/secure" ] || secure_properties   # what is said last counts
+  # What is said last counts.
+  [ ! -d "$data/secure" ] || secure_properties
+  [ ! -f "$data/more.properties" ] || cat "$data/more.properties"
 }
 
 running() { # broker id: whether its process is alive and is that broker
@@ -280,6 +283,7 @@ start() {
   [ "${#advertised[@]}" = "$brokers" ] || die "--advertise names fewer than $brokers hosts"
   [ "$port" != 0 ] || port=$(free_port $(printf '%s\n' "${hosts[@]}" "${advertised[@]}" | sort -u))
   echo "$brokers $host_list $port $advertise" > "$data/settings"
+  [ ${#more[@]} = 0 ] || printf '%s\n' "${more[@]}" > "$data/more.properties"
   if [ -n "$secure" ]; then
     [ "$brokers" = 1 ] || die "--secure is for one broker"
     make_secrets
@@ -331,7 +335,7 @@ if [ "$command" = tool ]; then
   fetch
   exec java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -cp "$lib/*" "$@"
 fi
-data="" brokers=1 host_list=127.0.0.1,127.0.0.2,127.0.0.3 port=9092 broker="" advertise="" secure="" user=""
+data="" brokers=1 host_list=127.0.0.1,127.0.0.2,127.0.0.3 port=9092 broker="" advertise="" secure="" user="" more=()
 while [ $# -gt 0 ]; do
   case $1 in
     --data) data=${2:?--data needs a folder}; shift 2 ;;
@@ -340,6 +344,7 @@ while [ $# -gt 0 ]; do
     --advertise) advertise=${2:?}; shift 2 ;;
     --port) port=${2:?}; shift 2 ;;
     --) shift; break ;;
+    --set) more+=("${2:?--set needs KEY=VALUE}"); shift 2 ;;
     --secure) secure=yes; shift ;;
     --id) broker=${2:?}; shift 2 ;;
     *) [ "$command" = grant ] && [ -z "$user" ] || { usage >&2; die "unknown option $1"; }

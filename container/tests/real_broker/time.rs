@@ -22,7 +22,7 @@ fn job(name: &str, delivery: Delivery, config: &[(&str, &str)]) -> Job {
 }
 
 /// Appends `count` messages to partition 0.
-fn feed(job: &Job, count: usize) {
+pub fn feed(job: &Job, count: usize) {
     let none = std::collections::BTreeMap::new();
     let mut producer = KafkaProducer::idempotent(&job.brokers.bootstrap, "feed", &none).expect("a producer");
     let topic = producer.topic(&job.topic("in")).expect("a topic");
