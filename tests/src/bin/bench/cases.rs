@@ -41,6 +41,11 @@ const KEYS: u64 = 200_000;
 const SMALL: Input = Input { keys: KEYS, value: 100, headers: false };
 const LARGE: Input = Input { value: 1_024, ..SMALL };
 const HEADED: Input = Input { headers: true, ..SMALL };
+/// As many bytes as with headers, all of them in the value.
+const AS_LARGE: Input = Input { value: SMALL.value + HEADER_BYTES, ..SMALL };
+
+/// What the headers of a message take in it.
+pub const HEADER_BYTES: usize = 119;
 
 impl Input {
     /// As part of names.
@@ -87,6 +92,7 @@ impl Case {
         }
         let remarks = [
             (self.input.value == LARGE.value, "1kib"),
+            (self.input.value == AS_LARGE.value, "219b"),
             (self.input.headers, "headers"),
             (self.work == Work::Count && !self.changelog, "nolog"),
             (self.commit_ms == 100, "100ms"),
@@ -109,10 +115,9 @@ impl Case {
         Case { exactly_once: false, ..self }
     }
 
-    /// The same without headers, if it has some.
+    /// The same with the bytes of the headers in the value, if it has some: a larger message costs more by itself.
     pub fn without_headers(self) -> Option<Case> {
-        let input = Input { headers: false, ..self.input };
-        self.input.headers.then_some(Case { input, ..self })
+        self.input.headers.then_some(Case { input: AS_LARGE, ..self })
     }
 
     /// The share of a plain rust-rdkafka loop's CPU that ours should not exceed.
@@ -145,7 +150,10 @@ pub fn all() -> Vec<Case> {
             }
         }
     }
-    cases.push(Case { input: HEADED, ..Case::usual(Work::Passthrough) });
+    // In this order: the second is compared with the first.
+    for input in [AS_LARGE, HEADED] {
+        cases.push(Case { input, ..Case::usual(Work::Passthrough) });
+    }
     let with_keys = |keys| Input { keys, ..SMALL };
     for input in [SMALL, with_keys(10_000), LARGE, with_keys(10_000_000)] {
         for changelog in [true, false] {
@@ -160,11 +168,12 @@ pub fn all() -> Vec<Case> {
 }
 
 /// What a plain run measures.
-const DEFAULT: [&str; 14] = [
+const DEFAULT: [&str; 15] = [
     "consume",
     "passthrough",
     "passthrough-eos",
     "passthrough-1kib",
+    "passthrough-219b",
     "passthrough-headers",
     "filter",
     "count-200k",
@@ -243,6 +252,6 @@ mod tests {
         let names: Vec<&str> = shares.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["passthrough", "passthrough-eos", "count-200k", "count-200k-eos"]);
         let plain: Vec<String> = all().iter().filter_map(|c| Some(c.without_headers()?.name())).collect();
-        assert_eq!(plain, ["passthrough"]);
+        assert_eq!(plain, ["passthrough-219b"]);
     }
 }

@@ -11,7 +11,7 @@ use kafka::KafkaProducer;
 use task_api::system::{ProducerRecord, SystemProducer};
 use task_api::{Header, Headers};
 
-use crate::cases::{Case, Input, Work};
+use crate::cases::{Case, HEADER_BYTES, Input, Work};
 use crate::figures::{Figure, Figures};
 use crate::ours::{Ours, PREFIX};
 use crate::peers::{self, Measured, RDKAFKA, STREAMS, Span, Streams, StreamsRun};
@@ -27,7 +27,7 @@ const JVM_WINDOW: u64 = 2_000_000;
 const LARGE_MESSAGES: u64 = 3_000_000;
 const FEW_KEYS_MESSAGES: u64 = 8_000_000;
 
-/// What headers at which nobody looks may cost: with them a message may take so much of what it takes without.
+/// What headers at which nobody looks may cost: with them a message may take so much of what one of the same size takes.
 const UNREAD_HEADERS: f64 = 1.02;
 
 /// How much is read.
@@ -93,6 +93,9 @@ pub fn fill(brokers: &Brokers, topic: &str, input: Input, count: u64) -> Result<
         Header::new("content-type", b"application/octet-stream"),
         Header::new("origin", b"bench"),
     ];
+    let bytes = |header: &Header<'_>| header.name.len() + header.value.map_or(0, <[u8]>::len);
+    let (lengths, most) = (2 * of_message.len(), HEADER_BYTES);
+    assert_eq!(of_message.iter().map(bytes).sum::<usize>() + lengths, most, "a length takes a byte");
     let headers = Headers::new(if input.headers { &of_message } else { &[] });
     let half = input.value / 2;
     for _ in 0..count {
