@@ -21,8 +21,8 @@
 #   deploy/kafka/kafka.sh tool CLASS ARGS             one of Kafka's own tools, e.g. org.apache.kafka.tools.TopicCommand
 #
 # `start` leaves in DIR: bootstrap (host:port,...), kI.pid, kI.log, kI.properties and kI, the data of broker I.
-# A secured broker's DIR has secure/: ca.pem, the passwords of the users in admin.password and job.password, and
-# admin.properties for Kafka's own tools (`tool org.apache.kafka.tools.TopicCommand --command-config …`).
+# A secured broker's DIR has secure/: ca.pem, the passwords of the users in admin.password and job.password, certificates
+# of them in admin.crt and job.crt with their keys in admin.key and job.key, and admin.properties for Kafka's own tools (`tool org.apache.kafka.tools.TopicCommand --command-config …`).
 # Broker I has rack rI. With three brokers every topic has three replicas and min.insync.replicas=2 by default.
 #   KAFKA_HEAP   heap of a broker, default 384m
 #   KAFKA_JVM    JVM flags; the default starts quickly and stays small at the price of peak throughput, so benches
@@ -73,7 +73,7 @@ else:
 PY
 }
 
-# The CA, certificates of the broker and of its administrator, and the users' passwords.
+# The CA, certificates of the broker, of its administrator and of the user job, and the users' passwords.
 make_secrets() {
   local dir=$data/secure names="IP:${hosts[0]},DNS:localhost" name
   [ -f "$dir/complete" ] && return 0
@@ -84,7 +84,7 @@ make_secrets() {
   }
   certificate ca -addext basicConstraints=critical,CA:TRUE
   mv "$dir/ca.crt" "$dir/ca.pem"
-  for name in broker admin; do
+  for name in broker admin job; do
     certificate "$name" -CA "$dir/ca.pem" -CAkey "$dir/ca.key" -addext "subjectAltName=$names" \
       -addext basicConstraints=CA:FALSE
     cat "$dir/$name.key" "$dir/$name.crt" > "$dir/$name.pem"
@@ -175,6 +175,7 @@ def brokers_known_to(host):
         s.settimeout(2)
         if secured:         # ApiVersions v0 is all that a client may ask before it says who it is
             context = ssl.create_default_context(cafile=data + "/secure/ca.pem")
+            context.load_cert_chain(data + "/secure/admin.pem")     # if it asks for one
             with context.wrap_socket(s, server_hostname=host) as tls:
                 body = struct.pack(">hhih2s", 18, 0, 7, 2, b"sh")
                 tls.sendall(struct.pack(">i", len(body)) + body)

@@ -80,6 +80,15 @@ impl Brokers {
         Brokers::launch(&["--secure"])
     }
 
+    /// As [`Brokers::start_secured`], and of whom has no certificate that its CA vouches for it knows nothing.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn start_secured_with_certificates() -> (Brokers, BrokersGuard) {
+        Brokers::launch(&["--secure", "--set", "listener.name.secure.ssl.client.auth=required"])
+    }
+
     fn launch(options: &[&str]) -> (Brokers, BrokersGuard) {
         let data =
             tempfile::Builder::new().prefix("samza-kafka.").tempdir().expect("a temporary folder").keep();

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use kafka::KafkaAdmin;
 use task_api::system::{NewTopic, PlainMessage, SystemAdmin, TopicPartition};
-use tests::brokers::repository;
+use tests::brokers::{BrokersGuard, repository};
 use tests::cluster::SOON;
 use tests::wait::check;
 use tests::{Brokers, Cluster, Job, Settings};
@@ -79,11 +79,10 @@ impl Secured {
     /// Those of all tests here.
     fn shared() -> &'static Secured {
         static SHARED: OnceLock<Secured> = OnceLock::new();
-        SHARED.get_or_init(Secured::start)
+        SHARED.get_or_init(|| Secured::of(Brokers::start_secured()))
     }
 
-    fn start() -> Secured {
-        let (brokers, guard) = Brokers::start_secured();
+    fn of((brokers, guard): (Brokers, BrokersGuard)) -> Secured {
         // Held to the end of the process; its guardian does the rest.
         std::mem::forget(guard);
         let secret = |name: &str| {
@@ -92,6 +91,8 @@ impl Secured {
         let settings = [
             ("security.protocol", "sasl_ssl".to_owned()),
             ("ssl.ca.pem", secret("ca.pem")),
+            ("ssl.certificate.pem", secret("admin.crt")),
+            ("ssl.key.pem", secret("admin.key")),
             ("sasl.mechanisms", "SCRAM-SHA-512".to_owned()),
             ("sasl.username", "admin".to_owned()),
             ("sasl.password", secret("admin.password").trim().to_owned()),
@@ -363,4 +364,26 @@ fn every_mechanism_that_is_built_lets_a_job_in() {
         assert!(told.status.success(), "{round}: {}", String::from_utf8_lossy(&told.stderr));
         cluster.stop(&job);
     }
+}
+
+#[test]
+fn where_brokers_ask_for_a_certificate_a_job_that_shows_one_runs_and_another_is_told_the_key() {
+    let secured = Secured::of(Brokers::start_secured_with_certificates());
+    let secure = secured.brokers.data.join("secure");
+    let cluster = Cluster::start(1);
+    let job = secured.job("shown");
+    let (always, missing) = listed();
+    secured.grant(&always.iter().chain(&missing).map(|right| right.of(&job)).collect::<Vec<_>>());
+
+    let (code, told, took) = refusal(&cluster, job.clone(), &secured.brokers.bootstrap, &job.security);
+    assert!(matches!(code, Some(5 | 65)) && took < SOON, "{code:?} after {took:?}: {told}");
+    assert!(told.contains("the brokers ask for a client's certificate"), "{told}");
+    assert!(told.contains("`certificate`"), "{told}");
+
+    let file = |name: &str| format!("{{ file = {:?} }}", secure.join(name));
+    let shown = format!("certificate = {}\nkey = {}", file("job.crt"), file("job.key"));
+    let job = Job { security: format!("{}\n{shown}", job.security), restart: String::new(), ..job };
+    cluster.submit(&job);
+    cluster.wait_running(&job);
+    cluster.stop(&job);
 }

@@ -20,6 +20,8 @@ mod nameless;
 mod reading;
 #[path = "broker/refusals.rs"]
 mod refusals;
+#[path = "broker/tls.rs"]
+mod tls;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -89,7 +91,14 @@ fn high(admin: &KafkaAdmin, of: &TopicPartition) -> u64 {
 fn a_topics_brokers_are_told_with_their_racks() {
     let admin = admin();
     let of = topic(&admin, "racks");
-    let found = admin.describe(std::slice::from_ref(&of.topic)).expect("told").remove(0);
+    // Each look may go to another broker, which has not heard of it yet.
+    let start = Instant::now();
+    let found = loop {
+        match admin.describe(std::slice::from_ref(&of.topic)).expect("told").pop() {
+            Some(found) if found.partitions[0].leader.is_some() => break found,
+            _ => assert!(start.elapsed() < SOON, "no broker knows it"),
+        }
+    };
     let brokers = found.brokers;
     let ids: BTreeSet<i32> = brokers.iter().map(|broker| broker.id).collect();
     assert_eq!(ids, found.partitions[0].replicas.iter().copied().collect(), "all of them are up");
