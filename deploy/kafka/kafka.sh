@@ -7,7 +7,7 @@
 #     --hosts A,B,C      where broker i listens; default 127.0.0.1,127.0.0.2,127.0.0.3
 #     --advertise A,B,C  where clients and brokers are told to find broker i, if not where it listens; a proxy must be there
 #     --port P           the brokers' port, default 9092 (controllers: P+1); 0 picks a free pair
-#     --set KEY=VALUE    a setting of every broker, once for each
+#     --set KEY=VALUE    a setting of every broker; may be given several times
 #     --secure           one broker that knows its clients: SASL_SSL (SCRAM-SHA-512 and 256, PLAIN, OAUTHBEARER with tokens
 #                        that nobody signed) with a CA of its own, and an authorizer that lets nobody do anything but admin
 #   deploy/kafka/kafka.sh grant --data DIR USER       of a secured broker: give USER the rights on stdin, one a line:

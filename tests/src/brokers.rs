@@ -80,7 +80,7 @@ impl Brokers {
         Brokers::launch(&["--secure"])
     }
 
-    /// As [`Brokers::start_secured`], and of whom has no certificate that its CA vouches for it knows nothing.
+    /// As [`Brokers::start_secured`]; it refuses clients without a certificate that its CA has signed.
     ///
     /// # Panics
     /// It does not start.

@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kafka::KafkaAdmin;
 use task_api::system::{NewTopic, PlainMessage, SystemAdmin, TopicPartition};
@@ -200,7 +200,10 @@ fn a_job_needs_the_rights_that_are_listed_and_each_of_them() {
             let end = secured.end(&job.output);
             check(end > 20, || format!("{end} of 20 messages and a commit in {}", job.output))
         });
+        let since = Instant::now();
         cluster.stop(job);
+        // Its consumers may tell no group of their positions; librdkafka would try for the 45 s of a session.
+        assert!(since.elapsed() < Duration::from_secs(30), "{} stops in {:?}", job.name, since.elapsed());
     }
     let mut wrong = String::new();
     for (job, right) in &without {
@@ -261,7 +264,7 @@ fn refusal(
 ) -> (Option<i32>, String, Duration) {
     job.bootstrap = bootstrap.to_owned();
     job.security = security.to_owned();
-    let since = std::time::Instant::now();
+    let since = Instant::now();
     let output = cluster.try_submit(&job, &[]);
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned(), since.elapsed())
 }
@@ -377,8 +380,7 @@ fn where_brokers_ask_for_a_certificate_a_job_that_shows_one_runs_and_another_is_
 
     let (code, told, took) = refusal(&cluster, job.clone(), &secured.brokers.bootstrap, &job.security);
     assert!(matches!(code, Some(5 | 65)) && took < SOON, "{code:?} after {took:?}: {told}");
-    assert!(told.contains("the brokers ask for a client's certificate"), "{told}");
-    assert!(told.contains("`certificate`"), "{told}");
+    assert!(told.contains("`security.certificate`"), "{told}");
 
     let file = |name: &str| format!("{{ file = {:?} }}", secure.join(name));
     let shown = format!("certificate = {}\nkey = {}", file("job.crt"), file("job.key"));

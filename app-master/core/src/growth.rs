@@ -150,7 +150,8 @@ pub fn check(spec: &JobSpec, previous: &RememberedModel, topology: &Topology) ->
     }
 }
 
-/// Refuses tasks among which an input that the job still reads is shared out otherwise than before.
+/// Refuses tasks among which an input that the job still reads is shared out otherwise than before. A task that is gone
+/// leaves no position behind in what others have read as well, and go on with.
 ///
 /// # Errors
 /// The first position that would be left behind, and the way out.
@@ -160,11 +161,18 @@ pub(crate) fn check_positions(
 ) -> Result<(), ModelError> {
     let now: BTreeMap<&TaskName, BTreeSet<&SystemStreamPartition>> =
         tasks.iter().map(|(name, inputs)| (name, inputs.iter().collect())).collect();
-    let still: BTreeSet<&SystemStream> =
-        tasks.iter().flat_map(|(_, inputs)| inputs).map(|input| &input.stream).collect();
-    for task in previous.containers.values().flat_map(|container| &container.tasks) {
-        let reads = |input: &SystemStreamPartition| now.get(&task.name).is_some_and(|of| of.contains(input));
-        let is_left = |input: &&SystemStreamPartition| still.contains(&input.stream) && !reads(input);
+    let still: BTreeSet<&SystemStream> = now.values().flatten().map(|input| &input.stream).collect();
+    let reads = |name: &TaskName, input: &SystemStreamPartition| {
+        now.get(name).is_some_and(|inputs| inputs.contains(input))
+    };
+    let before = || previous.containers.values().flat_map(|container| &container.tasks);
+    let kept: BTreeSet<&SystemStreamPartition> =
+        before().flat_map(|task| task.inputs.iter().filter(|input| reads(&task.name, input))).collect();
+    for task in before() {
+        let is_there = now.contains_key(&task.name);
+        let is_left = |input: &&SystemStreamPartition| {
+            still.contains(&input.stream) && !reads(&task.name, input) && (is_there || !kept.contains(input))
+        };
         if let Some(input) = task.inputs.iter().find(is_left) {
             return Err(ModelError::PositionLeft { task: task.name.clone(), input: input.clone() });
         }

@@ -49,6 +49,9 @@ impl KafkaConsumer {
             ("isolation.level", "read_committed"),
             // An offset that no longer exists is an error to be told, not to be jumped over.
             ("auto.offset.reset", "error"),
+            // There is no session. But so long librdkafka keeps positions that it cannot tell, and, turning on one of its
+            // threads, a client that is to end.
+            ("session.timeout.ms", "1000"),
             // Where a partition ends is known by position: what cannot be seen hands over no message.
             ("enable.partition.eof", "true"),
         ];
@@ -109,7 +112,7 @@ impl SystemConsumer for KafkaConsumer {
     }
 
     fn lag(&self, source: usize, position: u64) -> Option<u64> {
-        let end = self.native.known_end(&self.native.sources.get(source)?.at)?;
+        let (_, end) = self.native.known_ends(&self.native.sources.get(source)?.at)?;
         Some(end.saturating_sub(position))
     }
 

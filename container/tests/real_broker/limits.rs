@@ -18,7 +18,7 @@ fn transactions_fit_brokers_that_allow_short_ones_and_an_id_that_they_have_forgo
         "--set",
         "transaction.max.timeout.ms=12000",
         "--set",
-        "transactional.id.expiration.ms=2000",
+        "transactional.id.expiration.ms=7000",
         "--set",
         "transaction.remove.expired.transaction.cleanup.interval.ms=500",
     ]);
@@ -29,7 +29,7 @@ fn transactions_fit_brokers_that_allow_short_ones_and_an_id_that_they_have_forgo
     master.wait(&container, "ten rows", |status| status.processed == 10 && status.commits > 0);
     // Nothing comes for longer than these brokers remember. Kafka's usual week is long: an idle container proves once a
     // minute that it owns its tasks.
-    std::thread::sleep(Duration::from_secs(5));
+    std::thread::sleep(Duration::from_secs(10));
     feed(&job, 10);
     let log = container.log.clone();
     assert_eq!(container.exit_code(), 1);

@@ -58,13 +58,17 @@ impl Source {
         self.next.max(self.end.unwrap_or(0))
     }
 
-    /// As librdkafka is told. Behind the last message there may be what a later leader wrote, so the epoch of that message
-    /// is told only right behind it.
-    fn place(&self) -> Place<'_> {
-        let read_to = self.read_to.filter(|read_to| read_to.offset == self.position());
-        Place {
-            leader_epoch: read_to.and_then(|of| of.leader_epoch),
-            ..Place::new(&self.at, self.position())
+    /// As librdkafka is told, where the log begins at `low`. The epoch of the last message holds right behind it. What may
+    /// be between that and the position is nothing to be seen, such as a marker, of whose epoch nobody tells: it is read
+    /// once more.
+    fn place(&self, low: u64) -> Place<'_> {
+        match self.read_to {
+            Some(LogEnd { offset, leader_epoch: Some(epoch) })
+                if (low..=self.position()).contains(&offset) =>
+            {
+                Place { leader_epoch: Some(epoch), ..Place::new(&self.at, offset) }
+            }
+            Some(_) | None => Place::new(&self.at, self.position()),
         }
     }
 
@@ -121,6 +125,8 @@ pub(crate) struct Consumer {
     /// The partition of the last message and its place: most come from where the one before came from.
     last: Option<((usize, i32), usize)>,
     pointers: Vec<*mut rd::rd_kafka_message_t>,
+    /// Whether the group is none of ours: then no position is told, which nobody would take.
+    is_denied_group: bool,
 }
 
 // SAFETY: as for `Client`; the pointers in `pointers` are only valid, and only read, inside `poll`.
@@ -149,7 +155,16 @@ impl Consumer {
             return Err(SystemError::Fatal("a consumer needs a group.id".into()));
         }
         let (sources, places, pointers) = (Vec::new(), HashMap::new(), Vec::new());
-        Ok(Consumer { queue, client, sources, wake: None, places, last: None, pointers })
+        Ok(Consumer {
+            queue,
+            client,
+            sources,
+            wake: None,
+            places,
+            last: None,
+            pointers,
+            is_denied_group: false,
+        })
     }
 
     /// As [`Client::tell`].
@@ -224,7 +239,7 @@ impl Consumer {
     fn seek(&self, sources: &[usize]) -> Result<(), SystemError> {
         let of = || sources.iter().filter_map(|place| self.sources.get(*place));
         let timeout_ms = c_int::try_from(SEEK_TIMEOUT.as_millis()).unwrap_or(c_int::MAX);
-        let mut list = of().map(Source::place);
+        let mut list = of().map(|source| source.place(self.known_ends(&source.at).map_or(0, |(low, _)| low)));
         let (error, codes) = Self::with_list(&mut list, |list| {
             // SAFETY: the handle and the list are alive; the list has as many entries as it says.
             unsafe {
@@ -249,7 +264,10 @@ impl Consumer {
 
     /// Sends offsets of sources to the group's coordinator and waits for its answer, whatever it is, for at most
     /// `patience`.
-    pub(crate) fn commit_offsets(&self, offsets: &[(usize, u64)], patience: Duration) {
+    pub(crate) fn commit_offsets(&mut self, offsets: &[(usize, u64)], patience: Duration) {
+        if self.is_denied_group {
+            return;
+        }
         let mut of =
             offsets.iter().filter_map(|(at, offset)| Some(Place::new(&self.sources.get(*at)?.at, *offset)));
         let timeout_ms = c_int::try_from(patience.as_millis()).unwrap_or(c_int::MAX);
@@ -403,6 +421,7 @@ impl Consumer {
             let topic = rust_text(unsafe { rd::rd_kafka_topic_name(raw.rkt) });
             return Err(self.client.error_of(code, &why, Tried::topic("Read", &topic)));
         }
+        self.is_denied_group |= code == Code::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED;
         match self.client.error(code, &why) {
             SystemError::Retriable(why) => {
                 tracing::debug!("consumer: {why}");
@@ -449,8 +468,8 @@ impl Consumer {
         Some(place)
     }
 
-    /// The end of `partition` as heard with the last fetch.
-    pub(crate) fn known_end(&self, partition: &TopicPartition) -> Option<u64> {
+    /// Where `partition` begins and ends, as heard with the last fetch.
+    pub(crate) fn known_ends(&self, partition: &TopicPartition) -> Option<(u64, u64)> {
         let topic = c_text(&partition.topic).ok()?;
         let (mut low, mut high) = (0_i64, 0_i64);
         // SAFETY: the places for the answers are ours.
@@ -464,7 +483,7 @@ impl Consumer {
             )
         };
         (code == Code::RD_KAFKA_RESP_ERR_NO_ERROR).then_some(())?;
-        u64::try_from(high).ok()
+        Some((unsigned(low), u64::try_from(high).ok()?))
     }
 
     /// Asks the broker for the ends of `partition`; `high` is what this consumer may read.

@@ -169,8 +169,11 @@ impl Client {
         }
     }
 
-    /// Why the transaction that is open can only be aborted, if so.
+    /// Why the transaction that is open can only be aborted, if so, or the client is of no use any more.
     fn transaction_failure(&self) -> Result<(), SystemError> {
+        if self.fatal_cause() != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(self.error(Code::RD_KAFKA_RESP_ERR__FATAL, ""));
+        }
         let aborted = self.mailbox.aborted.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(why) = aborted else { return Ok(()) };
         let denied = self.denied(Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED);
@@ -298,7 +301,7 @@ impl Client {
         }
     }
 
-    /// How many brokers are up; for one of them is waited.
+    /// How many brokers are up; waits for at least one.
     ///
     /// `DescribeCluster` would tell their racks too, but librdkafka (2.12) aborts the whole process where its answer
     /// names no broker, as it does while the controller has lost sight of all of them.
@@ -308,7 +311,7 @@ impl Client {
         loop {
             let mut answer: *const rd::rd_kafka_metadata = std::ptr::null();
             // A late answer is lost, so a slow broker must be given longer each time.
-            let slice = since.elapsed().max(FIRST_SLICE).min(timeout.saturating_sub(since.elapsed()));
+            let slice = (since.elapsed() / 2).max(FIRST_SLICE).min(timeout.saturating_sub(since.elapsed()));
             let slice_ms = c_int::try_from(slice.as_millis()).unwrap_or(c_int::MAX);
             // SAFETY: the answer is ours and destroyed here.
             let (code, count) = unsafe {

@@ -348,7 +348,8 @@ impl Producer {
     pub(crate) fn serve(&self, timeout_ms: c_int) -> Result<(), SystemError> {
         // SAFETY: the handle is alive.
         unsafe { rd::rd_kafka_poll(self.client.rk, timeout_ms) };
-        self.client.delivery_failure().map_err(|error| self.named(error))
+        self.client.delivery_failure().map_err(|error| self.named(error))?;
+        self.client.transaction_failure()
     }
 
     /// With the topics that are not there, if the error says of some topic only that it is not.

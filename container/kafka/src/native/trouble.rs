@@ -41,6 +41,9 @@ pub(crate) struct Cause {
     pub(crate) lasting: bool,
 }
 
+/// What becomes of a client without TLS where it is needed; of one with TLS it says nothing.
+const NO_TLS: &str = "in state APIVERSION_QUERY";
+
 /// Words of librdkafka and OpenSSL: the key they are about, and what they mean.
 const CAUSES: &[(&str, &str, &str)] = &[
     // Before the others: OpenSSL says of a plaintext listener's answer that it is no handshake.
@@ -91,11 +94,7 @@ const CAUSES: &[(&str, &str, &str)] = &[
         "the listener does not speak TLS, or ends the handshake; give \"plaintext\" or \"sasl_plaintext\" if it does not",
     ),
     // What a listener of TLS does with words that are none of its own.
-    (
-        "in state APIVERSION_QUERY",
-        "security.protocol",
-        "the listener seems to speak TLS; give \"ssl\" or \"sasl_ssl\"",
-    ),
+    (NO_TLS, "security.protocol", "the listener seems to speak TLS; give \"ssl\" or \"sasl_ssl\""),
     (
         "in state UP",
         "security.protocol",
@@ -106,12 +105,16 @@ const CAUSES: &[(&str, &str, &str)] = &[
 
 impl Cause {
     fn of(text: &str) -> Cause {
-        let known = CAUSES.iter().find(|(words, ..)| text.contains(words));
+        let speaks_tls = text.contains("ssl://");
+        let known =
+            CAUSES.iter().find(|(words, ..)| text.contains(words) && !(speaks_tls && *words == NO_TLS));
         match known {
             Some((_, key, meaning)) => Cause {
                 key,
                 text: format!("{meaning}; look at the system's `{key}` in the job file ({text})"),
-                lasting: key.starts_with("security.") || meaning.contains("certificate"),
+                // Whoever says nothing may be slow.
+                lasting: !text.contains("timed out")
+                    && (key.starts_with("security.") || meaning.contains("certificate")),
             },
             None => Cause { key: "bootstrap", text: text.to_owned(), lasting: false },
         }
