@@ -27,6 +27,8 @@
 //! (`task_thread`), each of which claims its tasks in Kafka (`claim`), restores them (`restore`), and then
 //! processes and commits (`engine`, `transaction`). Decisions are in the crate `task-core`.
 
+#[cfg(feature = "allocator")]
+mod allocator;
 mod asynchronous;
 mod board;
 mod budget;
@@ -78,12 +80,6 @@ mod scenarios;
 mod state_tests;
 #[cfg(test)]
 mod tests;
-
-/// For Rust, and for the C and C++ that is linked: librdkafka makes each message on one thread and frees it on another,
-/// where glibc's heaps wait for each other's locks and keep what others need.
-#[cfg(feature = "allocator")]
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 pub use task_api::*;
 pub use types::{Delivery, JobId, SystemStream, SystemStreamPartition, TaskName};

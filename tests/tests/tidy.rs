@@ -15,7 +15,8 @@ const FILE_LINES: usize = 600;
 /// Lines a function may have outside tests.
 const FUNCTION_LINES: usize = 70;
 /// Where `unsafe` is allowed, with the reason on the module itself.
-const UNSAFE: [&str; 2] = ["container/kafka/src/native", "node-manager/shim/src/sys"];
+const UNSAFE: [&str; 3] =
+    ["container/kafka/src/native", "container/src/allocator.rs", "node-manager/shim/src/sys"];
 /// Macros that mean "not done".
 const UNFINISHED: [&str; 4] = ["todo!", "unimplemented!", "dbg!", "FIXME"];
 /// What logic must not name: time is a parameter, effects are values.
@@ -116,7 +117,7 @@ fn functions_are_short() {
 }
 
 #[test]
-fn unsafe_stays_in_its_two_modules() {
+fn unsafe_stays_in_its_modules() {
     let mut broken = Vec::new();
     for file in rust_sources() {
         if !UNSAFE.iter().any(|module| file.name.starts_with(module)) && file.names("unsafe") {

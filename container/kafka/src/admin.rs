@@ -13,7 +13,7 @@ use types::ClientSetting;
 use crate::native::admin::Which;
 use crate::native::consume::Source;
 use crate::native::{Client, Consumer, Producer};
-use crate::{CONSUMERS, settings};
+use crate::{CONSUMERS, consumer_settings, settings};
 
 /// An administrator of one Kafka cluster; shared freely between threads.
 pub struct KafkaAdmin {
@@ -121,7 +121,8 @@ impl KafkaAdmin {
         let ours = [
             CONSUMERS,
             ("queued.max.messages.kbytes", "16384"),
-            ("fetch.queue.backoff.ms", "5"),
+            // A small container's queue lasts no longer, and whoever waits for state does nothing else.
+            ("fetch.queue.backoff.ms", "1"),
             ("fetch.wait.max.ms", "5"),
         ];
         let fixed = [
@@ -135,7 +136,7 @@ impl KafkaAdmin {
             // The end is known by position: aborted and control records hand over no message.
             ("enable.partition.eof", "true"),
         ];
-        Consumer::new(&settings(&ours, &self.config, &fixed))
+        Consumer::new(&consumer_settings(&ours, &self.config, &fixed))
     }
 
     /// Finds out what became of places in logs.
@@ -151,7 +152,7 @@ impl KafkaAdmin {
             ("auto.offset.reset", "error"),
             ("enable.partition.eof", "true"),
         ];
-        Consumer::new(&settings(&ours, &self.config, &fixed))
+        Consumer::new(&consumer_settings(&ours, &self.config, &fixed))
     }
 
     fn new_appender(&self) -> Result<Producer, SystemError> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use task_api::system::{LogEnd, Message, Offset, StartAt, SystemConsumer, SystemError, TopicPartition};
 
 use crate::native::Consumer;
-use crate::{CONSUMERS, Statistics, settings};
+use crate::{CONSUMERS, Statistics, consumer_settings};
 
 /// A reader of assigned partitions; belongs to one thread, may be moved there.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl KafkaConsumer {
             // Where a partition ends is known by position: what cannot be seen hands over no message.
             ("enable.partition.eof", "true"),
         ];
-        let native = Consumer::new(&settings(&ours, config, &fixed))?;
+        let native = Consumer::new(&consumer_settings(&ours, config, &fixed))?;
         let statistics = Statistics::default();
         native.tell(statistics.clone());
         Ok(KafkaConsumer { native, starts: Vec::new(), statistics })

@@ -11,6 +11,8 @@ mod native;
 mod producer;
 mod statistics;
 
+use std::collections::BTreeMap;
+
 pub use access::{Access, SecretOf, environments_secret};
 pub use admin::{KafkaAdmin, NoContact};
 pub use consumer::KafkaConsumer;
@@ -29,7 +31,7 @@ const CONSUMERS: (&str, &str) = ("check.crcs", "true");
 /// file refuses them, and of a job that is older than that it is told that they do nothing.
 pub(crate) fn settings<'a>(
     ours: &[(&'a str, &'a str)],
-    theirs: &'a std::collections::BTreeMap<String, String>,
+    theirs: &'a BTreeMap<String, String>,
     fixed: &[(&'a str, &'a str)],
 ) -> Vec<(&'a str, &'a str)> {
     #[cfg(test)]
@@ -46,10 +48,23 @@ pub(crate) fn settings<'a>(
     EVERYWHERE.iter().chain(ours).copied().chain(theirs).chain(fixed.iter().copied()).collect()
 }
 
+/// As [`settings`], of a consumer. librdkafka takes no `fetch.max.bytes` that is below the largest message it may send, so
+/// a consumer, which sends none, says that it sends none larger than an answer.
+pub(crate) fn consumer_settings<'a>(
+    ours: &[(&'a str, &'a str)],
+    theirs: &'a BTreeMap<String, String>,
+    fixed: &[(&'a str, &'a str)],
+) -> Vec<(&'a str, &'a str)> {
+    let mut all = settings(ours, theirs, fixed);
+    if let Some((_, answer)) = all.iter().rev().find(|(name, _)| *name == "fetch.max.bytes") {
+        let is_small = answer.parse::<u64>().is_ok_and(|answer| answer < 1_000_000);
+        all.push(("message.max.bytes", if is_small { answer } else { "1000000" }));
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     #[test]
@@ -60,6 +75,18 @@ mod tests {
         KafkaProducer::idempotent(broker, "p", &none).expect("a producer");
         KafkaProducer::transactional(broker, "t", &none).expect("a producer");
         KafkaAdmin::new(broker, &none).expect("an administrator").open_all().expect("its clients");
+    }
+
+    #[test]
+    fn an_answer_may_be_smaller_than_the_largest_message() {
+        let broker = "127.0.0.1:1";
+        for (answer, largest) in [("65536", "1000"), ("2000000", "3000000")] {
+            let theirs = [("fetch.max.bytes", answer), ("message.max.bytes", largest)];
+            let theirs = theirs.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+            KafkaConsumer::new(broker, "c", "g", &theirs).expect("a consumer");
+        }
+        let small: BTreeMap<String, String> = [("fetch.max.bytes".to_owned(), "65536".to_owned())].into();
+        KafkaAdmin::new(broker, &small).expect("an administrator").open_all().expect("its clients");
     }
 
     #[test]
