@@ -345,7 +345,8 @@ fn a_listener_that_is_no_broker_is_told_from_one() {
     let address = listener.local_addr().expect("it is bound");
     // It takes connections and answers nothing.
     let folder = Folder::new(&address.to_string());
-    let expected = "samza-submit: job.toml:13: `systems.kafka.bootstrap`: somebody listens there but no broker answers: *";
+    let expected = "waiting for an answer of the brokers of system `kafka`, 20 s at most\n\
+                    samza-submit: job.toml:13: `systems.kafka.bootstrap`: somebody listens there but no broker answers*";
     is(&submit(&folder, &["job.toml"]), 5, "", expected);
 }
 

@@ -126,6 +126,7 @@ impl Client {
             rd::rd_kafka_conf_set_error_cb(conf, Some(on_error));
             rd::rd_kafka_conf_set_log_cb(conf, Some(on_log));
             rd::rd_kafka_conf_set_stats_cb(conf, Some(on_statistics));
+            rd::rd_kafka_conf_set_ssl_cert_verify_cb(conf, Some(on_certificate));
             if with_tokens {
                 rd::rd_kafka_conf_set_oauthbearer_token_refresh_cb(conf, Some(token::on_token));
                 rd::rd_kafka_conf_enable_sasl_queue(conf, 1);
@@ -393,6 +394,30 @@ unsafe extern "C" fn on_log(
     } else {
         tracing::debug!(target: "librdkafka", "{facility}: {text}");
     }
+}
+
+/// Looks at a certificate of a broker's chain, which OpenSSL has judged: nothing else tells what is wrong with it.
+unsafe extern "C" fn on_certificate(
+    _rk: *mut rd::rd_kafka_t,
+    _broker: *const c_char,
+    _id: i32,
+    error: *mut c_int,
+    _depth: c_int,
+    _certificate: *const c_char,
+    _size: usize,
+    _text: *mut c_char,
+    _text_size: usize,
+    mailbox: *mut c_void,
+) -> c_int {
+    // SAFETY: the number is librdkafka's; OpenSSL's texts are constants; the opaque pointer is the client's mailbox.
+    unsafe {
+        if *error == 0 {
+            return 1;
+        }
+        let why = rust_text(openssl_sys::X509_verify_cert_error_string((*error).into()));
+        (*mailbox.cast_const().cast::<Mailbox>()).trouble.note_certificate(&why);
+    }
+    0
 }
 
 /// Called on the thread that polls: so the text is kept and no more. librdkafka frees it after 0.

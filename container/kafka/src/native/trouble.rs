@@ -6,7 +6,11 @@ use std::time::{Duration, Instant};
 
 /// The last thing that went wrong with a connection.
 #[derive(Debug, Default)]
-pub(crate) struct Trouble(Mutex<Option<(Instant, String)>>);
+pub(crate) struct Trouble {
+    last: Mutex<Option<(Instant, String)>>,
+    /// What is wrong with the certificate of a broker: that a connection failed for one is told without it.
+    certificate: Mutex<Option<String>>,
+}
 
 /// librdkafka tells of the same trouble once in half a minute.
 const FRESH: Duration = Duration::from_secs(35);
@@ -14,17 +18,28 @@ const FRESH: Duration = Duration::from_secs(35);
 impl Trouble {
     /// Notes what one of librdkafka's logs says of a connection.
     pub(crate) fn note(&self, text: &str) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), text.to_owned()));
+        let mut text = text.to_owned();
+        if text.contains(VERIFY_FAILED)
+            && let Some(why) = &*self.certificate.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            text = format!("{text}: {why}");
+        }
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), text));
+    }
+
+    /// Notes what is wrong with a certificate that was just looked at.
+    pub(crate) fn note_certificate(&self, why: &str) {
+        *self.certificate.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
     }
 
     /// A broker has answered.
     pub(crate) fn over(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// What went wrong lately, with the key of the job file to look at.
     pub(crate) fn last(&self) -> Option<Cause> {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let (_, text) = last.as_ref().filter(|(at, _)| at.elapsed() < FRESH)?;
         Some(Cause::of(text))
     }
@@ -40,6 +55,9 @@ pub(crate) struct Cause {
     /// Whether another try can do nothing about it.
     pub(crate) lasting: bool,
 }
+
+/// How OpenSSL says that a broker's certificate is not taken.
+const VERIFY_FAILED: &str = "certificate verify failed";
 
 /// What becomes of a client without TLS where it is needed; of one with TLS it says nothing.
 const NO_TLS: &str = "in state APIVERSION_QUERY";
@@ -73,11 +91,11 @@ const CAUSES: &[(&str, &str, &str)] = &[
         "a certificate has expired: the broker's or that of who vouches for it",
     ),
     ("certificate is not yet valid", "security.ca", "the certificate's time has not come: is a clock wrong?"),
-    ("Hostname mismatch", "bootstrap", "the broker's certificate is for another host name"),
+    ("ostname mismatch", "bootstrap", "the broker's certificate is for another host name"),
     ("IP address mismatch", "bootstrap", "the broker's certificate is not for this address"),
     ("certificate required", "security.certificate", "the brokers ask for a client's certificate"),
     ("bad certificate", "security.certificate", "the brokers do not take the client's certificate"),
-    ("certificate verify failed", "security.ca", "nobody in `ca` vouches for the broker's certificate"),
+    (VERIFY_FAILED, "security.ca", "nobody in `ca` vouches for the broker's certificate"),
     ("unable to get local issuer", "security.ca", "nobody in `ca` vouches for the broker's certificate"),
     ("self signed certificate", "security.ca", "nobody in `ca` vouches for the broker's certificate"),
     ("self-signed certificate", "security.ca", "nobody in `ca` vouches for the broker's certificate"),
@@ -101,20 +119,29 @@ const CAUSES: &[(&str, &str, &str)] = &[
         "the listener ends the connection when it is asked something: does it ask clients who they are? give a `mechanism`",
     ),
     ("Connection refused", "bootstrap", "nobody listens there"),
+    // Its first question. librdkafka takes it for a broker of ten years ago.
+    (
+        "ApiVersionRequest failed: Local: Timed out",
+        "bootstrap",
+        "somebody listens there but no broker answers",
+    ),
 ];
 
 impl Cause {
     fn of(text: &str) -> Cause {
+        // Whoever says nothing may be slow: the state in which it does tells nothing of its listener.
+        let is_silent = text.to_lowercase().contains("timed out");
         let speaks_tls = text.contains("ssl://");
-        let known =
-            CAUSES.iter().find(|(words, ..)| text.contains(words) && !(speaks_tls && *words == NO_TLS));
+        let is_about = |words: &str| match words {
+            NO_TLS => !is_silent && !speaks_tls,
+            _ => !(is_silent && words.starts_with("in state")),
+        };
+        let known = CAUSES.iter().find(|(words, ..)| text.contains(words) && is_about(words));
         match known {
             Some((_, key, meaning)) => Cause {
                 key,
                 text: format!("{meaning}; look at the system's `{key}` in the job file ({text})"),
-                // Whoever says nothing may be slow.
-                lasting: !text.contains("timed out")
-                    && (key.starts_with("security.") || meaning.contains("certificate")),
+                lasting: !is_silent && (key.starts_with("security.") || meaning.contains("certificate")),
             },
             None => Cause { key: "bootstrap", text: text.to_owned(), lasting: false },
         }
@@ -134,6 +161,17 @@ mod tests {
         );
         let cause = trouble.last().expect("noted");
         assert_eq!((cause.key, cause.lasting), ("security.password", true));
+        for (text, key) in [
+            ("b:9092/bootstrap: Disconnected (after 3ms in state APIVERSION_QUERY)", "security.protocol"),
+            ("ssl://b:9092/bootstrap: Disconnected (after 3ms in state APIVERSION_QUERY)", "bootstrap"),
+            ("b:9092/bootstrap: Local: Timed out (after 9ms in state APIVERSION_QUERY)", "bootstrap"),
+            ("ssl://b:9092/bootstrap: Connection setup timed out in state SSL_HANDSHAKE", "bootstrap"),
+            ("ssl://b:9092/bootstrap: Disconnected (after 2ms in state SSL_HANDSHAKE)", "security.protocol"),
+        ] {
+            trouble.note(text);
+            let cause = trouble.last().expect("noted");
+            assert_eq!((cause.key, cause.lasting), (key, key != "bootstrap"), "{text}");
+        }
         trouble.note("b:9092/bootstrap: Connect to ipv4#127.0.0.1:1 failed: Connection refused (after 0ms)");
         let cause = trouble.last().expect("noted");
         assert_eq!((cause.key, cause.lasting), ("bootstrap", false));
