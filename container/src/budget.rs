@@ -36,14 +36,14 @@ impl Budget {
 
     /// Settings of one of so many consumers, unless the job has its own.
     pub(crate) fn consumer(&self, consumers: u32) -> Vec<(&'static str, String)> {
-        fetches(self.fetched_by_each(consumers) - self.held(consumers), BROKERS)
+        running(self.fetched_by_each(consumers) - self.held(consumers))
     }
 
     /// Settings of the consumers that restores read with, so many at once in place of one: nothing else is fetched then,
     /// and nothing is sent.
     pub(crate) fn reader(&self, consumers: u32, at_once: u64) -> Vec<(&'static str, String)> {
         let each = (self.fetched + self.unsent) / u64::from(consumers.max(1));
-        fetches(each / at_once.max(1), 1)
+        restoring(each / at_once.max(1))
     }
 
     /// Settings of one of so many producers, unless the job has its own.
@@ -117,19 +117,34 @@ pub(crate) const LEAST_CACHE: u64 = 64 << 10;
 /// What librdkafka spends on a message that it holds, besides the message.
 const PER_FETCHED_MESSAGE: u64 = 400;
 const PER_UNSENT_MESSAGE: u64 = 256;
+/// Partitions that a consumer is supposed to read, for bounds that it only has per partition.
+const PARTITIONS: u64 = 4;
 /// A row in an answer, with its key and what a batch adds to it, that is called small. Smaller ones cost more than their
 /// part, and so does a batch that is larger than an answer may be: brokers send the first one whole.
 const SMALL_ROW: u64 = 32;
-/// Brokers that a consumer is supposed to read from: each of them may have an answer on its way.
-const BROKERS: u64 = 3;
 
-/// Settings of a consumer that holds `bytes`, in its queue and in answers, of rows of any size. What is in an answer is in
-/// the queue at once, however many messages it is.
-fn fetches(bytes: u64, brokers: u64) -> Vec<(&'static str, String)> {
+/// Settings of a consumer that holds `bytes` while a job runs. Its own bounds know neither what a message costs besides
+/// its bytes nor how large the answer is that comes when it was last below them. With bounds as narrow as those of
+/// [`restoring`] a message of 100 bytes that is sent on costs a seventh more.
+fn running(bytes: u64) -> Vec<(&'static str, String)> {
+    let messages = bytes / 2 / PER_FETCHED_MESSAGE / PARTITIONS;
+    let answer = (bytes / 4).clamp(MIB, 50 * MIB);
+    vec![
+        ("queued.max.messages.kbytes", kib(bytes / 2)),
+        ("queued.min.messages", messages.clamp(1_000, 100_000).to_string()),
+        ("fetch.max.bytes", answer.to_string()),
+        // A message of a few bytes costs some hundred here, and what comes at once is not counted before it is here.
+        ("max.partition.fetch.bytes", (bytes / 8 / PARTITIONS).clamp(64 << 10, MIB).to_string()),
+    ]
+}
+
+/// Settings of a consumer of one broker that holds `bytes`, in its queue and in an answer, of rows of any size: a restore
+/// reads as fast as it can. What is in an answer is in the queue at once, however many messages it is.
+fn restoring(bytes: u64) -> Vec<(&'static str, String)> {
     // Small rows reach their number first, large ones their bytes. At worst, in between, that is twice this.
     let queued = bytes / 4;
-    let in_answers = bytes / 2 * SMALL_ROW / (SMALL_ROW + PER_FETCHED_MESSAGE);
-    let answer = (in_answers / brokers).clamp(64 << 10, MIB);
+    let in_answer = bytes / 2 * SMALL_ROW / (SMALL_ROW + PER_FETCHED_MESSAGE);
+    let answer = in_answer.clamp(64 << 10, MIB);
     vec![
         ("queued.max.messages.kbytes", kib(queued)),
         ("queued.min.messages", (queued / PER_FETCHED_MESSAGE).clamp(1_000, 100_000).to_string()),
@@ -179,24 +194,36 @@ mod tests {
         of.iter().find(|(name, _)| *name == key).and_then(|(_, value)| value.parse().ok()).expect("it is set")
     }
 
-    /// What a consumer with these settings holds at most of rows that have `row` bytes each, from so many brokers.
-    fn holds(of: &[(&'static str, String)], row: u64, brokers: u64) -> u64 {
+    /// What a consumer with these settings holds at most of rows that have `row` bytes each, from one broker.
+    fn holds(of: &[(&'static str, String)], row: u64) -> u64 {
         let queued =
             setting(of, "queued.min.messages").min((setting(of, "queued.max.messages.kbytes") << 10) / row);
-        let answers = brokers * (setting(of, "fetch.max.bytes") / row);
+        let answers = setting(of, "fetch.max.bytes") / row;
         (queued + answers) * (row + PER_FETCHED_MESSAGE)
     }
 
     #[test]
-    fn what_all_consumers_fetch_and_hold_is_within_their_part_whatever_the_size_of_rows() {
+    fn what_all_consumers_fetch_and_hold_is_within_their_part() {
+        for limit in [256 * MIB, 1 << 30, 16 << 30] {
+            let b = Budget::new(limit, 2, true);
+            for consumers in [2, 4, 6] {
+                let queued = setting(&b.consumer(consumers), "queued.max.messages.kbytes") << 10;
+                let answer = setting(&b.consumer(consumers), "fetch.max.bytes");
+                let all = u64::from(consumers) * (queued + answer + b.held(consumers));
+                assert!(all <= b.fetched, "{consumers} of {b}: {all}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_restores_fetch_is_within_their_part_whatever_the_size_of_rows() {
         for limit in [256 * MIB, 1 << 30, 16 << 30] {
             for consumers in [1, 2, 4] {
                 let b = Budget::new(limit, consumers, true);
-                let (n, at_once) = (u64::from(consumers), 4);
+                let at_once = 4;
                 for row in [SMALL_ROW, 100, 400, 1_000, 100_000] {
-                    let running = n * (holds(&b.consumer(consumers), row, BROKERS) + b.held(consumers));
-                    assert!(running <= b.fetched, "{consumers} of {b}: {running} in rows of {row}");
-                    let restoring = n * at_once * holds(&b.reader(consumers, at_once), row, 1);
+                    let restoring =
+                        u64::from(consumers) * at_once * holds(&b.reader(consumers, at_once), row);
                     assert!(
                         restoring <= b.fetched + b.unsent,
                         "{consumers} of {b}: {restoring} in rows of {row}"
