@@ -13,6 +13,9 @@ use task_api::system::{
 use crate::PATIENCE;
 use crate::brokers::Brokers;
 
+/// Longer than a follower's question waits for messages (`replica.fetch.wait.max.ms`, 500).
+const ANSWERED: Duration = Duration::from_secs(1);
+
 struct Stage {
     brokers: std::sync::Arc<Brokers>,
     admin: KafkaAdmin,
@@ -111,8 +114,10 @@ fn a_log_that_was_cut_by_an_unclean_election_and_has_grown_again_is_told_from_on
 
     // The leader goes on alone, and is lost with what only it has.
     stage.brokers.signal(other, Signal::STOP);
-    // This one is on its way to the other, which has asked for it; what follows is not.
+    // This one is on its way to the other, which has asked for it; what follows is not. An answer that a leader gives
+    // takes with it what came meanwhile, so it is given its time: nothing tells when it was given.
     stage.append(1);
+    std::thread::sleep(ANSWERED);
     stage.append(9);
     let on_one = [read_up_to(&mut consumer, 20), stage.end()];
     assert_eq!(on_one.map(|end| end.offset), [20, 20]);
