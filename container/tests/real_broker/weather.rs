@@ -109,7 +109,8 @@ fn wait_for_calls(storm: &mut Storm, name: &'static str) {
 /// what it has.
 fn stopped_in_a_transaction(storm: &mut Storm) -> Container {
     let changelog = storm.job.topic("changelog");
-    for _ in 0..5 {
+    // Whether the last commit has something is chance.
+    for _ in 0..30 {
         let container = storm.start(&[("SAMZA_TEST_PAUSE_AT", "ends-read")]);
         storm.master.wait(&container, "running", is_running);
         storm.feed(300);
@@ -123,7 +124,7 @@ fn stopped_in_a_transaction(storm: &mut Storm) -> Container {
         container.signal(Signal::CONT);
         assert_eq!(container.exit_code(), 143);
     }
-    panic!("no transaction was open in five containers that were stopped");
+    panic!("no transaction was open in thirty containers that were stopped");
 }
 
 fn stop_for_long(storm: &mut Storm, name: &'static str) {
