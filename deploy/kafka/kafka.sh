@@ -22,7 +22,8 @@
 #
 # `start` leaves in DIR: bootstrap (host:port,...), kI.pid, kI.log, kI.properties and kI, the data of broker I.
 # A secured broker's DIR has secure/: ca.pem, the passwords of the users in admin.password and job.password, certificates
-# of them in admin.crt and job.crt with their keys in admin.key and job.key, and admin.properties for Kafka's own tools (`tool org.apache.kafka.tools.TopicCommand --command-config …`).
+# of them in admin.crt and job.crt with their keys in admin.key and job.key, and admin.properties for Kafka's own tools
+# (`tool org.apache.kafka.tools.TopicCommand --command-config …`).
 # Broker I has rack rI. With three brokers every topic has three replicas and min.insync.replicas=2 by default.
 #   KAFKA_HEAP   heap of a broker, default 384m
 #   KAFKA_JVM    JVM flags; the default starts quickly and stays small at the price of peak throughput, so benches
