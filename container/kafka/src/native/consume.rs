@@ -240,16 +240,7 @@ impl Consumer {
         let of = || sources.iter().filter_map(|place| self.sources.get(*place));
         let timeout_ms = c_int::try_from(SEEK_TIMEOUT.as_millis()).unwrap_or(c_int::MAX);
         let mut list = of().map(|source| source.place(self.known_ends(&source.at).map_or(0, |(low, _)| low)));
-        let (error, codes) = Self::with_list(&mut list, |list| {
-            // SAFETY: the handle and the list are alive; the list has as many entries as it says.
-            unsafe {
-                let error = rd::rd_kafka_seek_partitions(self.client.rk, list, timeout_ms);
-                let entries = std::slice::from_raw_parts((*list).elems, (*list).cnt.unsigned_abs() as usize);
-                (error, entries.iter().map(|entry| entry.err).collect::<Vec<Code>>())
-            }
-        })?;
-        self.client.check(error)?;
-        for (source, code) in of().zip(codes) {
+        for (source, code) in of().zip(self.seek_to(&mut list, timeout_ms)?) {
             // Not fetched: either not yet, and will be from where it was assigned, which is its position; or not any
             // more, and why is in the queue.
             let is_told = code == Code::RD_KAFKA_RESP_ERR__STATE;
@@ -260,6 +251,23 @@ impl Consumer {
             }
         }
         Ok(())
+    }
+
+    /// Makes librdkafka go on at these places; what it says of each.
+    fn seek_to<'a>(
+        &self,
+        places: &mut dyn Iterator<Item = Place<'a>>,
+        timeout_ms: c_int,
+    ) -> Result<Vec<Code>, SystemError> {
+        let (error, codes) = Self::with_list(places, |list| {
+            // SAFETY: the handle and the list are alive; the list has as many entries as it says.
+            unsafe {
+                let error = rd::rd_kafka_seek_partitions(self.client.rk, list, timeout_ms);
+                let entries = std::slice::from_raw_parts((*list).elems, (*list).cnt.unsigned_abs() as usize);
+                (error, entries.iter().map(|entry| entry.err).collect())
+            }
+        })?;
+        self.client.check(error).map(|()| codes)
     }
 
     /// Sends offsets of sources to the group's coordinator and waits for its answer, whatever it is, for at most

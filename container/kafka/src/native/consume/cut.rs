@@ -86,16 +86,7 @@ impl Consumer {
                 leader_epoch: end.leader_epoch,
                 ..Place::new(at, end.offset)
             };
-            let (error, codes) = Self::with_list(&mut seen.iter().map(place), |list| {
-                // SAFETY: the handle and the list are alive; the list has as many entries as it says.
-                unsafe {
-                    let error = rd::rd_kafka_seek_partitions(self.client.rk, list, timeout_ms);
-                    let entries =
-                        std::slice::from_raw_parts((*list).elems, (*list).cnt.unsigned_abs() as usize);
-                    (error, entries.iter().map(|entry| entry.err).collect::<Vec<Code>>())
-                }
-            })?;
-            self.client.check(error)?;
+            let codes = self.seek_to(&mut seen.iter().map(place), timeout_ms)?;
             let Some(failed) = codes.into_iter().find(|code| *code != Code::RD_KAFKA_RESP_ERR_NO_ERROR)
             else {
                 return Ok(());
