@@ -1,6 +1,6 @@
 //! The commit of one task thread: rows, positions and (exactly-once) outputs in one transaction, then rows to disk.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use task_api::StreamTask;
 use task_api::system::{SystemError, TopicHandle, TopicPartition};
@@ -19,6 +19,11 @@ use crate::restore::memory_of;
 
 /// How long a commit waits to hear where the changelogs end.
 const ENDS_PATIENCE: Duration = Duration::from_secs(1);
+/// The same for the last one: what it does not hear costs the next start a whole changelog, and what brokers lose of it
+/// meanwhile is not noticed.
+const LAST_ENDS_PATIENCE: Duration = Duration::from_secs(5);
+/// Before they are asked again.
+const ENDS_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs a commit.
 ///
@@ -44,7 +49,8 @@ pub(crate) fn commit<T: StreamTask>(
             CommitStep::Begin => engine.outputs.begin()?,
             CommitStep::DrainCaches => drain(engine)?,
             CommitStep::ChangelogEnds => {
-                ends = changelog_ends(engine)?;
+                let last = due == Due::Stopping;
+                ends = changelog_ends(engine, if last { LAST_ENDS_PATIENCE } else { ENDS_PATIENCE })?;
                 without_positions = ends.is_none();
             }
             CommitStep::Checkpoints => {
@@ -157,8 +163,11 @@ fn is_dirty<T>(task: &Task<T>) -> bool {
 }
 
 /// The high watermarks of all changelog partitions of the thread, in the order of tasks and stores. None if nobody
-/// answers now: then rows go to disk without a position.
-fn changelog_ends<T: StreamTask>(engine: &mut Engine<T>) -> Result<Option<Ends>, SystemError> {
+/// answers within `patience`: then rows go to disk without a position.
+fn changelog_ends<T: StreamTask>(
+    engine: &mut Engine<T>,
+    patience: Duration,
+) -> Result<Option<Ends>, SystemError> {
     let logs: Vec<TopicPartition> = engine
         .tasks
         .iter()
@@ -169,18 +178,26 @@ fn changelog_ends<T: StreamTask>(engine: &mut Engine<T>) -> Result<Option<Ends>,
         return Ok(Some(Ends::new(Vec::new(), unix_ms())));
     }
     engine.outputs.flush_transaction()?;
-    let read_at = unix_ms();
-    match engine.admin.high_watermarks(&logs, ENDS_PATIENCE) {
-        Ok(ends) if ends.len() == logs.len() => {
-            let ends = Ends::new(ends, read_at);
-            told_in_checkpoints(engine, &ends);
-            Ok(Some(ends))
+    let begun = Instant::now();
+    loop {
+        let read_at = unix_ms();
+        let left = patience.saturating_sub(begun.elapsed());
+        match engine.admin.high_watermarks(&logs, left) {
+            Ok(ends) if ends.len() == logs.len() => {
+                let ends = Ends::new(ends, read_at);
+                told_in_checkpoints(engine, &ends);
+                return Ok(Some(ends));
+            }
+            // An election under way, mostly.
+            Ok(_) | Err(SystemError::Retriable(_)) if begun.elapsed() + ENDS_PAUSE < patience => {
+                std::thread::sleep(ENDS_PAUSE);
+            }
+            Ok(_) | Err(SystemError::Retriable(_)) => {
+                warn!("cannot read the ends of the changelogs: a restart will read more of them");
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
         }
-        Ok(_) | Err(SystemError::Retriable(_)) => {
-            warn!("cannot read the ends of the changelogs: a restart will read more of them");
-            Ok(None)
-        }
-        Err(error) => Err(error),
     }
 }
 
