@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use nm_shim::User;
 
 use crate::health::Checks;
 use crate::launch::Wall;
+use crate::origins::{Origins, PUBLIC};
+use crate::users::Range;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -19,7 +20,7 @@ Examples:
   A second machine, with the cluster's token, serving logs over the network:
     nm --rm rm.example.org:8030 --root /var/lib/samza \\
        --listen 0.0.0.0:8042 --token-file /etc/samza/token \\
-       --host worker-2.example.org --rack r2 --user samza
+       --host worker-2.example.org --rack r2
 
   What this machine can hold containers to:
     nm doctor
@@ -107,6 +108,16 @@ pub(crate) struct Args {
     /// end first
     #[arg(long, value_name = "SIZE", default_value = "10GiB", value_parser = |text: &str| size("--logs-total", text))]
     pub(crate) logs_total: u64,
+    /// A host that jobs may have artefacts fetched from, wherever it is; repeat for each. `*` stands for all with public
+    /// addresses [default: *]
+    #[arg(long = "artefact-host", value_name = "HOST")]
+    pub(crate) artefact_hosts: Vec<String>,
+    /// A bucket that is read with nm's own credentials, for any job; repeat for each. Others are read as anybody may
+    #[arg(long = "artefact-bucket", value_name = "BUCKET")]
+    pub(crate) artefact_buckets: Vec<String>,
+    /// A folder of this machine that jobs may take artefacts from, those that their user may read; repeat for each
+    #[arg(long = "artefact-folder", value_name = "DIR")]
+    pub(crate) artefact_folders: Vec<PathBuf>,
     /// Free space that the node's disks must have for it to get new containers; of one folder with containers=SIZE,
     /// logs=SIZE, state=SIZE or cache=SIZE [default: 256MiB]
     #[arg(long = "min-free", value_name = "[FOLDER=]SIZE")]
@@ -124,13 +135,30 @@ pub(crate) struct Args {
     /// Run containers without limits, for machines without cgroups or root
     #[arg(long)]
     pub(crate) unlimited: bool,
-    /// Run containers as this user: a name, or UID:GID [default: as nm itself]
+    /// Run all containers as this user: a name, with the groups it is in, or UID:GID [default: nm as root gives each job
+    /// a user of its own; else as nm itself]
     #[arg(long, value_name = "USER")]
     pub(crate) user: Option<String>,
+    /// The users, and the groups of the same numbers, that jobs get as their own
+    #[arg(long, value_name = "FIRST-LAST", default_value = crate::users::RANGE)]
+    pub(crate) uids: Range,
+    /// Let containers of an nm that is root be root too: each job can then do to this machine whatever it wants
+    #[arg(long)]
+    pub(crate) allow_root: bool,
 }
 
 /// The folders below `--root` that may be disks of their own.
 const FOLDERS: [&str; 4] = ["containers", "logs", "state", "cache"];
+
+/// Where artefacts may come from.
+pub(crate) fn origins(args: &Args) -> Origins {
+    let hosts = args.artefact_hosts.clone();
+    Origins {
+        hosts: if hosts.is_empty() { vec![PUBLIC.to_owned()] } else { hosts },
+        buckets: args.artefact_buckets.clone(),
+        folders: args.artefact_folders.clone(),
+    }
+}
 
 /// What health is judged by.
 pub(crate) fn checks(args: &Args, root: &Path) -> Result<Checks> {
@@ -195,24 +223,6 @@ pub(crate) fn size(option: &str, text: &str) -> Result<u64> {
     Ok(bytes as u64)
 }
 
-/// Finds a user by name in /etc/passwd, or takes `UID:GID`.
-pub(crate) fn user(text: &str) -> Result<User> {
-    if let Some((uid, gid)) = text.split_once(':')
-        && let (Ok(uid), Ok(gid)) = (uid.parse(), gid.parse())
-    {
-        return Ok(User { uid, gid });
-    }
-    let passwd = std::fs::read_to_string("/etc/passwd").context("/etc/passwd")?;
-    passwd
-        .lines()
-        .find_map(|line| {
-            let fields: Vec<&str> = line.split(':').collect();
-            (fields.first() == Some(&text)).then_some(())?;
-            Some(User { uid: fields.get(2)?.parse().ok()?, gid: fields.get(3)?.parse().ok()? })
-        })
-        .with_context(|| format!("--user `{text}` is neither in /etc/passwd nor of the form UID:GID"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,11 +237,8 @@ mod tests {
     }
 
     #[test]
-    fn labels_and_users_are_read() {
+    fn labels_are_read() {
         assert_eq!(labels(&["a=b".into()]).unwrap()["a"], "b");
         assert!(labels(&["ab".into()]).is_err());
-        assert_eq!(user("root").unwrap(), User { uid: 0, gid: 0 });
-        assert_eq!(user("7:8").unwrap(), User { uid: 7, gid: 8 });
-        assert!(user("no-such-user").is_err());
     }
 }

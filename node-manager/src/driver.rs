@@ -282,11 +282,8 @@ impl Driver {
         self.state_scan = true;
         let (root, inbox) = (self.root.clone(), self.inbox.clone());
         tokio::task::spawn_blocking(move || {
-            let found = crate::state::scan(&root).unwrap_or_else(|error| {
-                tracing::warn!(%error, "local state cannot be looked at");
-                Vec::new()
-            });
-            let _ = inbox.send(Inbox::State(found));
+            // The driver is gone only at shutdown.
+            let _ = inbox.send(Inbox::State(crate::state::scan(&root)));
         });
     }
 
@@ -307,9 +304,11 @@ impl Driver {
                 crate::logs::sweep(&root, &known, &ages),
                 logs.hold(&root, &known),
                 crate::state::sweep(&root, &jobs, &ages),
+                root.clear(),
+                root.sweep_damaged(&ages),
             ];
             for error in results.into_iter().filter_map(Result::err) {
-                tracing::warn!(%error, "old logs or state cannot be removed");
+                tracing::warn!(%error, "what is old cannot be removed");
             }
             localizer.sweep(&root);
         });

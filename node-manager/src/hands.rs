@@ -1,6 +1,7 @@
 //! The core's commands that take time, each in the background; what came of them goes to the driver.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use nm_core::{Command, Event, Found, Master, Record, Recovered};
@@ -18,9 +19,14 @@ use crate::points;
 use crate::root::Root;
 use crate::watch::{self, Left, Shim};
 
-/// How long a restarted node manager waits for a shim that has claimed a container to say more, in looks.
-const LOOKS: u32 = 300;
-const BETWEEN_LOOKS: std::time::Duration = std::time::Duration::from_millis(10);
+/// How long a restarted node manager waits, all together, for what its earlier life left to say more or to die. What takes
+/// longer is followed while it has joined: one that hangs in the kernel keeps no others waiting.
+const RECOVERY: Duration = Duration::from_secs(1);
+/// How long a kill is repeated before it is told that it does not help.
+const KILL: Duration = Duration::from_secs(4);
+/// The same for what is left after a shim's end.
+const CONCLUDE: Duration = Duration::from_secs(5);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 
 /// Does what the core commands.
 #[derive(Clone)]
@@ -41,7 +47,7 @@ impl Hands {
     pub(crate) fn persist(&self, id: ContainerId, version: u64, record: Box<Record>) {
         let (hands, turn) = (self.clone(), self.root.turn(id));
         tokio::task::spawn_blocking(move || {
-            let begun = std::time::Instant::now();
+            let begun = Instant::now();
             if record.exit.is_some() {
                 points::at("exit-unrecorded");
             }
@@ -127,7 +133,13 @@ impl Hands {
         }
         let hands = self.clone();
         let end = tokio::task::spawn_blocking(move || {
-            watch::conclude(hands.cgroups.as_ref(), id, &hands.root.container(id))
+            loop {
+                let dir = hands.root.container(id);
+                if let Some(end) = watch::conclude(hands.cgroups.as_ref(), id, &dir, CONCLUDE) {
+                    return end;
+                }
+                tracing::warn!(container = %id, "processes of it do not die; trying on");
+            }
         })
         .await;
         match end {
@@ -150,7 +162,7 @@ impl Hands {
         tokio::task::spawn_blocking(move || {
             points::at("kill");
             let shim = shim.or_else(|| watch::claimed(&hands.root.container(id)));
-            watch::kill(hands.cgroups.as_ref(), id, shim);
+            watch::kill(hands.cgroups.as_ref(), id, shim, KILL);
             points::at("killed");
         });
     }
@@ -172,7 +184,7 @@ impl Hands {
 
     pub(crate) fn write_master(&self, id: ContainerId, master: Master) {
         // In the driver's thread, so that a later address is never overtaken by an earlier one.
-        if let Err(error) = self.launcher.write_master(&self.root.work(id), &master) {
+        if let Err(error) = self.launcher.write_master(&self.root, id, &master) {
             tracing::warn!(container = %id, %error, "its master's address cannot be written");
         }
     }
@@ -183,49 +195,46 @@ impl Hands {
             if let Err(error) = crate::state::purge(&hands.root, &job) {
                 tracing::warn!(%job, %error, "its state cannot be removed");
             }
-            match crate::state::scan(&hands.root) {
-                Ok(found) => hands.tell(Inbox::State(found)),
-                Err(error) => tracing::warn!(%error, "local state cannot be looked at"),
-            }
+            hands.tell(Inbox::State(crate::state::scan(&hands.root)));
         });
     }
 
     /// What earlier lives of the node manager left. Those that still run are followed from here on.
     pub(crate) fn recover(&self, incarnation: &NodeIncarnation) -> Result<Vec<Recovered>> {
         let mut left = Vec::new();
+        let until = Instant::now() + RECOVERY;
         for (id, record) in self.root.records()? {
             let found = if record.exit.is_some() || record.boot_id != incarnation.boot_id {
                 Found::NeverStarted
             } else {
-                self.find(id)?
+                self.find(id, until)?
             };
             left.push(Recovered { record, found });
         }
-        self.sweep_cgroups(&left)?;
+        self.sweep_cgroups(&left, until)?;
         Ok(left)
     }
 
-    fn find(&self, id: ContainerId) -> Result<Found> {
+    fn find(&self, id: ContainerId, until: Instant) -> Result<Found> {
         let dir = self.root.container(id);
         let Left::Shim(pid, mut process) = watch::look(&dir)? else { return Ok(Found::NeverStarted) };
         let shim = Shim::hold(pid, None)?;
         let has_exit = || files::read::<ExitFile>(&dir, files::EXIT).is_ok_and(|exit| exit.is_some());
-        for _ in 0..LOOKS {
-            if process.is_some() || has_exit() || !pid.exists() {
-                break;
-            }
+        while process.is_none() && !has_exit() && pid.exists() && Instant::now() < until {
             std::thread::sleep(BETWEEN_LOOKS);
             process = files::read::<ProcessFile>(&dir, files::PROCESS)?;
         }
         if let (Some(process), Some(shim)) = (process, shim) {
             tracing::info!(container = %id, pid = process.process.pid, "taken over");
-            self.tell(Inbox::Shim(id, pid));
-            let hands = self.clone();
-            tokio::spawn(async move { hands.follow(id, Ok(Some(shim))).await });
-            return Ok(Found::Running(watch::process_of(process)));
+            return Ok(self.take_over(id, pid, process, Some(shim)));
         }
-        watch::kill(self.cgroups.as_ref(), id, Some(pid));
-        let end = watch::conclude(self.cgroups.as_ref(), id, &dir);
+        let patience = until.saturating_duration_since(Instant::now());
+        watch::kill(self.cgroups.as_ref(), id, Some(pid), patience);
+        let Some(end) = watch::conclude(self.cgroups.as_ref(), id, &dir, patience) else {
+            tracing::warn!(container = %id, "processes of it do not die; it is followed until they do");
+            let unknown = ProcessFile { process: pid, started_unix_ms: 0 };
+            return Ok(self.take_over(id, pid, process.unwrap_or(unknown), None));
+        };
         Ok(Found::Ended {
             process: end.process,
             outcome: end.outcome,
@@ -234,8 +243,15 @@ impl Hands {
         })
     }
 
+    fn take_over(&self, id: ContainerId, pid: Pid, process: ProcessFile, shim: Option<Shim>) -> Found {
+        self.tell(Inbox::Shim(id, pid));
+        let hands = self.clone();
+        tokio::spawn(async move { hands.follow(id, Ok(shim)).await });
+        Found::Running(watch::process_of(process))
+    }
+
     /// Removes cgroups that belong to no container that runs.
-    fn sweep_cgroups(&self, left: &[Recovered]) -> Result<()> {
+    fn sweep_cgroups(&self, left: &[Recovered], until: Instant) -> Result<()> {
         for name in self.cgroups.list()? {
             let runs = left.iter().any(|recovered| {
                 recovered.record.start.id.to_string() == name && matches!(recovered.found, Found::Running(_))
@@ -244,14 +260,35 @@ impl Hands {
                 continue;
             }
             tracing::info!(cgroup = name, "left behind; ending what is in it");
-            let plan = self.cgroups.kill_plan(&name);
-            let ended = plan.kill_all(None, std::time::Duration::from_secs(5));
-            let removed = remove_patiently(self.cgroups.as_ref(), &name, std::time::Duration::from_secs(1));
-            for error in [ended.map(drop), removed].into_iter().filter_map(Result::err) {
-                tracing::warn!(cgroup = name, %error, "it cannot be removed");
+            let patience = until.saturating_duration_since(Instant::now());
+            if !self.sweep_cgroup(&name, patience) {
+                // No container that comes has its name.
+                let hands = self.clone();
+                tokio::task::spawn_blocking(
+                    move || {
+                        while !hands.sweep_cgroup(&name, Duration::from_secs(60)) {}
+                    },
+                );
             }
         }
         Ok(())
+    }
+
+    /// Ends what is in a group and removes it. Whether that is done.
+    fn sweep_cgroup(&self, name: &str, patience: Duration) -> bool {
+        let ended = self.cgroups.kill_plan(name).kill_all(None, patience);
+        let removed = match ended {
+            Ok(true) => remove_patiently(self.cgroups.as_ref(), name, Duration::from_secs(1)),
+            Ok(false) => {
+                tracing::warn!(cgroup = name, "processes in it do not die; trying on");
+                return false;
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = removed {
+            tracing::warn!(cgroup = name, %error, "it cannot be removed");
+        }
+        true
     }
 }
 

@@ -1,9 +1,7 @@
 //! Starting a container: its folders, its files, its cgroup, its shim.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,15 +9,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nm_core::Master;
 use nm_shim::files::Sandbox;
+use nm_shim::folder::{Folder, Replace};
 use nm_shim::{Order, ProcessFile, Reply, User};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Gid, Uid, chown};
-use types::{OnLeaseLoss, Role, Secrets, StartContainer};
+use types::{ContainerId, JobId, OnLeaseLoss, Role, StartContainer};
 
 use crate::cgroup::{Cgroups, Limits};
+use crate::localize::{copy, open};
 use crate::points;
-use crate::root::{Root, make_dir};
-use crate::unpack::{packed, unpack};
+use crate::root::{GIVEN, Root, WORK, safe};
+use crate::unpack::{Bounds, packed, unpack};
+use crate::users::Users;
 
 /// How long a shim may take to start a process.
 const SHIM_PATIENCE_S: i64 = 10;
@@ -27,10 +27,14 @@ const SHIM_PATIENCE_S: i64 = 10;
 const ABANDON_MS: u64 = 600_000;
 /// A container's own `/tmp`, below its folder.
 const TMP: &str = "tmp";
-/// The folder of a container's secrets, below its work folder.
+/// What a container is told, below the folder of that.
 const SECRETS: &str = "secrets";
+const JOB: &str = "job.json";
+const TOKEN: &str = "token";
 /// The file that tells a container where its master is.
-pub(crate) const AM_ADDRESS: &str = "am-address";
+const AM_ADDRESS: &str = "am-address";
+/// How long a shim that was killed may take to be gone.
+const SHIM_DIES: Duration = Duration::from_secs(5);
 
 /// One thing that containers may not see or do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -48,7 +52,9 @@ pub(crate) enum Wall {
 /// What is the same for every container of this node.
 pub(crate) struct Launcher {
     pub(crate) shim: PathBuf,
-    pub(crate) user: Option<User>,
+    pub(crate) users: Users,
+    /// What an archive may hold, and for how long it may be unpacked.
+    pub(crate) bounds: Bounds,
     /// What containers may not see or do.
     pub(crate) walls: Vec<Wall>,
     /// Processes and threads that a container may have.
@@ -68,60 +74,79 @@ pub(crate) struct Started {
 }
 
 impl Launcher {
-    /// Makes work, log and state folders and the files in them. The artefacts are in the cache.
+    /// Makes work, log and state folders and the files in them. The artefacts are in the cache. Nobody but nm can enter
+    /// the work folder before all is in it.
     pub(crate) fn prepare(&self, root: &Root, start: &StartContainer) -> Result<()> {
-        let dir = root.container(start.id);
-        make_dir(&dir, 0o711).context("container directory")?;
-        let work = root.work(start.id);
-        make_dir(&work, 0o755).context("work directory")?;
+        let dir =
+            root.containers.make(start.id.to_string().as_str(), 0o711).context("container directory")?;
+        let user = self.use_state(root, &start.job).context("state directory")?;
+        let work = dir.make(WORK, 0o700).context("work directory")?;
         points::at("work-made");
         for artefact in &start.artefacts {
-            let cached = root.cache().join(&artefact.digest.0);
-            let target = work.join(file_name(&artefact.name)?);
-            let given = match packed(&artefact.name) {
-                Some(packed) => unpack(&cached, packed, &work).and_then(|()| Ok(self.own_all(&work)?)),
-                None => give(&cached, &target).map_err(anyhow::Error::from),
+            let name = artefact.name.as_str();
+            // A container that runs as nm could have changed the file since it was looked at.
+            let check = (!self.users.are_others()).then_some(&artefact.digest);
+            let given = match packed(name) {
+                Some(packed) => open(root, &artefact.digest, check)
+                    .and_then(|file| unpack(file, packed, &work, user, self.bounds)),
+                None if check.is_none() => give(root, &artefact.digest.0, &work, name),
+                None => copy(root, &artefact.digest, &work, name),
             };
-            given.with_context(|| format!("artefact `{}`", artefact.name))?;
+            given.with_context(|| format!("artefact `{name}`"))?;
         }
-        write_private(&work.join("job.json"), &serde_json::to_vec(&*start.spec)?)?;
-        write_private(&work.join("token"), start.token.as_bytes())?;
-        if !start.secrets.0.is_empty() {
-            self.write_secrets(&work.join(SECRETS), &start.secrets).context("secrets")?;
-        }
+        self.tell(&dir, start, user)?;
         if self.walls.contains(&Wall::PrivateTmp) {
-            make_dir(&dir.join(TMP), 0o700).context("private /tmp")?;
-            self.own(&dir.join(TMP))?;
+            own(&dir.make(TMP, 0o700).context("private /tmp")?, user)?;
         }
-        let logs = root.logs(&start.app, start.id);
-        fs::create_dir_all(&logs).context("log directory")?;
-        let state = root.state(&start.job);
-        fs::create_dir_all(&state).context("state directory")?;
-        if !state.join(".job").exists() {
-            fs::write(state.join(".job"), serde_json::to_vec(&start.job)?)?;
-        }
-        for path in [&work, &work.join("job.json"), &work.join("token"), &logs, &state] {
-            self.own(path)?;
-        }
-        Ok(())
+        // Its shim writes there, for it.
+        let logs = root.logs.make(safe(&start.app.0).as_str(), 0o755).context("log directory")?;
+        logs.make(start.id.to_string().as_str(), 0o750).context("log directory")?;
+        Ok(own(&work, user)?)
     }
 
-    fn write_secrets(&self, dir: &Path, secrets: &Secrets) -> io::Result<()> {
-        make_dir(dir, 0o700)?;
-        self.own(dir)?;
-        for (name, text) in &secrets.0 {
-            write_private(&dir.join(name), text.as_bytes())?;
-            self.own(&dir.join(name))?;
+    /// Makes the folder of a job's state, and notes its use.
+    fn use_state(&self, root: &Root, job: &JobId) -> Result<Option<User>> {
+        let alone = root.jobs.alone();
+        let user = root.jobs.take(&alone, job, &self.users)?;
+        let name = safe(&job.to_string());
+        let mut state = root.state.make(name.as_str(), 0o700)?;
+        if let Some(user) = user
+            && state.own_stat()?.st_uid != user.uid
+        {
+            if state.entries()?.next().is_some() {
+                tracing::warn!(%job, "its state here is of another user's and goes; it is restored from its changelogs");
+                root.put_away_state(job)?;
+                state = root.state.make(name.as_str(), 0o700)?;
+            }
+            state.set_mode(0o700)?;
+            state.give(user)?;
+        }
+        Ok(user)
+    }
+
+    /// Writes what the container is told, where it can read it and change nothing.
+    fn tell(&self, dir: &Folder, start: &StartContainer, user: Option<User>) -> Result<()> {
+        let given = dir.make(GIVEN, 0o711)?;
+        let private = Replace { mode: 0o400, user, durable: false };
+        given.replace(JOB, &serde_json::to_vec(&*start.spec)?, private).context(JOB)?;
+        given.replace(TOKEN, start.token.as_bytes(), private).context(TOKEN)?;
+        if !start.secrets.0.is_empty() {
+            let secrets = given.make(SECRETS, 0o500).context(SECRETS)?;
+            for (name, text) in &start.secrets.0 {
+                secrets
+                    .replace(name, text.as_bytes(), private)
+                    .with_context(|| format!("secret `{name}`"))?;
+            }
+            own(&secrets, user)?;
         }
         Ok(())
     }
 
     /// Replaces the file that tells a container where its master is.
-    pub(crate) fn write_master(&self, work: &Path, master: &Master) -> io::Result<()> {
-        let draft = work.join(".am-address.draft");
-        fs::write(&draft, format!("{} {}\n", master.attempt, master.address))?;
-        self.own(&draft)?;
-        fs::rename(&draft, work.join(AM_ADDRESS))
+    pub(crate) fn write_master(&self, root: &Root, id: ContainerId, master: &Master) -> io::Result<()> {
+        let given = root.containers.folder(id.to_string().as_str())?.make(GIVEN, 0o711)?;
+        let text = format!("{} {}\n", master.attempt, master.address);
+        given.replace(AM_ADDRESS, text.as_bytes(), Replace { mode: 0o444, user: None, durable: false })
     }
 
     /// Makes the cgroup and runs shim and process. An error means that nothing of it is left.
@@ -132,15 +157,16 @@ impl Launcher {
         start: &StartContainer,
         master: Option<&Master>,
     ) -> Result<Started> {
+        let user = root.jobs.user_of(&start.job, &self.users)?;
         if let Some(master) = master {
-            self.write_master(&root.work(start.id), master).context(AM_ADDRESS)?;
+            self.write_master(root, start.id, master).context(AM_ADDRESS)?;
         }
         let name = start.id.to_string();
         let begun = Instant::now();
         let result = cgroups.create(&name, &Limits::of(start, self.pids)).and_then(|()| {
             let limited = begun.elapsed();
             points::at("limited");
-            let started = self.run_shim(root, cgroups, start)?;
+            let started = self.run_shim(root, cgroups, start, user)?;
             points::at("launched");
             tracing::debug!(container = name, ?limited, running = ?begun.elapsed(), "launched");
             Ok(started)
@@ -154,7 +180,13 @@ impl Launcher {
         result
     }
 
-    fn run_shim(&self, root: &Root, cgroups: &dyn Cgroups, start: &StartContainer) -> Result<Started> {
+    fn run_shim(
+        &self,
+        root: &Root,
+        cgroups: &dyn Cgroups,
+        start: &StartContainer,
+        user: Option<User>,
+    ) -> Result<Started> {
         let name = start.id.to_string();
         let logs = root.logs(&start.app, start.id);
         let work = root.work(start.id);
@@ -166,7 +198,8 @@ impl Launcher {
             env: self.environment(root, start),
             join: cgroups.join_files(&name),
             kill: cgroups.kill_plan(&name),
-            user: self.user,
+            user,
+            groups: self.users.groups(),
             sandbox: self.sandbox(root, start),
             lease: (start.on_lease_loss == OnLeaseLoss::Stop).then(|| root.lease_file()),
             nm_lock: root.lock_file(),
@@ -186,7 +219,9 @@ impl Launcher {
             Err(error) => {
                 // Without its shim nobody would keep its exit.
                 let _ = shim.kill();
-                shim.wait()?;
+                if !is_gone(&mut shim, SHIM_DIES)? {
+                    return Err(error.context("its shim cannot be killed"));
+                }
                 Err(error)
             }
         }
@@ -194,7 +229,7 @@ impl Launcher {
 
     /// The environment every container gets, and what its job adds; ours wins.
     fn environment(&self, root: &Root, start: &StartContainer) -> BTreeMap<String, String> {
-        let work = root.work(start.id);
+        let (work, given) = (root.work(start.id), root.given(start.id));
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned());
         let mut env = BTreeMap::from([("PATH".to_owned(), path), ("HOME".to_owned(), text(work.clone()))]);
@@ -204,7 +239,7 @@ impl Launcher {
             Role::Worker { request } => {
                 env.insert("SAMZA_SLOT".into(), request.slot.to_string());
                 env.insert("SAMZA_REQUEST".into(), request.to_string());
-                env.insert("SAMZA_AM_ADDRESS_FILE".into(), text(work.join(AM_ADDRESS)));
+                env.insert("SAMZA_AM_ADDRESS_FILE".into(), text(given.join(AM_ADDRESS)));
                 ("worker", request.attempt)
             }
         };
@@ -224,9 +259,9 @@ impl Launcher {
             ("SAMZA_MEMORY_BYTES", start.resource.memory_bytes.to_string()),
             ("SAMZA_CPU_MILLIS", start.resource.cpu_millis.to_string()),
             ("SAMZA_RM", self.rm.clone()),
-            ("SAMZA_JOB_FILE", text(work.join("job.json"))),
-            ("SAMZA_TOKEN_FILE", text(work.join("token"))),
-            ("SAMZA_SECRETS_DIR", text(work.join(SECRETS))),
+            ("SAMZA_JOB_FILE", text(given.join(JOB))),
+            ("SAMZA_TOKEN_FILE", text(given.join(TOKEN))),
+            ("SAMZA_SECRETS_DIR", text(given.join(SECRETS))),
         ];
         env.extend(own.map(|(name, value)| (name.to_owned(), value)));
         env
@@ -241,31 +276,23 @@ impl Launcher {
             writable: has(Wall::ReadOnlyRoot).then(|| vec![root.work(start.id), root.state(&start.job)]),
         }
     }
+}
 
-    /// Of what was unpacked.
-    fn own_all(&self, folder: &Path) -> io::Result<()> {
-        if self.user.is_none() {
-            return Ok(());
-        }
-        for entry in fs::read_dir(folder)? {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            if kind.is_dir() {
-                self.own_all(&entry.path())?;
-            }
-            if !kind.is_symlink() {
-                self.own(&entry.path())?;
-            }
-        }
-        Ok(())
-    }
+/// Gives a folder to the user of a container, if that is not nm's own.
+fn own(folder: &Folder, user: Option<User>) -> io::Result<()> {
+    user.map_or(Ok(()), |user| folder.give(user))
+}
 
-    fn own(&self, path: &Path) -> io::Result<()> {
-        if let Some(user) = self.user {
-            chown(path, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
+/// Waits until a shim that was killed is gone, but not for ever: what hangs in the kernel cannot be killed.
+fn is_gone(shim: &mut Child, patience: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + patience;
+    while shim.try_wait()?.is_none() {
+        if Instant::now() > deadline {
+            return Ok(false);
         }
-        Ok(())
+        std::thread::sleep(Duration::from_millis(5));
     }
+    Ok(true)
 }
 
 /// Tells the shim its order and hears what came of it.
@@ -306,25 +333,15 @@ fn argv(start: &StartContainer, work: &Path) -> Result<Vec<String>> {
     Ok(argv)
 }
 
-/// An artefact's name must be a plain file name: it comes from another machine.
-fn file_name(name: &str) -> Result<&str> {
-    if name.is_empty() || name == "." || name == ".." || name.contains('/') {
-        bail!("`{name}` is no file name");
-    }
-    Ok(name)
-}
-
-/// Puts a cached file into a work directory: by link, which costs nothing, else by copy.
-fn give(cached: &Path, target: &Path) -> io::Result<()> {
-    match fs::hard_link(cached, target) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+/// Puts a cached file into a work directory: by link, which costs nothing, else by copy. It is nm's, and containers
+/// that run as others cannot change it.
+fn give(root: &Root, digest: &str, work: &Folder, name: &str) -> Result<()> {
+    match work.link(name, &root.cache, digest) {
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::XDEV.raw_os_error()) => {
-            fs::copy(cached, target).map(|_| ())
+            let mut copy = work.create(name, 0o555)?;
+            io::copy(&mut root.cache.file(digest)?, &mut copy)?;
+            Ok(())
         }
-        other => other,
+        other => Ok(other?),
     }
-}
-
-fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(content)
 }

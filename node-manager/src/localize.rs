@@ -1,15 +1,15 @@
 //! Artefacts: fetched once, checked, and kept by digest.
 
 use std::collections::HashMap;
-use std::fs::{self, File, FileTimes, Permissions};
-use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::fs::{File, FileTimes};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::TryStreamExt;
+use nm_shim::Folder;
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
@@ -22,6 +22,11 @@ use crate::sources::{Final, Sources};
 const TRIES: u32 = 3;
 /// Before the second try; twice as long before the third.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// How long one try may take, whatever comes meanwhile.
+const DOWNLOAD: Duration = Duration::from_secs(600);
+/// How what is not complete is called, after its digest.
+const DRAFT: &str = ".part";
 
 /// Fetches artefacts. Those who want one that is on its way wait for it.
 pub(crate) struct Localizer {
@@ -38,7 +43,7 @@ pub(crate) struct Localizer {
 type Slot = Arc<RwLock<Option<Look>>>;
 
 /// What changes when a file is tampered with: cheap to compare.
-type Look = (u64, Option<SystemTime>);
+type Look = (u64, u64, Option<SystemTime>);
 
 /// As long as it is held the artefact stays in the cache.
 pub(crate) type InUse = OwnedRwLockReadGuard<Option<Look>>;
@@ -57,17 +62,17 @@ impl Localizer {
     pub(crate) async fn fetch(self: &Arc<Self>, root: &Arc<Root>, artefact: &Artefact) -> Result<InUse> {
         check_digest(&artefact.digest)?;
         let slot = self.slot(&artefact.digest);
-        let path = root.cache().join(&artefact.digest.0);
+        let name = artefact.digest.0.as_str();
         let seen = slot.clone().read_owned().await;
-        if seen.is_some() && *seen == look(&path) {
-            touch(&path)?;
+        if seen.is_some() && *seen == look(root, name) {
+            touch(root, name)?;
             return Ok(seen);
         }
         drop(seen);
         let mut seen = slot.write_owned().await;
-        let now = look(&path);
+        let now = look(root, name);
         if now.is_none() || *seen != now {
-            if now.is_none() || !is_good(&path, &artefact.digest).await? {
+            if now.is_none() || !is_good(root, &artefact.digest).await? {
                 self.download(root, artefact)
                     .await
                     .with_context(|| format!("artefact `{}`", artefact.name))?;
@@ -75,18 +80,18 @@ impl Localizer {
                 // This one is locked and stays; what it displaces goes.
                 tokio::task::spawn_blocking(move || localizer.sweep(&root)).await?;
             }
-            *seen = look(&path);
+            *seen = look(root, name);
         }
         Ok(OwnedRwLockWriteGuard::downgrade(seen))
     }
 
     async fn download(&self, root: &Root, artefact: &Artefact) -> Result<()> {
-        let draft = root.cache().join(format!("{}.part", artefact.digest));
+        let draft = format!("{}{DRAFT}", artefact.digest);
         let mut tries = 1;
         loop {
-            let Err(error) = self.download_to(&draft, artefact).await else { break };
+            let Err(error) = self.download_in_time(root, &draft, artefact).await else { break };
             // The error that matters is the download's.
-            let _ = tokio::fs::remove_file(&draft).await;
+            let _ = root.cache.remove_file(draft.as_str());
             if tries == TRIES || is_final(&error) {
                 return Err(error);
             }
@@ -94,13 +99,21 @@ impl Localizer {
             tokio::time::sleep(PAUSE * tries).await;
             tries += 1;
         }
-        tokio::fs::rename(&draft, root.cache().join(&artefact.digest.0)).await?;
+        root.cache.rename(draft.as_str(), artefact.digest.0.as_str())?;
         Ok(())
     }
 
-    async fn download_to(&self, draft: &Path, artefact: &Artefact) -> Result<()> {
+    /// Who sends a byte now and then keeps no container waiting for ever.
+    async fn download_in_time(&self, root: &Root, draft: &str, artefact: &Artefact) -> Result<()> {
+        let done = tokio::time::timeout(DOWNLOAD, self.download_to(root, draft, artefact)).await;
+        done.unwrap_or_else(|_| bail!("it was not there after {} s", DOWNLOAD.as_secs()))
+    }
+
+    async fn download_to(&self, root: &Root, draft: &str, artefact: &Artefact) -> Result<()> {
         let mut content = self.sources.open(artefact).await?;
-        let mut file = tokio::fs::File::create(draft).await?;
+        root.cache.remove_file(draft)?;
+        // Nobody writes it after this, and nobody but nm could.
+        let mut file = tokio::fs::File::from_std(root.cache.create(draft, 0o555)?);
         let (mut hash, mut bytes) = (Sha256::new(), 0);
         while let Some(piece) = content.try_next().await? {
             bytes += piece.len() as u64;
@@ -111,9 +124,9 @@ impl Localizer {
             file.write_all(&piece).await?;
         }
         file.flush().await?;
-        file.set_permissions(Permissions::from_mode(0o555)).await?;
         let (found, digest) = (hex(&hash.finalize()), &artefact.digest);
-        ensure!(found == digest.0, "its content has digest {found}, not {digest}");
+        // What digest it has is not told: to who does not know the content that may be news.
+        ensure!(found == digest.0, "its content is not that of digest {digest}");
         Ok(())
     }
 
@@ -127,26 +140,28 @@ impl Localizer {
     fn try_sweep(&self, root: &Root) -> io::Result<()> {
         let _alone = self.sweeping.lock().expect("no one panics while holding it");
         let mut unused = Vec::new();
-        for entry in fs::read_dir(root.cache())? {
+        for entry in root.cache.entries()? {
             let entry = entry?;
-            // A draft may be gone by now.
-            let Ok(meta) = entry.metadata() else { continue };
+            // A draft, or none of ours.
+            let digest = entry.text().map(|name| Digest(name.to_owned()));
+            let Some(digest) = digest.filter(Digest::is_sha256) else { continue };
+            let Ok(stat) = root.cache.stat(entry.name.as_c_str()) else { continue };
             // A file that is linked into a work directory costs nothing here.
-            if meta.nlink() == 1 && entry.path().extension().is_none() {
+            if stat.st_nlink == 1 {
                 // Linking, unlinking and touching change the inode: this is when it was last used.
-                unused.push((meta.ctime(), meta.ctime_nsec(), meta.len(), entry.path()));
+                let bytes = u64::try_from(stat.st_size).unwrap_or(0);
+                unused.push((stat.st_ctime, stat.st_ctime_nsec, bytes, digest));
             }
         }
         unused.sort();
         let mut total: u64 = unused.iter().map(|(_, _, bytes, _)| bytes).sum();
-        for (_, _, bytes, path) in unused {
+        for (_, _, bytes, digest) in unused {
             if total <= self.bound {
                 break;
             }
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             // One who fetches or is about to use it holds the lock.
-            if let Ok(mut seen) = self.slot(&Digest(name.to_owned())).try_write() {
-                fs::remove_file(&path)?;
+            if let Ok(mut seen) = self.slot(&digest).try_write() {
+                root.cache.remove_file(digest.0.as_str())?;
                 *seen = None;
                 total -= bytes;
             }
@@ -166,35 +181,81 @@ fn is_final(error: &anyhow::Error) -> bool {
     error.root_cause().downcast_ref().is_some_and(full) || error.downcast_ref::<Final>().is_some()
 }
 
-/// Notes the use of a file.
-fn touch(path: &Path) -> io::Result<()> {
-    File::open(path)?.set_times(FileTimes::new().set_accessed(SystemTime::now()))
+/// Removes drafts that an earlier life left.
+pub(crate) fn remove_drafts(root: &Root) -> io::Result<()> {
+    for entry in root.cache.entries()? {
+        let entry = entry?;
+        let digest = entry.text().and_then(|name| name.strip_suffix(DRAFT));
+        if digest.is_some_and(|digest| Digest(digest.to_owned()).is_sha256()) {
+            root.cache.remove_file(entry.name.as_c_str())?;
+        }
+    }
+    Ok(())
 }
 
-fn look(path: &Path) -> Option<Look> {
-    let meta = fs::metadata(path).ok()?;
-    Some((meta.len(), meta.modified().ok()))
+/// Notes the use of a file.
+fn touch(root: &Root, name: &str) -> io::Result<()> {
+    root.cache.file(name)?.set_times(FileTimes::new().set_accessed(SystemTime::now()))
+}
+
+fn look(root: &Root, name: &str) -> Option<Look> {
+    let meta = root.cache.file(name).ok()?.metadata().ok()?;
+    Some((meta.ino(), meta.len(), meta.modified().ok()))
+}
+
+/// Opens a cached file; with `check` only if it has that content still.
+pub(crate) fn open(root: &Root, digest: &Digest, check: Option<&Digest>) -> Result<File> {
+    let mut file = root.cache.file(digest.0.as_str())?;
+    if check.is_some() {
+        if hash(&mut file, &mut io::sink())? != *digest {
+            bail!(spoilt(root, digest));
+        }
+        file.rewind()?;
+    }
+    Ok(file)
+}
+
+/// Copies a cached file into a folder: what is copied is what is checked.
+pub(crate) fn copy(root: &Root, digest: &Digest, into: &Folder, name: &str) -> Result<()> {
+    let mut copy = into.create(name, 0o555)?;
+    if hash(&mut root.cache.file(digest.0.as_str())?, &mut copy)? != *digest {
+        bail!(spoilt(root, digest));
+    }
+    Ok(())
+}
+
+/// Whoever wants it next fetches it again.
+fn spoilt(root: &Root, digest: &Digest) -> anyhow::Error {
+    tracing::warn!(%digest, "the cached artefact was changed after it was checked; it is removed");
+    // One that cannot be removed is found spoilt again.
+    let _ = root.cache.remove_file(digest.0.as_str());
+    anyhow::anyhow!("it was changed in this node's cache after it was checked; the next try fetches it again")
 }
 
 /// Whether a cached file has the content it should have; one that has not is removed.
-async fn is_good(path: &Path, digest: &Digest) -> Result<bool> {
-    let checking = path.to_owned();
-    let found = tokio::task::spawn_blocking(move || digest_of(&checking)).await??;
+async fn is_good(root: &Arc<Root>, digest: &Digest) -> Result<bool> {
+    let (checking, name) = (root.clone(), digest.0.clone());
+    let found =
+        tokio::task::spawn_blocking(move || hash(&mut checking.cache.file(name.as_str())?, &mut io::sink()));
+    let found = found.await??;
     if found != *digest {
         tracing::warn!(%digest, "the cached artefact has another content; fetching it again");
-        tokio::fs::remove_file(path).await?;
+        root.cache.remove_file(digest.0.as_str())?;
     }
     Ok(found == *digest)
 }
 
-fn digest_of(path: &Path) -> io::Result<Digest> {
-    let mut file = File::open(path)?;
+/// The digest of what is read and written.
+fn hash(from: &mut impl Read, to: &mut impl Write) -> io::Result<Digest> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0u8; 256 << 10];
     loop {
-        match file.read(&mut buffer)? {
+        match from.read(&mut buffer)? {
             0 => return Ok(Digest(hex(&hash.finalize()))),
-            n => hash.update(&buffer[..n]),
+            n => {
+                hash.update(&buffer[..n]);
+                to.write_all(&buffer[..n])?;
+            }
         }
     }
 }

@@ -3,13 +3,14 @@
 //! container's.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
+use nm_shim::folder::{Folder, modified};
+use rustix::fs::FileType;
 use tokio::sync::watch;
 use types::ContainerId;
 
@@ -26,86 +27,105 @@ pub(crate) struct Known {
 /// How much is read at once.
 pub(crate) const CHUNK: usize = 64 << 10;
 
+/// More files than a container's output is ever in.
+const FILES_MOST: u64 = 1_000;
+/// How far back a tail looks for lines, bytes: what has fewer line ends than that was not made to be read by lines.
+const TAIL_MOST: u64 = 256 << 20;
+
 /// Finds the folder of a container's logs, whichever application it is of.
-pub(crate) fn find(root: &Root, id: ContainerId) -> io::Result<Option<PathBuf>> {
-    for app in fs::read_dir(root.all_logs())? {
-        let dir = app?.path().join(id.to_string());
-        if dir.is_dir() {
-            return Ok(Some(dir));
+pub(crate) fn find(root: &Root, id: ContainerId) -> io::Result<Option<Folder>> {
+    let name = id.to_string();
+    for app in root.logs.entries()? {
+        let app = root.logs.folder(app?.name.as_c_str());
+        if let Ok(logs) = app.and_then(|app| app.folder(name.as_str())) {
+            return Ok(Some(logs));
         }
     }
     Ok(None)
 }
 
 /// The files of a stream in `dir` with where each begins, the oldest first. Earlier ones may be gone.
-fn segments(dir: &Path, stream: &str) -> io::Result<Vec<(u64, PathBuf)>> {
+fn segments(dir: &Folder, stream: &str) -> io::Result<Vec<(u64, String)>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(dir)? {
+    for entry in dir.entries()? {
         let entry = entry?;
-        let name = entry.file_name();
-        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(stream)) else { continue };
+        let Some(name) = entry.text().filter(|_| entry.kind == FileType::RegularFile) else { continue };
+        let Some(rest) = name.strip_prefix(stream) else { continue };
         let start =
             if rest.is_empty() { Some(0) } else { rest.strip_prefix('.').and_then(|n| n.parse().ok()) };
-        found.extend(start.map(|start| (start, entry.path())));
+        found.extend(start.map(|start| (start, name.to_owned())));
     }
     found.sort();
     Ok(found)
 }
 
-/// The offset at which the last `lines` lines of a stream begin.
-pub(crate) fn tail_start(dir: &Path, stream: &str, lines: u64) -> io::Result<u64> {
+/// The offset at which the last `lines` lines of a stream begin. Ends early when `is_gone` says that nobody waits.
+pub(crate) fn tail_start(
+    dir: &Folder,
+    stream: &str,
+    lines: u64,
+    is_gone: &dyn Fn() -> bool,
+) -> io::Result<u64> {
     let segments = segments(dir, stream)?;
     let Some((start, newest)) = segments.last() else { return Ok(0) };
-    let end = start + fs::metadata(newest)?.len();
-    let mut left = lines;
+    let end = start.saturating_add(dir.file(newest.as_str())?.metadata()?.len());
     if lines == 0 {
         return Ok(end);
     }
-    for (start, path) in segments.iter().rev() {
-        if let Some(at) = line_from_end(path, *start, end, &mut left)? {
+    let mut back = Back { end, lines, is_gone };
+    for (start, name) in segments.iter().rev() {
+        if let Some(at) = back.through(dir.file(name.as_str())?, *start)? {
             return Ok(at);
         }
     }
     Ok(segments[0].0)
 }
 
-/// Looks back through a file that begins at `start` for the `left`-th newline before the stream's end.
-fn line_from_end(path: &Path, start: u64, end: u64, left: &mut u64) -> io::Result<Option<u64>> {
-    let mut file = File::open(path)?;
-    let mut at = file.seek(SeekFrom::End(0))?;
-    let mut buffer = vec![0u8; CHUNK];
-    while at > 0 {
-        let size = at.min(CHUNK as u64);
-        at -= size;
-        let part = &mut buffer[..usize::try_from(size).expect("at most CHUNK")];
-        file.seek(SeekFrom::Start(at))?;
-        file.read_exact(part)?;
-        for (i, byte) in part.iter().enumerate().rev() {
-            let after = start + at + i as u64 + 1;
-            // The newline that ends the last line begins no further one.
-            if *byte == b'\n' && after != end {
-                *left -= 1;
-                if *left == 0 {
-                    return Ok(Some(after));
+/// A look back from the end of a stream.
+struct Back<'a> {
+    end: u64,
+    /// How many more lines are looked for.
+    lines: u64,
+    is_gone: &'a dyn Fn() -> bool,
+}
+
+impl Back<'_> {
+    /// Looks through a file that begins at `start`: where the first of the lines begins, or where it is looked no further.
+    fn through(&mut self, mut file: File, start: u64) -> io::Result<Option<u64>> {
+        let mut at = file.seek(SeekFrom::End(0))?;
+        let mut buffer = vec![0u8; CHUNK];
+        while at > 0 {
+            let size = at.min(CHUNK as u64);
+            at -= size;
+            if (self.is_gone)() || self.end.saturating_sub(start.saturating_add(at)) > TAIL_MOST {
+                return Ok(Some(start.saturating_add(at)));
+            }
+            let part = &mut buffer[..usize::try_from(size).expect("at most CHUNK")];
+            file.seek(SeekFrom::Start(at))?;
+            file.read_exact(part)?;
+            for (i, byte) in part.iter().enumerate().rev() {
+                let after = start.saturating_add(at + i as u64 + 1);
+                // The newline that ends the last line begins no further one.
+                if *byte == b'\n' && after != self.end {
+                    self.lines -= 1;
+                    if self.lines == 0 {
+                        return Ok(Some(after));
+                    }
                 }
             }
         }
+        Ok(None)
     }
-    Ok(None)
 }
 
 /// Up to [`CHUNK`] bytes of a stream from `offset`, and where they really begin: what is gone is left out. Empty at
 /// the end.
-pub(crate) fn read_at(dir: &Path, stream: &str, offset: u64) -> io::Result<(u64, Vec<u8>)> {
-    let segments = match segments(dir, stream) {
-        Ok(segments) => segments,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((offset, Vec::new())),
-        Err(error) => return Err(error),
-    };
+pub(crate) fn read_at(dir: &Folder, stream: &str, offset: u64) -> io::Result<(u64, Vec<u8>)> {
+    let segments = segments(dir, stream)?;
     let first = segments.partition_point(|(start, _)| *start <= offset).saturating_sub(1);
-    for (start, path) in &segments[first..] {
+    for (start, name) in &segments[first..] {
         let from = offset.max(*start);
-        let mut file = match File::open(path) {
+        let mut file = match dir.file(name.as_str()) {
             Ok(file) => file,
             // It went meanwhile: the next one is the oldest.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -124,7 +144,7 @@ pub(crate) fn read_at(dir: &Path, stream: &str, offset: u64) -> io::Result<(u64,
 /// The logs of one container.
 struct Log {
     id: ContainerId,
-    dir: PathBuf,
+    app: String,
     newest: SystemTime,
     bytes: u64,
 }
@@ -132,42 +152,34 @@ struct Log {
 /// All there are, the oldest end first.
 fn all(root: &Root) -> io::Result<Vec<Log>> {
     let mut logs = Vec::new();
-    for app in fs::read_dir(root.all_logs())? {
-        for dir in fs::read_dir(app?.path())? {
-            let dir = dir?;
-            let id = dir.file_name().to_str().and_then(|name| name.parse::<ContainerId>().ok());
-            if let Some(id) = id {
-                let (newest, bytes) = measure(&dir.path())?;
-                logs.push(Log { id, dir: dir.path(), newest, bytes });
-            }
+    for app in root.logs.entries()? {
+        let app = app?;
+        // What else may be here is none of ours.
+        let Some((name, folder)) = app.text().and_then(|name| Some((name, root.logs.folder(name).ok()?)))
+        else {
+            continue;
+        };
+        for entry in folder.entries()? {
+            let entry = entry?;
+            let id = entry.text().and_then(|name| name.parse::<ContainerId>().ok());
+            let Some(id) = id.filter(|_| entry.kind == FileType::Directory) else { continue };
+            // It may go meanwhile.
+            let Ok(dir) = folder.folder(entry.name.as_c_str()) else { continue };
+            let size = dir.measure(FILES_MOST, 1);
+            let ended = modified(&dir.own_stat()?).unwrap_or(SystemTime::UNIX_EPOCH);
+            let newest = size.newest.map_or(ended, |newest| newest.max(ended));
+            logs.push(Log { id, app: name.to_owned(), newest, bytes: size.bytes });
         }
     }
     logs.sort_by_key(|log| (log.newest, log.id));
     Ok(logs)
 }
 
-fn measure(dir: &Path) -> io::Result<(SystemTime, u64)> {
-    let mut newest = fs::metadata(dir)?.modified()?;
-    let mut bytes = 0;
-    for file in fs::read_dir(dir)? {
-        // The oldest file of a long stream may go meanwhile.
-        if let Ok(meta) = file?.metadata() {
-            newest = newest.max(meta.modified()?);
-            bytes += meta.len();
-        }
-    }
-    Ok((newest, bytes))
-}
-
-fn remove(log: &Log) -> io::Result<()> {
-    match fs::remove_dir_all(&log.dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    if let Some(app) = log.dir.parent() {
-        // Others of its application are no error.
-        let _ = fs::remove_dir(app);
-    }
+fn remove(root: &Root, log: &Log) -> io::Result<()> {
+    let Ok(app) = root.logs.folder(log.app.as_str()) else { return Ok(()) };
+    app.remove_all(log.id.to_string().as_str())?;
+    // Others of its application are no error.
+    let _ = root.logs.remove_empty(log.app.as_str());
     Ok(())
 }
 
@@ -176,7 +188,7 @@ pub(crate) fn sweep(root: &Root, known: &watch::Receiver<Arc<Known>>, ages: &Age
     // Containers are asked for after their folders were seen: one that was made meanwhile is known.
     let (logs, known) = (all(root)?, known.borrow().clone());
     let mut old = logs.iter().filter(|log| !known.over.contains_key(&log.id) && ages.is_old(log.newest));
-    old.try_for_each(remove)
+    old.try_for_each(|log| remove(root, log))
 }
 
 /// How much of all logs together is kept.
@@ -201,7 +213,7 @@ impl Bound {
             if total <= self.bytes {
                 break;
             }
-            remove(log)?;
+            remove(root, log)?;
             total -= log.bytes;
         }
         let exceeds = total > self.bytes;
@@ -220,7 +232,13 @@ impl Bound {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    fn at(dir: &tempfile::TempDir) -> Folder {
+        Folder::open(dir.path()).unwrap()
+    }
 
     /// A folder with a stream in files that begin where their names say.
     fn with(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -234,30 +252,45 @@ mod tests {
     #[test]
     fn the_tail_begins_at_the_nth_line_from_the_end() {
         let dir = with(&[("stdout", "one\ntwo\nthree\n")]);
-        let tail = |lines| tail_start(dir.path(), "stdout", lines).unwrap();
+        let tail = |lines| tail_start(&at(&dir), "stdout", lines, &|| false).unwrap();
         assert_eq!([1, 2, 9, 0].map(tail), [8, 4, 0, 14]);
         let open_ended = with(&[("stdout", "one\ntwo")]);
-        assert_eq!(tail_start(open_ended.path(), "stdout", 1).unwrap(), 4);
-        assert_eq!(tail_start(open_ended.path(), "stderr", 1).unwrap(), 0);
+        assert_eq!(tail_start(&at(&open_ended), "stdout", 1, &|| false).unwrap(), 4);
+        assert_eq!(tail_start(&at(&open_ended), "stderr", 1, &|| false).unwrap(), 0);
     }
 
     #[test]
     fn the_tail_goes_back_through_the_files_of_a_long_stream() {
         // Of "one\ntwo\nthree\nfour\n" the first file is gone.
         let dir = with(&[("stdout.3", "\ntwo\nth"), ("stdout.10", "ree\nfour\n"), ("stderr", "other\n")]);
-        let tail = |lines| tail_start(dir.path(), "stdout", lines).unwrap();
+        let tail = |lines| tail_start(&at(&dir), "stdout", lines, &|| false).unwrap();
         assert_eq!([1, 2, 3, 4, 0].map(tail), [14, 8, 4, 3, 19]);
     }
 
     #[test]
     fn reading_goes_on_from_an_offset_through_all_files() {
         let dir = with(&[("stdout.3", "\ntwo\nth"), ("stdout.10", "ree\n"), ("stdout.14", "")]);
-        let read = |offset| read_at(dir.path(), "stdout", offset).unwrap();
+        let read = |offset| read_at(&at(&dir), "stdout", offset).unwrap();
         assert_eq!(read(5), (5, b"wo\nth".to_vec()));
         assert_eq!(read(10), (10, b"ree\n".to_vec()));
         assert_eq!(read(0), (3, b"\ntwo\nth".to_vec()), "what is gone is left out");
         assert_eq!(read(14), (14, Vec::new()));
         assert_eq!(read(99), (99, Vec::new()));
-        assert_eq!(read_at(&dir.path().join("none"), "stdout", 7).unwrap(), (7, Vec::new()));
+        assert_eq!(read_at(&at(&dir), "stderr", 7).unwrap(), (7, Vec::new()));
+    }
+
+    #[test]
+    fn nothing_but_files_is_read_and_a_file_without_an_end_only_to_a_point() {
+        let dir = with(&[("stdout.3", "real\n")]);
+        fs::write(dir.path().join("secret"), "secret\n").unwrap();
+        std::os::unix::fs::symlink("secret", dir.path().join("stdout.99")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("stdout.98"), rustix::fs::Mode::RWXU).unwrap();
+        assert_eq!(read_at(&at(&dir), "stdout", 0).unwrap(), (3, b"real\n".to_vec()));
+        assert_eq!(read_at(&at(&dir), "stdout", 99).unwrap(), (99, Vec::new()));
+        assert_eq!(tail_start(&at(&dir), "stdout", 1, &|| false).unwrap(), 3);
+        File::create(dir.path().join("stderr")).unwrap().set_len(1 << 40).unwrap();
+        let start = tail_start(&at(&dir), "stderr", 1, &|| false).unwrap();
+        assert!(start > (1 << 40) - TAIL_MOST - 2 * CHUNK as u64, "{start}");
+        assert_eq!(tail_start(&at(&dir), "stderr", 1, &|| true).unwrap(), (1 << 40) - CHUNK as u64);
     }
 }

@@ -8,22 +8,27 @@ mod driver;
 mod grpc;
 mod hands;
 mod health;
+mod jobs;
 mod launch;
 mod localize;
 mod logs;
+mod origins;
 mod points;
+mod reach;
 mod root;
 mod session;
 mod sources;
 mod state;
 mod unpack;
 mod usage;
+mod users;
 mod watch;
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -42,6 +47,11 @@ use crate::localize::Localizer;
 use crate::logs::Known;
 use crate::root::Root;
 use crate::sources::Sources;
+use crate::unpack::Bounds;
+use crate::users::Users;
+
+/// How long the first look at local state may keep nm from joining.
+const SCAN: Duration = Duration::from_secs(1);
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -50,17 +60,24 @@ async fn main() -> Result<()> {
         return doctor::run(&args, output);
     }
     daemon::init_logs("nm");
+    // Whatever nm's own was: containers go through folders of ours, and begin with the usual one.
+    rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);
+    cgroup::be_spared();
     let token = args.token_file.as_deref().map(Token::load).transpose()?;
     daemon::require_token_unless_loopback(args.listen, token.as_ref())?;
     let hosts = hosts(&args)?;
     let node = args.node_id.clone().unwrap_or_else(|| hosts[0].clone());
     let total = total(&args)?;
+    let users = Users::choose(args.user.as_deref(), args.allow_root, args.uids)?;
     let root = Arc::new(Root::open(args.root.as_deref().context("--root")?)?);
     ensure!(
         !(args.sandbox.contains(&launch::Wall::PrivateTmp) && root.path().starts_with("/tmp")),
         "--sandbox private-tmp hides what is in /tmp from containers: put --root {} elsewhere",
         root.path().display()
     );
+    localize::remove_drafts(&root).context("the cache")?;
+    reach::check(root.path(), users.example())?;
+    tracing::info!("containers run as {users}");
     let (cgroups, holds) =
         cgroup::detect(args.cgroup_parent.as_deref(), &node, total.cpu_millis, args.unlimited)?;
     let cgroups: Arc<dyn Cgroups> = cgroups.into();
@@ -87,7 +104,8 @@ async fn main() -> Result<()> {
     };
     let launcher = Arc::new(Launcher {
         shim: shim()?,
-        user: args.user.as_deref().map(args::user).transpose()?,
+        users,
+        bounds: Bounds::of(args.cache_size),
         walls: args.sandbox.clone(),
         pids: args.container_pids,
         log_bytes: args.log_size,
@@ -112,7 +130,8 @@ async fn serve(
 ) -> Result<()> {
     let shutdown = daemon::Shutdown::on_signals();
     let (inbox, inbox_rx) = mpsc::unbounded_channel::<Inbox>();
-    let sources = Sources::new(args.rm.clone(), token.clone());
+    let reader = launcher.users.example();
+    let sources = Sources::new(args.rm.clone(), token.clone(), args::origins(args), reader);
     let localizer = Arc::new(Localizer::new(sources, args.cache_size));
     let hands =
         Hands { root: root.clone(), cgroups: cgroups.clone(), launcher, localizer, inbox: inbox.clone() };
@@ -124,7 +143,16 @@ async fn serve(
     core.recover(driver::now(), left, &mut out);
     hands::carry_out_recovery(&hands, out);
     let scanning = root.clone();
-    let state_sent = tokio::task::spawn_blocking(move || state::scan(&scanning)).await??;
+    let mut scan = tokio::task::spawn_blocking(move || state::scan(&scanning));
+    let state_sent = match tokio::time::timeout(SCAN, &mut scan).await {
+        Ok(found) => found?,
+        Err(_) => {
+            tracing::warn!("there is much local state to look at; it is told when that is done");
+            let telling = inbox.clone();
+            tokio::spawn(async move { scan.await.map(|found| telling.send(Inbox::State(found))) });
+            Vec::new()
+        }
+    };
     let (known, known_rx) = sync_watch::channel(Arc::new(Known::default()));
     let driver = Driver {
         core,

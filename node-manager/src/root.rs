@@ -3,13 +3,19 @@
 //! ```text
 //! nm.lock      held by the node manager that lives      node.json   state id, highest epoch
 //! lease        when the lease ends, for shims           cache/      artefacts by digest
-//! containers/<id>/   record.json shim.json process.json exit.json work/
-//! logs/<app>/<id>/   stdout stderr, kept after the container
-//! state/<job>/       .job and one folder per entry, kept after the containers
+//! containers/<id>/   record.json shim.json process.json exit.json
+//!     given/         what the container is told: job, token, secrets, where its master is
+//!     work/ tmp/     the container's own
+//! logs/<app>/<id>/   stdout stderr, kept after the container; written by its shim
+//! state/<job>/       the job's own: one folder per entry, kept after the containers
+//! jobs/<job>.json    whom the job runs as, and by its time when its state was last used
 //! ```
+//!
+//! Containers own `work`, `tmp` and `state/<job>`, and can write nowhere else: what is in those is hostile ground, which
+//! nothing of ours enters by path (see [`Folder`]). What begins with `.gone-` is on its way out.
 
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -19,18 +25,36 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nm_core::Record;
 use nm_shim::files;
-use rustix::fs::{FlockOperation, IFlags, fcntl_lock};
+use nm_shim::folder::{Folder, Replace, modified};
+use rustix::fs::{FileType, FlockOperation, fcntl_lock};
 use serde::{Deserialize, Serialize};
 use types::{AppId, ContainerId, Epoch, JobId, NodeIncarnation, Timestamp};
 
+use crate::age::Ages;
+use crate::jobs::Jobs;
 use crate::points;
 
 const NODE: &str = "node.json";
 const RECORD: &str = "record.json";
+/// The folder of what a container is told, below its own.
+pub(crate) const GIVEN: &str = "given";
+/// A container's own folder, below that of nm's about it.
+pub(crate) const WORK: &str = "work";
+/// How what is to be removed is called.
+const GONE: &str = ".gone-";
+/// How a container's folder is called whose record cannot be read.
+const DAMAGED: &str = ".damaged";
+/// The most that a record is read of, bytes.
+const RECORD_MOST: u64 = 16 << 20;
 
 /// The node's folder.
 pub(crate) struct Root {
     path: PathBuf,
+    pub(crate) containers: Folder,
+    pub(crate) logs: Folder,
+    pub(crate) state: Folder,
+    pub(crate) cache: Folder,
+    pub(crate) jobs: Jobs,
     /// Locks are the process's: they go when any descriptor of the file is closed, so this one stays open.
     _lock: File,
     node: Mutex<NodeFile>,
@@ -50,11 +74,13 @@ struct NodeFile {
 impl Root {
     /// Opens or makes the folder, for this process alone.
     pub(crate) fn open(path: &Path) -> Result<Root> {
-        fs::create_dir_all(path).with_context(|| format!("--root {}", path.display()))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(path)
+            .with_context(|| format!("--root {}", path.display()))?;
         let path = path.canonicalize()?;
-        for part in ["containers", "logs", "state", "cache"] {
-            make_dir(&path.join(part), 0o755)?;
-        }
+        let root = Folder::open(&path)?;
         let lock = lock(&path)?;
         let node = match files::read::<NodeFile>(&path, NODE) {
             Ok(Some(node)) => node,
@@ -66,14 +92,23 @@ impl Root {
             }
             Err(error) => bail!("{} is damaged: {error}", path.join(NODE).display()),
         };
-        Ok(Root { path, _lock: lock, node: Mutex::new(node), versions: Mutex::default() })
+        let part = |name: &str, mode: u32| -> Result<Folder> {
+            let folder = root.make(name, mode).with_context(|| path.join(name).display().to_string())?;
+            // One of a former version, or that a former umask made, may let in more or fewer.
+            folder.set_mode(mode)?;
+            Ok(folder)
+        };
+        // Containers go through the first three to what is theirs, and list none.
+        let (containers, state, cache) =
+            (part("containers", 0o711)?, part("state", 0o711)?, part("cache", 0o711)?);
+        let logs = part("logs", 0o755)?;
+        let jobs = Jobs::open(&root, &state)?;
+        let (node, versions) = (Mutex::new(node), Mutex::default());
+        Ok(Root { path, containers, logs, state, cache, jobs, _lock: lock, node, versions })
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
-    }
-    pub(crate) fn cache(&self) -> PathBuf {
-        self.path.join("cache")
     }
     pub(crate) fn lock_file(&self) -> PathBuf {
         self.path.join("nm.lock")
@@ -85,19 +120,17 @@ impl Root {
         self.path.join("containers").join(id.to_string())
     }
     pub(crate) fn work(&self, id: ContainerId) -> PathBuf {
-        self.container(id).join("work")
+        self.container(id).join(WORK)
     }
-    pub(crate) fn all_logs(&self) -> PathBuf {
-        self.path.join("logs")
+    /// What a container is told, in files.
+    pub(crate) fn given(&self, id: ContainerId) -> PathBuf {
+        self.container(id).join(GIVEN)
     }
     pub(crate) fn logs(&self, app: &AppId, id: ContainerId) -> PathBuf {
-        self.all_logs().join(safe(&app.0)).join(id.to_string())
-    }
-    pub(crate) fn all_state(&self) -> PathBuf {
-        self.path.join("state")
+        self.path.join("logs").join(safe(&app.0)).join(id.to_string())
     }
     pub(crate) fn state(&self, job: &JobId) -> PathBuf {
-        self.all_state().join(safe(&job.to_string()))
+        self.path.join("state").join(safe(&job.to_string()))
     }
 
     /// Who this node is in this boot.
@@ -123,7 +156,12 @@ impl Root {
 
     /// Overwritten in place: the width is fixed, so a reader sees the old number or the new.
     pub(crate) fn write_lease(&self, end: Timestamp) -> io::Result<()> {
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(self.lease_file())?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(self.lease_file())?;
         std::os::unix::fs::FileExt::write_all_at(&file, format!("{:020}\n", end.0).as_bytes(), 0)
     }
 
@@ -149,49 +187,45 @@ impl Root {
         if *newest >= version {
             return Ok(());
         }
-        let dir = self.container(id);
+        // The record holds the application's token, and the folder is not the container's yet.
+        let dir = self.containers.make(id.to_string().as_str(), 0o711)?;
         let content = serde_json::to_vec(record)?;
-        // The record holds the application's token.
-        let private = |name: &str| {
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(dir.join(name))
-        };
         if version == 1 {
             // In place: a rename would cost a second commit of the file system's journal. A torn record was never
             // acknowledged.
-            make_dir(&dir, 0o711)?;
-            let mut file = private(RECORD)?;
+            let mut file = dir.create(RECORD, 0o600)?;
             file.write_all(&content)?;
             file.sync_all()?;
-            File::open(&dir)?.sync_all()?;
-            File::open(self.path.join("containers"))?.sync_all()?;
+            dir.sync()?;
+            self.containers.sync()?;
         } else {
             // Not synced: it survives the end of every process, and a machine that crashes comes back as another
             // boot, in which the container is lost whatever its record says.
-            make_dir(&dir, 0o711)?;
-            private("record.draft")?.write_all(&content)?;
-            fs::rename(dir.join("record.draft"), dir.join(RECORD))?;
+            dir.replace(RECORD, &content, Replace { mode: 0o600, user: None, durable: false })?;
         }
         *newest = version;
         Ok(())
     }
 
-    /// The containers of earlier lives. One without a readable record never was acknowledged: its folder goes.
+    /// The containers of earlier lives. One without a readable record never was acknowledged: its folder goes. What is
+    /// no container's stays.
     pub(crate) fn records(&self) -> io::Result<Vec<(ContainerId, Record)>> {
         let mut records = Vec::new();
-        for entry in fs::read_dir(self.path.join("containers"))? {
+        for entry in self.containers.entries()? {
             let entry = entry?;
-            let name = entry.file_name();
-            let Some(id) = name.to_str().and_then(|name| name.parse::<ContainerId>().ok()) else { continue };
-            match files::read::<Record>(&entry.path(), RECORD) {
+            let id = entry.text().and_then(|name| name.parse::<ContainerId>().ok());
+            let Some(id) = id.filter(|_| entry.kind == FileType::Directory) else { continue };
+            let name = id.to_string();
+            match self.record(&name) {
                 Ok(Some(record)) => records.push((id, record)),
-                Ok(None) => fs::remove_dir_all(entry.path())?,
+                Ok(None) => self.containers.rename(name.as_str(), gone(&name).as_str())?,
                 // Torn: only a first record is written in place.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    fs::remove_dir_all(entry.path())?
+                    self.containers.rename(name.as_str(), gone(&name).as_str())?;
                 }
                 Err(error) => {
                     tracing::warn!(container = %id, %error, "its record is damaged and it is given up");
-                    fs::rename(entry.path(), entry.path().with_extension("damaged"))?;
+                    self.containers.rename(name.as_str(), format!("{name}{DAMAGED}").as_str())?;
                 }
             }
         }
@@ -203,63 +237,81 @@ impl Root {
         Ok(records)
     }
 
-    /// Removes record and work directory; the record first, so that half a removal is no container.
+    fn record(&self, name: &str) -> io::Result<Option<Record>> {
+        let content = self.containers.folder(name)?.read(RECORD, RECORD_MOST)?;
+        Ok(content.map(|content| serde_json::from_slice(&content)).transpose()?)
+    }
+
+    /// Removes record and work directory; the record first, so that half a removal is no container. It takes as long as
+    /// what the container left takes.
     pub(crate) fn remove_container(&self, last: &Turn, id: ContainerId) -> io::Result<()> {
         *last.lock().expect("no one panics while holding it") = u64::MAX;
-        let dir = self.container(id);
-        let unrecorded = fs::remove_file(dir.join(RECORD));
+        let name = id.to_string();
+        let dir = match self.containers.folder(name.as_str()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        // Who gets its user's number next finds nothing.
+        dir.set_mode(0o700)?;
+        dir.remove_file(RECORD)?;
         points::at("unrecorded");
-        for result in [unrecorded, remove_all(&dir)] {
-            match result {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                Ok(()) | Err(_) => {}
+        self.containers.rename(name.as_str(), gone(&name).as_str())?;
+        self.containers.remove_all(gone(&name).as_str())
+    }
+
+    /// Whether there is a folder for a job's state.
+    pub(crate) fn has_state(&self, job: &JobId) -> bool {
+        self.state.stat(safe(&job.to_string()).as_str()).is_ok()
+    }
+
+    /// Takes a job's state out of the way of who comes next; it is removed by [`Root::clear`].
+    pub(crate) fn put_away_state(&self, job: &JobId) -> io::Result<()> {
+        let name = safe(&job.to_string());
+        let unique = format!("{name}-{}", daemon::boottime_ms());
+        match self.state.rename(name.as_str(), gone(&unique).as_str()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Removes what is on its way out, also of earlier lives. It takes as long as that takes.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        let mut last = Ok(());
+        for folder in [&self.containers, &self.state] {
+            for entry in folder.entries()? {
+                let entry = entry?;
+                if entry.text().is_some_and(|name| name.starts_with(GONE)) {
+                    last = folder.remove_all(entry.name.as_c_str()).and(last);
+                }
+            }
+        }
+        last
+    }
+
+    /// Removes the folders of containers whose records could not be read, after a day.
+    pub(crate) fn sweep_damaged(&self, ages: &Ages) -> io::Result<()> {
+        for entry in self.containers.entries()? {
+            let entry = entry?;
+            let is_damaged = entry.text().is_some_and(|name| name.ends_with(DAMAGED));
+            let is_old = || self.containers.stat(entry.name.as_c_str()).ok().and_then(|stat| modified(&stat));
+            if is_damaged && is_old().is_some_and(|touched| ages.is_old(touched)) {
+                self.containers.remove_all(entry.name.as_c_str())?;
             }
         }
         Ok(())
     }
 }
 
-/// Removes a folder whatever a container made in it: also what may not be entered, or may not be changed.
-fn remove_all(folder: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            open_up(folder)?;
-            fs::remove_dir_all(folder)
-        }
-        other => other,
-    }
-}
-
-fn open_up(folder: &Path) -> io::Result<()> {
-    let changeable = |path: &Path| -> io::Result<()> {
-        let file = File::open(path)?;
-        if let Ok(flags) = rustix::fs::ioctl_getflags(&file) {
-            let without = flags - IFlags::IMMUTABLE - IFlags::APPEND;
-            if without != flags {
-                rustix::fs::ioctl_setflags(&file, without)?;
-            }
-        }
-        Ok(())
-    };
-    // Flags first: the mode of what may not be changed may not be changed either.
-    changeable(folder).or_else(|_| fs::set_permissions(folder, Permissions::from_mode(0o700)))?;
-    fs::set_permissions(folder, Permissions::from_mode(0o700))?;
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            open_up(&entry.path())?;
-        } else if kind.is_file() {
-            // What cannot be opened may be removed nevertheless.
-            let _ = changeable(&entry.path());
-        }
-    }
-    Ok(())
+fn gone(name: &str) -> String {
+    format!("{GONE}{name}")
 }
 
 /// Takes the node's lock, waiting a moment for an old node manager to be gone.
 fn lock(path: &Path) -> Result<File> {
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path.join("nm.lock"))?;
+    // A container that could open it could lock it, and keep every later nm from starting.
+    let path_of_lock = path.join("nm.lock");
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path_of_lock)?;
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
     for _ in 0..20 {
         if fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
             return Ok(file);
@@ -278,7 +330,7 @@ pub(crate) fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
 }
 
 /// A name as one part of a path.
-fn safe(name: &str) -> String {
+pub(crate) fn safe(name: &str) -> String {
     let safe: String = name.chars().map(|c| if c == '/' || c == '\0' { '-' } else { c }).collect();
     if safe.is_empty() || safe.starts_with('.') { format!("_{safe}") } else { safe }
 }

@@ -1,16 +1,23 @@
 //! Where artefacts come from: the resource manager's store, the web, S3, this node's own disk. Each is opened as a
 //! stream of its bytes; what they must be is checked by who reads them.
 
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, Stream, StreamExt};
+use nm_shim::User;
 use object_store::aws::AmazonS3Builder;
 use object_store::{ClientOptions, ObjectStoreExt, RetryConfig};
 use proto::Token;
 use tokio::io::AsyncReadExt;
 use types::Artefact;
+use url::Url;
+
+use crate::origins::{Origins, Refused};
 
 /// How long a server may say nothing.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
@@ -29,23 +36,26 @@ pub(crate) struct Final(pub(crate) String);
 pub(crate) struct Sources {
     rm: String,
     token: Option<Token>,
+    origins: Arc<Origins>,
+    /// Whom files of this node are read as.
+    reader: Option<User>,
 }
 
 impl Sources {
     /// Those of a node of the resource manager at `rm`.
-    pub(crate) fn new(rm: String, token: Option<Token>) -> Sources {
+    pub(crate) fn new(rm: String, token: Option<Token>, origins: Origins, reader: Option<User>) -> Sources {
         // Fails only if there is one already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Sources { rm, token }
+        Sources { rm, token, origins: Arc::new(origins), reader }
     }
 
     /// Begins to read an artefact.
     pub(crate) async fn open(&self, artefact: &Artefact) -> Result<Content> {
         let Some(url) = &artefact.from else { return soon(self.store(artefact)).await };
         let opened = match url.split_once("://") {
-            Some(("http" | "https", _)) => soon(web(url)).await,
-            Some(("s3", place)) => soon(s3(place)).await,
-            Some(("file", path)) => soon(file(path)).await,
+            Some(("http" | "https", _)) => soon(self.web(url)).await,
+            Some(("s3", place)) => soon(self.s3(place)).await,
+            Some(("file", path)) => soon(self.file(path)).await,
             Some(_) | None => bail!(Final(format!("{url}: nodes fetch from http, https, s3 and file"))),
         };
         opened.with_context(|| url.clone())
@@ -58,42 +68,85 @@ impl Sources {
         let chunks = answer.context("the resource manager's store")?.into_inner();
         Ok(pieces(chunks.map(|chunk| Ok(chunk?.chunk))))
     }
-}
 
-/// The client is made anew each time: it wants the machine's certificates, and a node without any is to run all that
-/// needs none.
-async fn web(url: &str) -> Result<Content> {
-    let agent = concat!("samza-nm/", env!("CARGO_PKG_VERSION"));
-    let client = reqwest::Client::builder().connect_timeout(PATIENCE).user_agent(agent).build();
-    let client =
-        client.context("are there CA certificates on this node (Debian's package ca-certificates)?")?;
-    let answer = client.get(url).send().await?;
-    let status = answer.status();
-    if status.is_client_error() && !matches!(status.as_u16(), 408 | 429) {
-        bail!(Final(format!("the server says {status}")));
-    }
-    let body = answer.error_for_status()?.bytes_stream();
-    Ok(pieces(body.map(|piece| Ok(piece?))))
-}
-
-/// An object in S3 or what speaks like it: credentials, region and endpoint are those of nm's own environment (AWS_*).
-async fn s3(place: &str) -> Result<Content> {
-    let (bucket, key) = place.split_once('/').context("a bucket and a key")?;
-    let options = ClientOptions::new().with_connect_timeout(PATIENCE).with_timeout_disabled();
-    let bucket = AmazonS3Builder::from_env()
-        .with_bucket_name(bucket)
-        // Who asks tries again by itself.
-        .with_retry(RetryConfig { max_retries: 0, ..RetryConfig::default() })
-        .with_client_options(options.with_allow_http(http_is_allowed()))
-        .build()?;
-    match bucket.get(&object_store::path::Path::parse(key)?).await {
-        Ok(object) => Ok(pieces(object.into_stream().map(|piece| Ok(piece?)))),
-        Err(
-            error @ (object_store::Error::NotFound { .. } | object_store::Error::PermissionDenied { .. }),
-        ) => {
-            bail!(Final(error.to_string()))
+    /// The client is made anew each time: it wants the machine's certificates, and a node without any is to run all that
+    /// needs none.
+    async fn web(&self, url: &str) -> Result<Content> {
+        let url: Url = url.parse().map_err(|error: url::ParseError| Final(error.to_string()))?;
+        self.origins.check(&url).map_err(|refused| Final(refused.to_string()))?;
+        let (names, redirects) = self.origins.rules();
+        let agent = concat!("samza-nm/", env!("CARGO_PKG_VERSION"));
+        let client = reqwest::Client::builder().connect_timeout(PATIENCE).user_agent(agent);
+        let client = client.dns_resolver(names).redirect(redirects).build();
+        let client =
+            client.context("are there CA certificates on this node (Debian's package ca-certificates)?")?;
+        let answer = client.get(url).send().await.map_err(|error| match refusal(&error) {
+            Some(refused) => anyhow::Error::from(Final(refused.to_string())),
+            None => error.into(),
+        })?;
+        let status = answer.status();
+        if status.is_client_error() && !matches!(status.as_u16(), 408 | 429) {
+            bail!(Final(format!("the server says {status}")));
         }
-        Err(error) => Err(error.into()),
+        let body = answer.error_for_status()?.bytes_stream();
+        Ok(pieces(body.map(|piece| Ok(piece?))))
+    }
+
+    /// An object in S3 or what speaks like it: region and endpoint are those of nm's own environment (AWS_*); so are the
+    /// credentials, for buckets of which the operator says so.
+    async fn s3(&self, place: &str) -> Result<Content> {
+        let (name, key) = place.split_once('/').context("a bucket and a key")?;
+        let options = ClientOptions::new().with_connect_timeout(PATIENCE).with_timeout_disabled();
+        let bucket = AmazonS3Builder::from_env()
+            .with_bucket_name(name)
+            .with_skip_signature(!self.origins.trusts_bucket(name))
+            // Who asks tries again by itself.
+            .with_retry(RetryConfig { max_retries: 0, ..RetryConfig::default() })
+            .with_client_options(options.with_allow_http(http_is_allowed()))
+            .build()?;
+        match bucket.get(&object_store::path::Path::parse(key)?).await {
+            Ok(object) => Ok(pieces(object.into_stream().map(|piece| Ok(piece?)))),
+            Err(
+                error @ (object_store::Error::NotFound { .. } | object_store::Error::PermissionDenied { .. }),
+            ) => {
+                let way_out = if self.origins.trusts_bucket(name) {
+                    String::new()
+                } else {
+                    format!(
+                        "; it was asked for without credentials: nm's own are for buckets of --artefact-bucket {name}"
+                    )
+                };
+                bail!(Final(format!("{error}{way_out}")))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Read by a process of the container's user, so that the kernel says what that may read.
+    async fn file(&self, path: &str) -> Result<Content> {
+        let real = self.origins.file(Path::new(path)).map_err(|refused| Final(refused.to_string()))?;
+        let mut command = tokio::process::Command::new("cat");
+        command.arg("--").arg(real).env_clear().current_dir("/").kill_on_drop(true);
+        command.env("PATH", "/usr/bin:/bin").env("LC_ALL", "C");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if let Some(user) = self.reader {
+            command.uid(user.uid).gid(user.gid);
+        }
+        let mut child = command.spawn().context("`cat`, to read it as the container's user")?;
+        let output = child.stdout.take().context("it was piped")?;
+        let end = Some((child, output));
+        Ok(pieces(futures_util::stream::try_unfold(end, |end| async move {
+            let Some((child, mut output)) = end else { return Ok(None) };
+            let mut piece = Vec::with_capacity(CHUNK);
+            if output.read_buf(&mut piece).await? > 0 {
+                return Ok(Some((Bytes::from(piece), Some((child, output)))));
+            }
+            let ended = child.wait_with_output().await?;
+            if !ended.status.success() {
+                bail!(Final(String::from_utf8_lossy(&ended.stderr).trim().to_owned()));
+            }
+            Ok(None)
+        })))
     }
 }
 
@@ -102,13 +155,16 @@ fn http_is_allowed() -> bool {
     std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value.eq_ignore_ascii_case("true"))
 }
 
-async fn file(path: &str) -> Result<Content> {
-    let file = tokio::fs::File::open(path).await.map_err(|error| Final(error.to_string()))?;
-    Ok(pieces(futures_util::stream::try_unfold(file, |mut file| async move {
-        let mut piece = Vec::with_capacity(CHUNK);
-        let read = file.read_buf(&mut piece).await?;
-        Ok((read > 0).then(|| (Bytes::from(piece), file)))
-    })))
+/// What our own rules said, if that is why there is no answer.
+fn refusal(error: &reqwest::Error) -> Option<&Refused> {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(refused) = error.downcast_ref() {
+            return Some(refused);
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// A stream whose every piece comes in time or is an error.

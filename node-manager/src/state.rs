@@ -1,97 +1,93 @@
 //! The local state that outlives containers: what there is, how big, how fresh; and its end.
 
-use std::fs;
 use std::io;
-use std::path::Path;
 use std::time::SystemTime;
 
+use rustix::fs::FileType;
 use types::{JobId, StateEntry};
 
 use crate::age::Ages;
 use crate::root::Root;
 
-/// The file that says whose state a folder holds, and by its time when it was last in use.
-const JOB: &str = ".job";
+/// Entries of one job that are told of: there is one per task.
+const ENTRIES: usize = 10_000;
+/// Files and folders of one entry that are looked at; a store has some hundreds.
+const FILES: u64 = 100_000;
+/// Files and folders of one job that are looked at.
+const FILES_OF_JOB: u64 = 1_000_000;
+/// Levels below an entry that are looked at; a store has two.
+const LEVELS: usize = 16;
 
-/// Everything below `state/`, in order of job and entry.
-pub(crate) fn scan(root: &Root) -> io::Result<Vec<StateEntry>> {
+/// All jobs' state, in order of job and entry. What cannot be looked at of one takes nothing from the others.
+pub(crate) fn scan(root: &Root) -> Vec<StateEntry> {
     let mut found = Vec::new();
-    for dir in fs::read_dir(root.all_state())? {
-        let dir = dir?.path();
-        let Some(job) = job_of(&dir) else { continue };
-        for entry in fs::read_dir(&dir)? {
-            let entry = entry?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            if !entry.file_type()?.is_dir() {
-                continue;
-            }
-            let mut size = Size::default();
-            measure(&entry.path(), &mut size)?;
-            found.push(StateEntry {
-                job: job.clone(),
-                entry: name,
-                bytes: size.bytes,
-                flushed_unix_ms: size.newest.map_or(0, unix_ms),
-            });
-        }
+    for (name, job) in root.jobs.all() {
+        let (entries, cut) = entries(root, &name, &job);
+        root.jobs.say_cut(&job, cut);
+        found.extend(entries);
     }
     found.sort_by(|a, b| (&a.job, &a.entry).cmp(&(&b.job, &b.entry)));
-    Ok(found)
+    found
 }
 
-/// Removes a job's state.
-pub(crate) fn purge(root: &Root, job: &JobId) -> io::Result<()> {
-    match fs::remove_dir_all(root.state(job)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
+/// The entries of one job, and whether there were more than are looked at.
+fn entries(root: &Root, name: &str, job: &JobId) -> (Vec<StateEntry>, bool) {
+    let mut found = Vec::new();
+    let (mut left, mut cut) = (FILES_OF_JOB, false);
+    let Ok(folder) = root.state.folder(name) else { return (found, false) };
+    let Ok(entries) = folder.entries() else { return (found, false) };
+    for entry in entries.flatten() {
+        if left == 0 || found.len() == ENTRIES {
+            return (found, true);
+        }
+        left -= 1;
+        let Some(text) = entry.text().filter(|_| entry.kind == FileType::Directory) else { continue };
+        let Ok(inside) = folder.folder(text) else { continue };
+        let size = inside.measure(FILES.min(left), LEVELS);
+        left -= size.entries;
+        cut |= size.cut;
+        found.push(StateEntry {
+            job: job.clone(),
+            entry: text.to_owned(),
+            bytes: size.bytes,
+            flushed_unix_ms: size.newest.map_or(0, unix_ms),
+        });
     }
+    (found, cut)
+}
+
+/// Removes a job's state. It takes as long as that takes; nobody sees it from the beginning on.
+pub(crate) fn purge(root: &Root, job: &JobId) -> io::Result<()> {
+    purge_if(root, job, || true)
 }
 
 /// Removes the state of jobs that were last used a day ago; `in_use` jobs have a container here.
 pub(crate) fn sweep(root: &Root, in_use: &[JobId], ages: &Ages) -> io::Result<()> {
-    for dir in fs::read_dir(root.all_state())? {
-        let dir = dir?.path();
-        let Some(job) = job_of(&dir) else { continue };
-        if in_use.contains(&job) {
-            // A job may run for days without a change of its state: that is use.
-            fs::File::open(dir.join(JOB))?.set_modified(SystemTime::now())?;
-            continue;
-        }
-        let mut size = Size::default();
-        measure(&dir, &mut size)?;
-        if size.newest.is_some_and(|newest| ages.is_old(newest)) {
+    // A job may run for days without a change of its state: that is use.
+    root.jobs.used(in_use);
+    for (_, job) in root.jobs.all() {
+        let is_old = || root.jobs.last_used(&job).is_some_and(|used| ages.is_old(used));
+        if !in_use.contains(&job) && is_old() {
             tracing::info!(%job, "its local state has not been used for a day and goes");
-            purge(root, &job)?;
+            purge_if(root, &job, is_old)?;
         }
     }
     Ok(())
 }
 
-fn job_of(dir: &Path) -> Option<JobId> {
-    serde_json::from_slice(&fs::read(dir.join(JOB)).ok()?).ok()
-}
-
-#[derive(Default)]
-struct Size {
-    bytes: u64,
-    newest: Option<SystemTime>,
-}
-
-/// Adds up a folder. Files that vanish meanwhile (stores compact) are not an error.
-fn measure(dir: &Path, size: &mut Size) -> io::Result<()> {
-    let entries = match fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
-    for entry in entries {
-        let entry = entry?;
-        let Ok(meta) = entry.metadata() else { continue };
-        if meta.is_dir() {
-            measure(&entry.path(), size)?;
-        } else {
-            size.bytes += meta.len();
-            size.newest = size.newest.max(meta.modified().ok());
-        }
+/// Asked again when nobody can begin to use it.
+fn purge_if(root: &Root, job: &JobId, still: impl FnOnce() -> bool) -> io::Result<()> {
+    let alone = root.jobs.alone();
+    if !still() {
+        return Ok(());
+    }
+    root.put_away_state(job)?;
+    drop(alone);
+    root.clear()?;
+    // Only now is nothing left that its user owns; unless it has begun to use it anew.
+    let alone = root.jobs.alone();
+    if !root.has_state(job) {
+        root.jobs.forget(&alone, job)?;
     }
     Ok(())
 }

@@ -1,15 +1,41 @@
 //! Archives among a container's artefacts: unpacked into its work directory, and nowhere else.
 //!
-//! Files, directories, and links that lead straight down are taken. What would lead out of the directory, devices and
-//! pipes are refused, and with them the launch.
+//! Files, folders, and links that stay inside are taken. What would lead out of the directory, devices and pipes are
+//! refused, and with them the launch. Nothing is written through a link, and none of it without a bound: bytes, names,
+//! levels and time.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufReader, Read};
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use nm_shim::User;
+use nm_shim::folder::Folder;
+use rustix::fs::{Gid, Uid, fchown};
 use tar::EntryType;
+
+/// Levels of folders in an archive.
+const LEVELS: usize = 64;
+/// The longest target of a link, bytes.
+const LINK: u64 = 4096;
+
+/// What an archive may hold.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Of all its files together.
+    pub(crate) bytes: u64,
+    /// Files, folders and links.
+    pub(crate) entries: u64,
+    pub(crate) time: Duration,
+}
+
+impl Bounds {
+    /// Those of a node whose artefacts may have `bytes` each.
+    pub(crate) fn of(bytes: u64) -> Bounds {
+        Bounds { bytes, entries: 200_000, time: Duration::from_secs(300) }
+    }
+}
 
 /// How an archive is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,47 +58,54 @@ pub(crate) fn packed(name: &str) -> Option<Packed> {
     endings.into_iter().find(|(ending, _)| name.ends_with(ending)).map(|(_, packed)| packed)
 }
 
-/// Unpacks `archive` into the folder `into`, which is there.
+/// Unpacks `archive` into the folder `into`, which is there and which nobody else can enter. All of it is `user`'s.
 ///
 /// # Errors
-/// It is no such archive, something in it is refused, or the disk is full.
-pub(crate) fn unpack(archive: &Path, packed: Packed, into: &Path) -> Result<()> {
-    let file = BufReader::new(File::open(archive)?);
+/// It is no such archive, something in it is refused, it is beyond a bound, or the disk is full.
+pub(crate) fn unpack(
+    archive: File,
+    packed: Packed,
+    into: &Folder,
+    user: Option<User>,
+    bounds: Bounds,
+) -> Result<()> {
+    let mut target = Target { into, user, bounds, begun: Instant::now(), entries: 0, bytes: 0 };
+    let file = BufReader::new(archive);
     match packed {
-        Packed::Tar => untar(file, into),
-        Packed::TarGz => untar(flate2::bufread::MultiGzDecoder::new(file), into),
+        Packed::Tar => untar(file, &mut target),
+        Packed::TarGz => untar(flate2::bufread::MultiGzDecoder::new(file), &mut target),
         Packed::TarZst => {
             let decoder = ruzstd::decoding::StreamingDecoder::new(file);
-            untar(
-                decoder.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?,
-                into,
-            )
+            let broken = |error: ruzstd::decoding::errors::FrameDecoderError| {
+                io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+            };
+            untar(decoder.map_err(broken)?, &mut target)
         }
-        Packed::Zip => unzip(file, into),
+        Packed::Zip => unzip(file, &mut target),
     }
 }
 
-fn untar(packed: impl Read, into: &Path) -> Result<()> {
+fn untar(packed: impl Read, target: &mut Target) -> Result<()> {
     let mut archive = tar::Archive::new(packed);
     for entry in archive.entries()? {
         let mut entry = entry?;
         let name = entry.path()?.into_owned();
-        let target = into.join(inside(&name)?);
+        let to = |entry: &tar::Entry<_>| -> Result<_> {
+            Ok(entry.link_name()?.context("a link to nothing")?.into_owned())
+        };
         match entry.header().entry_type() {
-            EntryType::Directory => fs::create_dir_all(&target)?,
+            EntryType::Directory => target.folder(&name)?,
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let mode = entry.header().mode()?;
-                write(&mut entry, &target, mode)
-            }?,
+                target.file(&name, mode, &mut entry)?;
+            }
             EntryType::Symlink => {
-                let to = entry.link_name()?.context("a link to nothing")?;
-                make_parent(&target)?;
-                symlink(inside(&to)?, &target)?;
+                let to = to(&entry)?;
+                target.symlink(&name, &to)?;
             }
             EntryType::Link => {
-                let to = entry.link_name()?.context("a link to nothing")?;
-                make_parent(&target)?;
-                fs::hard_link(into.join(inside(&to)?), &target)?;
+                let to = to(&entry)?;
+                target.hard_link(&name, &to)?;
             }
             // Words about the archive itself.
             EntryType::XGlobalHeader | EntryType::XHeader => {}
@@ -82,56 +115,176 @@ fn untar(packed: impl Read, into: &Path) -> Result<()> {
     Ok(())
 }
 
-fn unzip(packed: impl Read + io::Seek, into: &Path) -> Result<()> {
+fn unzip(packed: impl Read + io::Seek, target: &mut Target) -> Result<()> {
     let mut archive = zip::ZipArchive::new(packed)?;
     for at in 0..archive.len() {
         let mut entry = archive.by_index(at)?;
-        let target = into.join(inside(Path::new(entry.name()))?);
+        let name = Path::new(entry.name()).to_owned();
         if entry.is_dir() {
-            fs::create_dir_all(&target)?;
+            target.folder(&name)?;
         } else if entry.is_symlink() {
-            bail!("`{}` is a link in a zip, which is refused; pack it as tar.gz", entry.name());
+            let mut to = String::new();
+            entry.take(LINK).read_to_string(&mut to)?;
+            target.symlink(&name, Path::new(&to))?;
         } else {
             let mode = entry.unix_mode().unwrap_or(0o644);
-            write(&mut entry, &target, mode)?;
+            target.file(&name, mode, &mut entry)?;
         }
     }
     Ok(())
 }
 
-/// `path`, if it leads straight down: not from the root, and never up. With links that lead straight down too, nothing
-/// that is unpacked later can be led out through one.
-fn inside(path: &Path) -> Result<PathBuf> {
-    let mut down = PathBuf::new();
+/// Where an archive is unpacked, and how much of it there is so far.
+struct Target<'a> {
+    into: &'a Folder,
+    user: Option<User>,
+    bounds: Bounds,
+    begun: Instant,
+    entries: u64,
+    bytes: u64,
+}
+
+impl Target<'_> {
+    fn folder(&mut self, path: &Path) -> Result<()> {
+        let names = inside(path)?;
+        self.open(&names).with_context(|| path.display().to_string())?;
+        Ok(())
+    }
+
+    /// Without the bits that would give rights to who runs it.
+    fn file(&mut self, path: &Path, mode: u32, content: &mut impl Read) -> Result<()> {
+        let (folder, name) = self.place(path)?;
+        let file = folder.create(name.as_str(), mode & 0o777);
+        let mut file = file.with_context(|| path.display().to_string())?;
+        let mut buffer = vec![0u8; 64 << 10];
+        loop {
+            let read = content.read(&mut buffer)?;
+            if read == 0 {
+                break;
+            }
+            self.bytes += read as u64;
+            ensure!(
+                self.bytes <= self.bounds.bytes,
+                "unpacked it is larger than nm's --cache-size of {} bytes",
+                self.bounds.bytes
+            );
+            self.in_time()?;
+            io::Write::write_all(&mut file, &buffer[..read])?;
+        }
+        if let Some(user) = self.user {
+            fchown(&file, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
+        }
+        Ok(())
+    }
+
+    fn symlink(&mut self, path: &Path, to: &Path) -> Result<()> {
+        let levels = inside(path)?.len().saturating_sub(1);
+        ensure!(
+            stays_inside(to, levels),
+            "`{}` is a link to `{}`, which leads out of the work directory",
+            path.display(),
+            to.display()
+        );
+        let (folder, name) = self.place(path)?;
+        folder.symlink(name.as_str(), to).with_context(|| path.display().to_string())
+    }
+
+    fn hard_link(&mut self, path: &Path, to: &Path) -> Result<()> {
+        let mut names = inside(to)?;
+        let old = names.pop().context("a link to nothing")?;
+        let from = self.open(&names).with_context(|| to.display().to_string())?;
+        // A file: what a link is to is another matter.
+        from.file(old.as_str()).with_context(|| to.display().to_string())?;
+        let (folder, name) = self.place(path)?;
+        folder.link(name.as_str(), &from, old.as_str()).with_context(|| path.display().to_string())
+    }
+
+    /// The folder that a path is in, made if need be, and its last name.
+    fn place(&mut self, path: &Path) -> Result<(Folder, String)> {
+        let mut names = inside(path)?;
+        let name = names.pop().with_context(|| format!("`{}` is no name", path.display()))?;
+        let folder = self.open(&names).with_context(|| path.display().to_string())?;
+        self.count()?;
+        Ok((folder, name))
+    }
+
+    /// Opens the folder with these names, making what is not there. A link among them is refused.
+    fn open(&mut self, names: &[String]) -> Result<Folder> {
+        ensure!(names.len() <= LEVELS, "it has more than {LEVELS} levels of folders");
+        let mut folder = self.into.folder(c".")?;
+        for name in names {
+            if folder.stat(name.as_str()).is_err() {
+                self.count()?;
+                let made = folder.make(name.as_str(), 0o755)?;
+                if let Some(user) = self.user {
+                    made.give(user)?;
+                }
+            }
+            folder = folder.folder(name.as_str())?;
+        }
+        Ok(folder)
+    }
+
+    fn count(&mut self) -> Result<()> {
+        self.entries += 1;
+        let most = self.bounds.entries;
+        ensure!(self.entries <= most, "it has more than {most} files, folders and links");
+        self.in_time()
+    }
+
+    fn in_time(&self) -> Result<()> {
+        let most = self.bounds.time;
+        ensure!(self.begun.elapsed() <= most, "unpacking it takes more than {} s", most.as_secs());
+        Ok(())
+    }
+}
+
+/// The names of a path that leads straight down: not from the root, and never up.
+fn inside(path: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
     for component in path.components() {
         match component {
-            Component::Normal(name) => down.push(name),
+            Component::Normal(name) => {
+                let name = name.to_str().with_context(|| format!("`{}` is no UTF-8", path.display()))?;
+                names.push(name.to_owned());
+            }
             Component::CurDir => {}
             Component::ParentDir | Component::RootDir | Component::Prefix(_) => {
                 bail!("`{}` leads out of the work directory", path.display())
             }
         }
     }
-    Ok(down)
+    Ok(names)
 }
 
-fn make_parent(target: &Path) -> io::Result<()> {
-    target.parent().map_or(Ok(()), fs::create_dir_all)
-}
-
-/// Without the bits that would give rights to who runs it.
-fn write(content: &mut impl Read, target: &Path, mode: u32) -> io::Result<()> {
-    make_parent(target)?;
-    let mut file = File::create_new(target)?;
-    io::copy(content, &mut file)?;
-    file.set_permissions(fs::Permissions::from_mode(mode & 0o777))
+/// Whether a link that lies `levels` below the directory leads to something in it. It may go up first, and then only
+/// down: what it goes down through may be a link itself, and what is up from there is not known.
+fn stays_inside(to: &Path, levels: usize) -> bool {
+    let mut up = 0;
+    let mut down = false;
+    to.components().all(|component| match component {
+        Component::Normal(_) => {
+            down = true;
+            true
+        }
+        Component::CurDir => true,
+        Component::ParentDir => {
+            up += 1;
+            !down && up <= levels
+        }
+        Component::RootDir | Component::Prefix(_) => false,
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io::Write as _;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    const BOUNDS: Bounds = Bounds { bytes: 1 << 20, entries: 100, time: Duration::from_secs(60) };
 
     fn header(kind: EntryType, size: u64, mode: u32) -> tar::Header {
         let mut header = tar::Header::new_gnu();
@@ -158,11 +311,16 @@ mod tests {
     }
 
     fn unpacked(packed: Packed, bytes: &[u8]) -> (tempfile::TempDir, Result<()>) {
+        unpacked_within(BOUNDS, packed, bytes)
+    }
+
+    fn unpacked_within(bounds: Bounds, packed: Packed, bytes: &[u8]) -> (tempfile::TempDir, Result<()>) {
         let dir = tempfile::tempdir().unwrap();
         let (archive, into) = (dir.path().join("archive"), dir.path().join("work"));
         fs::write(&archive, bytes).unwrap();
         fs::create_dir(&into).unwrap();
-        let result = unpack(&archive, packed, &into);
+        let result =
+            unpack(File::open(&archive).unwrap(), packed, &Folder::open(&into).unwrap(), None, bounds);
         (dir, result)
     }
 
@@ -173,6 +331,7 @@ mod tests {
             (EntryType::Regular, "lib/deep/file", "text"),
             (EntryType::Symlink, "link", "lib/deep/file"),
             (EntryType::Link, "hard", "bin/run"),
+            (EntryType::Symlink, "lib/up", "../bin/run"),
         ])
     }
 
@@ -211,12 +370,14 @@ mod tests {
     #[test]
     fn what_leads_out_of_the_directory_is_refused_and_so_are_devices() {
         use EntryType as E;
-        let bad: [&[(E, &str, &str)]; 8] = [
+        let bad: [&[(E, &str, &str)]; 10] = [
             &[(E::Regular, "../out", "x")],
             &[(E::Regular, "/out", "x")],
             &[(E::Regular, "a/../../out", "x")],
             &[(E::Symlink, "link", "/etc")],
             &[(E::Symlink, "link", "../..")],
+            &[(E::Symlink, "a/b/link", "../../../archive")],
+            &[(E::Symlink, "s", "."), (E::Symlink, "link", "s/../archive")],
             &[(E::Link, "hard", "../archive")],
             &[(E::Char, "null", "")],
             &[(E::Fifo, "pipe", "")],
@@ -228,6 +389,47 @@ mod tests {
             let names: Vec<_> = fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.file_name()).collect();
             assert_eq!(names.len(), 2, "{names:?}");
         }
+    }
+
+    #[test]
+    fn nothing_is_written_or_linked_through_a_link() {
+        use EntryType as E;
+        let bad: [&[(E, &str, &str)]; 3] = [
+            &[(E::Symlink, "a", "."), (E::Regular, "a/file", "x")],
+            &[(E::Regular, "d/file", "x"), (E::Symlink, "a", "d"), (E::Link, "hard", "a/file")],
+            &[(E::Symlink, "a", "b"), (E::Link, "hard", "a")],
+        ];
+        for entries in bad {
+            let (dir, result) = unpacked(Packed::Tar, &tar_of(entries));
+            assert!(result.is_err(), "{entries:?}");
+            assert!(!dir.path().join("work/file").exists() && !dir.path().join("work/hard").exists());
+        }
+    }
+
+    #[test]
+    fn what_is_beyond_a_bound_is_refused_with_its_name() {
+        let deep = ["d/"; 30].concat();
+        let small = Bounds { bytes: 100, entries: 20, time: Duration::from_secs(60) };
+        let many: Vec<String> = (0..21).map(|n| format!("f{n}")).collect();
+        let many: Vec<_> = many.iter().map(|name| (EntryType::Regular, name.as_str(), "")).collect();
+        let text = "x".repeat(101);
+        let cases: [(&[(EntryType, &str, &str)], &str); 3] = [
+            (&[(EntryType::Directory, &deep, "")], "more than 20 files"),
+            (&many, "more than 20 files"),
+            (&[(EntryType::Regular, "big", &text)], "--cache-size of 100 bytes"),
+        ];
+        for (entries, expected) in cases {
+            let told = format!("{:#}", unpacked_within(small, Packed::Tar, &tar_of(entries)).1.unwrap_err());
+            assert!(told.contains(expected), "{told}");
+        }
+        let levels = Path::new(&["d"; LEVELS + 2].join("/")).to_owned();
+        let dir = tempfile::tempdir().unwrap();
+        let into = Folder::open(dir.path()).unwrap();
+        let mut target =
+            Target { into: &into, user: None, bounds: BOUNDS, begun: Instant::now(), entries: 0, bytes: 0 };
+        assert!(format!("{:#}", target.folder(&levels).unwrap_err()).contains("levels"));
+        target.bounds.time = Duration::ZERO;
+        assert!(format!("{:#}", target.folder(Path::new("d")).unwrap_err()).contains("takes more than"));
     }
 
     #[test]

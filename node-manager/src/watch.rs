@@ -132,17 +132,23 @@ pub(crate) fn claimed(dir: &Path) -> Option<Pid> {
     files::read::<Claim>(dir, files::CLAIM).ok().flatten().and_then(|claim| claim.shim)
 }
 
-/// Called when the shim is gone: kills whatever is left, takes the evidence, removes the cgroup. Blocks until done.
-pub(crate) fn conclude(cgroups: &dyn Cgroups, id: ContainerId, dir: &Path) -> End {
+/// Called when the shim is gone: kills whatever is left, takes the evidence, removes the cgroup. None if something does
+/// not die within `patience`.
+pub(crate) fn conclude(
+    cgroups: &dyn Cgroups,
+    id: ContainerId,
+    dir: &Path,
+    patience: Duration,
+) -> Option<End> {
     let name = id.to_string();
-    let plan = cgroups.kill_plan(&name);
-    loop {
-        match plan.kill_all(None, Duration::from_secs(5)) {
-            Ok(true) => break,
-            Ok(false) => tracing::warn!(container = %id, "processes of it do not die; trying on"),
-            Err(error) => tracing::warn!(container = %id, %error, "it cannot be killed; trying on"),
+    match cgroups.kill_plan(&name).kill_all(None, patience) {
+        Ok(true) => {}
+        Ok(false) => return None,
+        Err(error) => {
+            tracing::warn!(container = %id, %error, "it cannot be killed");
+            std::thread::sleep(patience.min(RETRY));
+            return None;
         }
-        std::thread::sleep(RETRY);
     }
     points::at("emptied");
     let memory = cgroups.memory(&name).unwrap_or_default();
@@ -160,7 +166,7 @@ pub(crate) fn conclude(cgroups: &dyn Cgroups, id: ContainerId, dir: &Path) -> En
         Some(ExitFile { signal: Some(signal), .. }) => Outcome::Signal(signal),
         Some(_) | None => Outcome::Unknown,
     };
-    End {
+    Some(End {
         process: process.map(process_of),
         outcome,
         evidence: Evidence {
@@ -174,20 +180,20 @@ pub(crate) fn conclude(cgroups: &dyn Cgroups, id: ContainerId, dir: &Path) -> En
             }),
         },
         ended_unix_ms: exit.map(|exit| exit.ended_unix_ms).or_else(|| Some(daemon::unix_ms())),
-    }
+    })
 }
 
-/// Kills all of a container now, and then its shim should that not notice. Blocks for a few seconds at most.
-pub(crate) fn kill(cgroups: &dyn Cgroups, id: ContainerId, shim: Option<Pid>) {
+/// Kills all of a container now, and then its shim should that not notice. Blocks for `patience` and two seconds at most.
+pub(crate) fn kill(cgroups: &dyn Cgroups, id: ContainerId, shim: Option<Pid>, patience: Duration) {
     let plan = cgroups.kill_plan(&id.to_string());
     let pid = shim.filter(|shim| shim.exists()).map(|shim| shim.pid);
-    match plan.kill_all(pid, Duration::from_secs(4)) {
+    match plan.kill_all(pid, patience) {
         Ok(true) => {}
         Ok(false) => return tracing::warn!(container = %id, "processes of it do not die"),
         Err(error) => return tracing::warn!(container = %id, %error, "it cannot be killed"),
     }
     let Some(shim) = shim else { return };
-    let deadline = Instant::now() + SHIM_LINGERS;
+    let deadline = Instant::now() + SHIM_LINGERS.min(patience);
     while is_running(shim) {
         if Instant::now() > deadline {
             // Stopped or stuck, and nothing is left that it could hold.

@@ -1,13 +1,17 @@
 //! The words on the pipe to a shim and in the files of a container's folder, and how they are written.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::KillPlan;
+use crate::folder::{Folder, Replace};
+
+/// The most that a file is read of that we wrote, bytes: a record holds a job and its secrets, far less than this.
+const MOST: u64 = 16 << 20;
 
 /// The shim's claim, below the container's folder.
 pub const CLAIM: &str = "shim.json";
@@ -40,6 +44,8 @@ pub struct Order {
     pub kill: KillPlan,
     /// Whom it runs as, if not as the shim.
     pub user: Option<User>,
+    /// The other groups that this user is in.
+    pub groups: Vec<u32>,
     /// What it may not see or do.
     pub sandbox: Sandbox,
     /// For `on-lease-loss = "stop"`: the file with the lease's end, CLOCK_BOOTTIME ms.
@@ -158,12 +164,14 @@ pub fn start_ticks(pid: u32) -> io::Result<u64> {
     })
 }
 
-/// Creates `name` in `dir` with `content`, complete or not at all. `Ok(false)` if it was there already.
+/// Creates the claim in `dir` with `content`, complete or not at all. `Ok(false)` if there is one already.
 pub fn claim(dir: &Path, content: &Claim) -> io::Result<bool> {
-    let draft = dir.join(format!("{CLAIM}.{}", std::process::id()));
-    fs::write(&draft, serde_json::to_vec(content)?)?;
-    let linked = fs::hard_link(&draft, dir.join(CLAIM));
-    fs::remove_file(&draft)?;
+    let dir = Folder::open(dir)?;
+    let draft = format!("{CLAIM}.{}", std::process::id());
+    dir.remove_file(draft.as_str())?;
+    dir.create(draft.as_str(), 0o600)?.write_all(&serde_json::to_vec(content)?)?;
+    let linked = dir.link(CLAIM, &dir, draft.as_str());
+    dir.remove_file(draft.as_str())?;
     match linked {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
@@ -173,24 +181,15 @@ pub fn claim(dir: &Path, content: &Claim) -> io::Result<bool> {
 
 /// Replaces `name` in `dir`: a reader sees the old content or the new. `durable` survives a crash of the machine.
 pub fn replace(dir: &Path, name: &str, content: &impl Serialize, durable: bool) -> io::Result<()> {
-    let draft = dir.join(format!("{name}.draft"));
-    let mut file = OpenOptions::new().create(true).truncate(true).write(true).open(&draft)?;
-    file.write_all(&serde_json::to_vec(content)?)?;
-    if durable {
-        file.sync_all()?;
-    }
-    fs::rename(&draft, dir.join(name))?;
-    if durable {
-        File::open(dir)?.sync_all()?;
-    }
-    Ok(())
+    let how = Replace { mode: 0o600, user: None, durable };
+    Folder::open(dir)?.replace(name, &serde_json::to_vec(content)?, how)
 }
 
 /// Reads `name` in `dir`; none if it is not there.
 pub fn read<T: for<'de> Deserialize<'de>>(dir: &Path, name: &str) -> io::Result<Option<T>> {
-    match fs::read(dir.join(name)) {
-        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    let content = match Folder::open(dir).and_then(|dir| dir.read(name, MOST)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    Ok(content.map(|content| serde_json::from_slice(&content)).transpose()?)
 }

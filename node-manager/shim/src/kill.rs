@@ -8,34 +8,44 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
-/// How the processes of a container are found and killed.
+use crate::groups::{is_gone, processes_below};
+
+/// How the processes of a container are found and killed. Groups that it made below its own are of it too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KillPlan {
     /// cgroup v1: freeze, so that nothing forks meanwhile; SIGKILL to all; thaw, so that they die.
     V1 {
-        /// `cgroup.procs` of the container.
-        procs: PathBuf,
-        /// `freezer.state` of the container.
+        /// The container's group, of the freezer.
         freezer: PathBuf,
     },
-    /// cgroup v2: one write.
+    /// cgroup v2: one write; kernels before 5.14 take SIGKILL to all, again and again.
     V2 {
-        /// `cgroup.procs` of the container.
-        procs: PathBuf,
-        /// `cgroup.kill` of the container; older kernels have none.
-        kill: PathBuf,
+        /// The container's group.
+        group: PathBuf,
     },
     /// Without a cgroup: every descendant of the shim, to which orphans come back.
     Descendants,
 }
 
 impl KillPlan {
-    /// The processes that are left: those in the cgroup. Without one, or should somebody have removed it, those that
-    /// descend from `shim`.
+    /// Whether nothing is left of it: in its group and those below, or, without one, or should somebody have removed
+    /// it, of what descends from `shim`.
+    pub fn is_over(&self, shim: Option<u32>) -> io::Result<bool> {
+        if let KillPlan::V2 { group } = self {
+            match fs::read_to_string(group.join("cgroup.events")) {
+                Ok(events) => return Ok(events.lines().any(|line| line == "populated 0")),
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(self.processes(shim)?.is_empty())
+    }
+
+    /// The processes that are left.
     pub fn processes(&self, shim: Option<u32>) -> io::Result<Vec<u32>> {
         let in_group = match self {
-            KillPlan::V1 { procs, .. } | KillPlan::V2 { procs, .. } => read_pids(procs)?,
+            KillPlan::V1 { freezer: group } | KillPlan::V2 { group } => processes_below(group)?,
             KillPlan::Descendants => None,
         };
         Ok(in_group.unwrap_or_else(|| {
@@ -50,21 +60,19 @@ impl KillPlan {
     /// One round of killing. Those killed may take a moment to be gone.
     pub fn kill_once(&self, shim: Option<u32>) -> io::Result<()> {
         match self {
-            KillPlan::V2 { kill, .. } if kill.exists() => ignore_gone(fs::write(kill, "1")),
-            // Linux before 5.14: rounds, which are repeated until none is left.
-            KillPlan::V2 { .. } => {
-                self.processes(shim)?.into_iter().for_each(kill_pid);
-                Ok(())
+            KillPlan::V2 { group } if group.join("cgroup.kill").exists() => {
+                ignore_gone(fs::write(group.join("cgroup.kill"), "1"))
             }
-            KillPlan::V1 { freezer, .. } => {
+            KillPlan::V1 { freezer } => {
+                let state = freezer.join("freezer.state");
                 // Written again for each round: a thawed group may have forked since.
-                ignore_gone(fs::write(freezer, "FROZEN"))?;
-                await_frozen(freezer);
+                ignore_gone(fs::write(&state, "FROZEN"))?;
+                await_frozen(&state);
                 let killed = self.processes(shim).map(|pids| pids.into_iter().for_each(kill_pid));
-                ignore_gone(fs::write(freezer, "THAWED"))?;
+                ignore_gone(fs::write(&state, "THAWED"))?;
                 killed
             }
-            KillPlan::Descendants => {
+            KillPlan::V2 { .. } | KillPlan::Descendants => {
                 self.processes(shim)?.into_iter().for_each(kill_pid);
                 Ok(())
             }
@@ -76,7 +84,7 @@ impl KillPlan {
         let deadline = Instant::now() + patience;
         let mut pause = Duration::from_micros(200);
         loop {
-            if self.processes(shim)?.is_empty() {
+            if self.is_over(shim)? {
                 return Ok(true);
             }
             if Instant::now() >= deadline {
@@ -107,15 +115,6 @@ fn kill_pid(pid: u32) {
     }
 }
 
-/// None if the group is gone.
-fn read_pids(procs: &Path) -> io::Result<Option<Vec<u32>>> {
-    match fs::read_to_string(procs) {
-        Ok(text) => Ok(Some(text.lines().filter_map(|line| line.trim().parse().ok()).collect())),
-        Err(error) if is_gone(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 /// Appends every descendant of `pid` that is not a zombie.
 fn descendants(pid: u32, found: &mut Vec<u32>) {
     let Ok(text) = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")) else { return };
@@ -132,12 +131,6 @@ fn is_zombie(pid: u32) -> bool {
         .ok()
         .and_then(|stat| stat.rsplit_once(')').map(|(_, rest)| rest.trim_start().starts_with('Z')))
         .unwrap_or(true)
-}
-
-/// ENOENT, or ENODEV: a cgroup file that was open when its group was removed.
-fn is_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound
-        || error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
 }
 
 fn ignore_gone(result: io::Result<()>) -> io::Result<()> {

@@ -5,7 +5,10 @@
 //! container is ever started), `process.json` (the process, once it runs) and `exit.json` (how it ended).
 
 pub mod files;
+pub mod folder;
+pub mod groups;
 pub mod kill;
 
 pub use files::{ByShim, Claim, ExitFile, Order, ProcessFile, Reply, User};
+pub use folder::Folder;
 pub use kill::KillPlan;

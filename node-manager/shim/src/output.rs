@@ -4,11 +4,13 @@
 //! written is read all the same, and how much was lost is told in its place.
 
 use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::Path;
+use std::rc::Rc;
 
+use nm_shim::Folder;
 use nm_shim::files::{STREAMS, segment_name};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
@@ -26,12 +28,14 @@ const READS: usize = 16;
 /// Both streams of a container.
 pub(crate) struct Output {
     streams: [Stream; 2],
+    logs: Rc<Folder>,
     buffer: Vec<u8>,
 }
 
 struct Stream {
     name: &'static str,
-    logs: PathBuf,
+    /// By handle, so that nothing that a container does leads it elsewhere.
+    logs: Rc<Folder>,
     /// None once every writer has closed it.
     pipe: Option<OwnedFd>,
     file: Option<File>,
@@ -46,10 +50,17 @@ struct Stream {
 
 impl Output {
     /// Streams that keep `bytes` each, and the ends that the container writes to.
-    pub(crate) fn new(logs: &std::path::Path, bytes: u64) -> io::Result<(Output, [OwnedFd; 2])> {
-        let (out, out_end) = Stream::new(STREAMS[0], logs, bytes)?;
-        let (err, err_end) = Stream::new(STREAMS[1], logs, bytes)?;
-        Ok((Output { streams: [out, err], buffer: Vec::new() }, [out_end, err_end]))
+    pub(crate) fn new(logs: &Path, bytes: u64) -> io::Result<(Output, [OwnedFd; 2])> {
+        let logs = Rc::new(Folder::open(logs)?);
+        let (out, out_end) = Stream::new(STREAMS[0], &logs, bytes)?;
+        let (err, err_end) = Stream::new(STREAMS[1], &logs, bytes)?;
+        Ok((Output { streams: [out, err], logs, buffer: Vec::new() }, [out_end, err_end]))
+    }
+
+    /// Notes the container's end: logs are as old as that, which may be long after its last word.
+    pub(crate) fn ended(&self) {
+        // If it cannot be noted they go a little earlier.
+        let _ = self.logs.touch();
     }
 
     /// Those that may still bring something.
@@ -80,12 +91,12 @@ impl Output {
 }
 
 impl Stream {
-    fn new(name: &'static str, logs: &std::path::Path, bytes: u64) -> io::Result<(Stream, OwnedFd)> {
+    fn new(name: &'static str, logs: &Rc<Folder>, bytes: u64) -> io::Result<(Stream, OwnedFd)> {
         let (pipe, end) = pipe_with(PipeFlags::CLOEXEC)?;
         fcntl_setfl(&pipe, fcntl_getfl(&pipe)? | OFlags::NONBLOCK)?;
         let mut stream = Stream {
             name,
-            logs: logs.to_owned(),
+            logs: logs.clone(),
             pipe: Some(pipe),
             end: 0,
             file: None,
@@ -166,7 +177,7 @@ impl Stream {
     /// The file of the newest segment.
     fn open(&self) -> io::Result<File> {
         let start = self.starts.back().copied().unwrap_or_default();
-        OpenOptions::new().append(true).create(true).open(self.logs.join(segment_name(self.name, start)))
+        self.logs.append(segment_name(self.name, start).as_str(), 0o640)
     }
 
     fn next_segment(&mut self) {
@@ -174,7 +185,7 @@ impl Stream {
         while self.starts.len() as u64 > SEGMENTS {
             let oldest = segment_name(self.name, self.starts.pop_front().unwrap_or_default());
             // One that is gone already is what we want.
-            let _ = fs::remove_file(self.logs.join(oldest));
+            let _ = self.logs.remove_file(oldest.as_str());
         }
         self.file = None;
     }

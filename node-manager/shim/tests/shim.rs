@@ -23,6 +23,7 @@ fn order(dir: &Path, script: &str) -> Order {
         join: Vec::new(),
         kill: KillPlan::Descendants,
         user: None,
+        groups: Vec::new(),
         sandbox: files::Sandbox::default(),
         lease: None,
         nm_lock: dir.join("nm.lock"),

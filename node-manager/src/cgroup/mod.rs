@@ -71,6 +71,21 @@ fn held(what: &'static str, folder: &Path, files: &[&str]) -> Held {
     Held { what, by: by.map(|file| (*file).to_owned()) }
 }
 
+/// How many processes and threads all containers together may have: some are left for the machine, or nobody could even
+/// end them.
+fn all_pids() -> Option<u64> {
+    let most = ["/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"];
+    let most = most.into_iter().filter_map(|file| read_u64(Path::new(file))).min()?;
+    Some(most / 4 * 3)
+}
+
+/// Asks the kernel to kill containers before nm and its shims where the machine is out of memory.
+pub(crate) fn be_spared() {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-900") {
+        tracing::debug!(%error, "when the machine is out of memory nm is as likely to be killed as containers");
+    }
+}
+
 /// What the kernel says of a container's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct MemoryEvidence {

@@ -12,6 +12,7 @@ use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
 use cgroups_rs::fs::{Cgroup, Controllers, MaxValue};
 use nm_shim::KillPlan;
+use nm_shim::groups::remove_below;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::{Cgroups, Held, Limits, MemoryEvidence, held};
@@ -63,6 +64,9 @@ impl V1 {
         node.create().with_context(|| format!("cannot make {}", groups.memory.display()))?;
         let cpu: &CpuController = node.controller_of().context("no cpu controller")?;
         cpu.set_shares(shares(cpu_millis)).context("cpu.shares of the node")?;
+        if let Some(most) = super::all_pids() {
+            fs::write(groups.pids.join("pids.max"), most.to_string()).context("pids.max of the node")?;
+        }
         let counts_swap = groups.memory.join("memory.memsw.limit_in_bytes").exists();
         let io = io.and_then(|folder| weights(folder, cpu_millis));
         Ok(V1 { counts_swap, io, ..groups })
@@ -180,8 +184,7 @@ impl Cgroups for V1 {
     }
 
     fn kill_plan(&self, container: &str) -> KillPlan {
-        let dir = self.freezer.join(container);
-        KillPlan::V1 { procs: dir.join("cgroup.procs"), freezer: dir.join("freezer.state") }
+        KillPlan::V1 { freezer: self.freezer.join(container) }
     }
 
     fn cpu_ns(&self, container: &str) -> Option<u64> {
@@ -216,7 +219,7 @@ impl Cgroups for V1 {
     fn remove(&self, container: &str) -> io::Result<()> {
         // All of them, even if one is busy: cgroups-rs stops at the first.
         let folders = self.folders().into_iter();
-        let results: Vec<_> = folders.map(|folder| super::remove_dir(&folder.join(container))).collect();
+        let results: Vec<_> = folders.map(|folder| remove_below(&folder.join(container))).collect();
         results.into_iter().collect()
     }
 

@@ -15,6 +15,7 @@ use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
 use cgroups_rs::fs::{Cgroup, MaxValue};
 use nm_shim::KillPlan;
+use nm_shim::groups::remove_below;
 use types::Pressure;
 
 use super::{Cgroups, Held, Limits, MemoryEvidence, held};
@@ -25,6 +26,11 @@ const NAMES: [&str; 3] = ["cpu", "memory", "pids"];
 const MARKS: [&str; 2] = ["trusted.delegate", "user.delegate"];
 /// Where the weight of disk access is, by scheduler.
 const IO_WEIGHTS: [&str; 2] = ["io.bfq.weight", "io.weight"];
+
+/// Groups that a container may make below its own, if it has the rights to make any.
+const GROUPS: &str = "64";
+/// Levels of them.
+const GROUP_LEVELS: &str = "8";
 
 /// Whether the machine has cgroup v2 alone.
 pub(super) fn is_unified() -> bool {
@@ -58,6 +64,9 @@ impl V2 {
         }
         fs::write(dir.join("cpu.weight"), weight(cpu_millis).to_string())
             .context("cpu.weight of the node")?;
+        if let Some(most) = super::all_pids() {
+            fs::write(dir.join("pids.max"), most.to_string()).context("pids.max of the node")?;
+        }
         Ok(V2 { path: path.to_owned(), dir })
     }
 
@@ -173,6 +182,10 @@ impl Cgroups for V2 {
         let most = MaxValue::Value(i64::try_from(limits.pids).unwrap_or(i64::MAX));
         pids.set_pid_max(most).context("pids.max")?;
         ensure!(pids.get_pid_max().context("pids.max")? == most, "pids.max does not hold");
+        // It dies with all groups that it makes, but each of them is memory of the kernel's.
+        for (file, most) in [("cgroup.max.descendants", GROUPS), ("cgroup.max.depth", GROUP_LEVELS)] {
+            fs::write(dir.join(file), most).context(file)?;
+        }
         // Only where the kernel shares a disk by weights: without the controller or a scheduler that does there is
         // no such file.
         if let Some(file) = IO_WEIGHTS.iter().map(|name| dir.join(name)).find(|file| file.exists()) {
@@ -187,8 +200,7 @@ impl Cgroups for V2 {
     }
 
     fn kill_plan(&self, container: &str) -> KillPlan {
-        let dir = self.dir.join(container);
-        KillPlan::V2 { procs: dir.join("cgroup.procs"), kill: dir.join("cgroup.kill") }
+        KillPlan::V2 { group: self.dir.join(container) }
     }
 
     fn cpu_ns(&self, container: &str) -> Option<u64> {
@@ -228,7 +240,7 @@ impl Cgroups for V2 {
     }
 
     fn remove(&self, container: &str) -> io::Result<()> {
-        super::remove_dir(&self.dir.join(container))
+        remove_below(&self.dir.join(container))
     }
 
     fn dissolve(&self) -> io::Result<()> {
@@ -244,6 +256,7 @@ impl Cgroups for V2 {
             held("cpu limit", &dir, &["cpu.max"]),
             held("pids", &dir, &["pids.max"]),
             held("io weight", &dir, &IO_WEIGHTS),
+            held("groups of its own", &dir, &["cgroup.max.descendants"]),
             held("kill of all at once", &dir, &["cgroup.kill"]),
         ]
     }

@@ -93,7 +93,7 @@ fn program(code: u8, size: usize) -> Vec<u8> {
 async fn an_artefact_on_the_web_is_fetched_and_a_download_that_breaks_off_is_begun_anew() {
     let mut rm = FakeRm::start().await;
     let web = Web::start().await;
-    let node = Node::start(&rm, &[]);
+    let node = Node::start(&rm, &["--artefact-host", "127.0.0.1"]);
     let mut session = rm.join().await;
     let content = program(7, 1 << 20);
     // It ends too early, then has other bytes, then is right.
@@ -111,7 +111,10 @@ async fn an_artefact_on_the_web_is_fetched_and_a_download_that_breaks_off_is_beg
 async fn what_is_not_there_or_too_large_is_told_at_once_with_its_url() {
     let mut rm = FakeRm::start().await;
     let web = Web::start().await;
-    let node = Node::start(&rm, &["--cache-size", "1MiB"]);
+    let node = Node::start(
+        &rm,
+        &["--cache-size", "1MiB", "--artefact-host", "127.0.0.1", "--artefact-folder", "/no/such"],
+    );
     let mut session = rm.join().await;
     let missing = format!("http://{}/missing", web.addr);
     session.start(&running(1, artefact(&missing, b"x")));
@@ -136,7 +139,8 @@ async fn what_is_not_there_or_too_large_is_told_at_once_with_its_url() {
 async fn an_artefact_in_s3_is_fetched_with_the_nodes_credentials_and_one_on_its_disk_without() {
     let mut rm = FakeRm::start().await;
     let web = Web::start().await;
-    let mut node = Node::below("/var/tmp".as_ref(), &rm, &[]);
+    let allowed = ["--artefact-bucket", "jobs", "--artefact-folder", "/var/tmp"];
+    let mut node = Node::below("/var/tmp".as_ref(), &rm, &allowed);
     node.env = [
         ("AWS_ENDPOINT", format!("http://{}", web.addr)),
         ("AWS_ALLOW_HTTP", "true".into()),
@@ -158,10 +162,61 @@ async fn an_artefact_in_s3_is_fetched_with_the_nodes_credentials_and_one_on_its_
     session.start(&running(2, artefact("s3://jobs/missing.sh", b"x")));
     let ExitCause::LaunchFailed { reason } = session.exit(id(2)).await else { panic!("it ran") };
     assert!(reason.contains("s3://jobs/missing.sh") && !reason.contains("the-nodes-secret"), "{reason}");
+    // Of a bucket that nobody named it is asked without credentials.
+    web.put("/others/job.sh", &content, content.len());
+    session.start(&running(4, artefact("s3://others/job.sh", &content)));
+    session.exit(id(4)).await;
+    let asked = web.asked();
+    let of_others: Vec<_> = asked.iter().filter(|asked| asked.contains("/others/")).collect();
+    assert!(
+        !of_others.is_empty() && !of_others.iter().any(|asked| asked.contains("Credential")),
+        "{asked:?}"
+    );
     let on_disk = node.root.path().join("job.sh");
     fs::write(&on_disk, program(10, 0)).unwrap();
     session.start(&running(3, artefact(&format!("file://{}", on_disk.display()), &program(10, 0))));
     assert_eq!(session.exit(id(3)).await, ExitCause::Failed { code: 10 });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_job_could_not_get_itself_is_not_fetched_for_it() {
+    let mut rm = FakeRm::start().await;
+    let web = Web::start().await;
+    let node = Node::start(&rm, &["--artefact-host", "127.0.0.1", "--artefact-folder", "/var/tmp"]);
+    let mut session = rm.join().await;
+    let content = program(0, 0);
+    let port = web.addr.rsplit_once(':').unwrap().1;
+    let sent_on =
+        format!("HTTP/1.1 302 Found\r\nLocation: http://localhost:{port}/job\r\nContent-Length: 0\r\n\r\n");
+    web.answers.lock().unwrap().insert("/on".into(), vec![sent_on.into_bytes()]);
+    web.put("/job", &content, content.len());
+    let secret = node.root.path().join("secret");
+    fs::write(&secret, &content).unwrap();
+    fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let pipe = node.root.path().join("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+    let refused = [
+        (format!("http://{}/on", web.addr), "--artefact-host localhost"),
+        (format!("http://localhost:{port}/job"), "--artefact-host localhost"),
+        ("http://169.254.169.254/latest".into(), "--artefact-host 169.254.169.254"),
+        (format!("file://{}", secret.display()), "Permission denied"),
+        (format!("file://{}", pipe.display()), "no regular file"),
+        ("file:///etc/shadow".into(), "--artefact-folder"),
+        ("file:///dev/zero".into(), "--artefact-folder"),
+    ];
+    for (seq, (url, expected)) in (1..).zip(refused) {
+        session.start(&running(seq, artefact(&url, &content)));
+        let ExitCause::LaunchFailed { reason } = session.exit(id(seq)).await else { panic!("{url} ran") };
+        assert!(reason.contains(expected), "{url}: {reason}");
+    }
+    // Nor is told what it would be.
+    session.start(&running(90, artefact(&format!("http://{}/job", web.addr), b"a guess")));
+    let ExitCause::LaunchFailed { reason } = session.exit(id(90)).await else { panic!("it ran") };
+    assert!(
+        reason.contains("not that of digest") && !reason.contains(&artefact("", &content).digest.0),
+        "{reason}"
+    );
+    assert_eq!(fs::read_dir(node.root.path().join("cache")).unwrap().count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,7 +261,6 @@ async fn the_cache_keeps_to_its_bound_by_least_recent_use_and_takes_nothing_from
 async fn secrets_are_files_for_the_containers_user_and_nowhere_else() {
     let mut rm = FakeRm::start().await;
     let node = Node::start(&rm, &["--user", "65534:65534"]);
-    fs::set_permissions(node.root.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let mut session = rm.join().await;
     let script = "cd $SAMZA_SECRETS_DIR && stat -c '%a %u' . kafka-password && cat kafka-password && \
                   ! env | grep sword[f]ish && ! grep -r sword[f]ish $SAMZA_JOB_FILE /proc/$$/cmdline && exit 5";
@@ -215,7 +269,7 @@ async fn secrets_are_files_for_the_containers_user_and_nowhere_else() {
     session.start(&start);
     assert_eq!(session.exit(id(1)).await, ExitCause::Failed { code: 5 });
     let logs = node.root.path().join("logs/application_1_1").join(id(1).to_string());
-    assert_eq!(fs::read_to_string(logs.join("stdout")).unwrap(), "700 65534\n600 65534\nswordfish");
+    assert_eq!(fs::read_to_string(logs.join("stdout")).unwrap(), "500 65534\n400 65534\nswordfish");
     session.send(ToNode::Forget { container: id(1) });
     until("the removal of its folder", || !node.work(id(1)).exists()).await;
 }

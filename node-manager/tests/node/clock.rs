@@ -92,6 +92,12 @@ fn aged(dir: &Path, file: &str, content: &str, age: Duration) -> PathBuf {
     dir.to_owned()
 }
 
+/// Another job's state, last used so long ago.
+fn aged_state(root: &Path, age: Duration) -> PathBuf {
+    aged(&root.join("jobs"), "gone-1.json", r#"{"job":{"name":"gone","id":"1"},"uid":null}"#, age);
+    aged(&root.join("state/gone-1/Partition-0"), "data", "x", age)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_jump_of_two_days_ages_neither_logs_nor_state_whether_nm_lives_through_it_or_not() {
     let Some(mut clock) = Clock::take().await else { return };
@@ -119,7 +125,7 @@ async fn a_jump_of_two_days_ages_neither_logs_nor_state_whether_nm_lives_through
     for (by_s, lives) in [(0, true), (2 * DAY, true), (2 * DAY, false)] {
         let age = Duration::from_secs(3 * 24 * 3600);
         let gone = [
-            aged(&root.join("state/gone-1"), ".job", r#"{"name":"gone","id":"1"}"#, age),
+            aged_state(&root, age),
             aged(&root.join("logs/application_1_0").join(id(900).to_string()), "stdout", "x", age),
         ];
         if !lives {

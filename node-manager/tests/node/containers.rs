@@ -39,7 +39,7 @@ async fn a_container_gets_its_files_and_environment_and_its_exit_is_told_until_f
     assert!(running.pid.is_some() && running.started_unix_ms.is_some());
     assert_eq!(session.exit(id(1)).await, ExitCause::Failed { code: 3 });
     let text = logs(&session.hello.address, id(1).to_string(), false).await;
-    let expected = format!("{} 4 1.4.1 r1 extra argument\nsecret\n600\n1 127.0.0.1:99\n1\n1\n", id(1));
+    let expected = format!("{} 4 1.4.1 r1 extra argument\nsecret\n400\n1 127.0.0.1:99\n1\n1\n", id(1));
     assert_eq!(text, expected);
     assert!(node.work(id(1)).exists());
     session.send(ToNode::Forget { container: id(1) });
@@ -79,8 +79,7 @@ async fn containers_that_start_together_share_one_download_and_a_wrong_digest_ru
 #[tokio::test(flavor = "multi_thread")]
 async fn an_archive_is_unpacked_into_the_work_directory_also_for_another_user() {
     let mut rm = FakeRm::start().await;
-    let node = Node::start(&rm, &["--user", "65534:65534"]);
-    fs::set_permissions(node.root.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let _node = Node::start(&rm, &["--user", "65534:65534"]);
     let mut session = rm.join().await;
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("bin")).unwrap();
@@ -184,7 +183,7 @@ async fn a_known_id_only_reports_and_stale_commands_are_refused() {
     let mut rm = FakeRm::start().await;
     let node = Node::start(&rm, &[]);
     let mut session = rm.join().await;
-    let start = shell(1, 1, "echo once >> ../../../runs; sleep 1000");
+    let start = shell(1, 1, "echo once >> $SAMZA_STATE_DIR/runs; sleep 1000");
     session.start(&start);
     let first = session.running(id(1)).await;
     let current = session.stamp.clone();
@@ -201,9 +200,8 @@ async fn a_known_id_only_reports_and_stale_commands_are_refused() {
     let again = session.report(id(1)).await;
     assert_eq!((again.state, again.pid), (ContainerState::Running, first.pid));
     // That a process runs says nothing yet of how far its shell is.
-    let runs = || fs::read_to_string(node.root.path().join("runs")).unwrap_or_default();
-    until("the first line", || !runs().is_empty()).await;
-    assert_eq!(runs(), "once\n");
+    until("the first line", || !node.in_state("runs").is_empty()).await;
+    assert_eq!(node.in_state("runs"), "once\n");
     session.stop(id(9), 0);
     assert_eq!(session.exit(id(9)).await, ExitCause::KilledByAm);
 }
@@ -285,12 +283,10 @@ async fn many_containers_that_come_and_go_at_once_leave_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn containers_run_as_the_user_that_nm_was_told() {
-    use std::os::unix::fs::PermissionsExt;
     let mut rm = FakeRm::start().await;
     let node = Node::start(&rm, &["--user", "65534:65534"]);
-    fs::set_permissions(node.root.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let mut session = rm.join().await;
-    let script = "id -u; cat token; mkdir $SAMZA_STATE_DIR/Partition-0 && touch mine && \
+    let script = "id -u; cat $SAMZA_TOKEN_FILE; mkdir $SAMZA_STATE_DIR/Partition-0 && touch mine && \
                   cat $SAMZA_JOB_FILE > /dev/null && cat ../record.json || exit 5";
     let mut start = shell(1, 1, script);
     start.artefacts = vec![rm.upload("file", b"content")];

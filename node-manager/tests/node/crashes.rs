@@ -52,7 +52,7 @@ async fn state_or_death(
 
 /// A container's whole life, as far as nm lives: started, told to end, which it does not, killed, forgotten.
 async fn live(node: &mut Node, session: &mut Session) {
-    let script = "echo once >> ../../../runs; trap '' TERM; setsid sleep 1000 & touch up; while :; do sleep 0.05; done";
+    let script = "echo once >> $SAMZA_STATE_DIR/runs; trap '' TERM; setsid sleep 1000 & touch up; while :; do sleep 0.05; done";
     session.start(&shell(1, 1, script));
     if !state_or_death(node, session, |state| *state == ContainerState::Running).await {
         return;
@@ -102,7 +102,7 @@ async fn nm_killed_at_any_step_leaves_no_orphan_after_its_next_start() {
         let containers = node.root.path().join("containers");
         until("the removal of its folder", || fs::read_dir(&containers).unwrap().count() == 0).await;
         assert_eq!(node.cgroups(), Vec::<PathBuf>::new(), "{point}");
-        let runs = fs::read_to_string(node.root.path().join("runs")).unwrap_or_default();
+        let runs = node.in_state("runs");
         assert!(runs.is_empty() || runs == "once\n", "{point}: {runs}");
         node.terminate();
         assert_eq!(processes(node.root.path()), Vec::<PathBuf>::new(), "{point}");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use types::{ContainerUsage, ExitCause, StartContainer};
 
-use crate::stage::{FakeRm, Node, alive, id, is_v2, shell, until};
+use crate::stage::{FakeRm, NOBODY, Node, alive, id, is_v2, shell, until};
 
 /// A container that has `cpu_millis` and never rests, on the first processor alone: there whatever else runs takes from
 /// all alike.
@@ -248,5 +248,3 @@ async fn without_root_nm_limits_containers_in_the_group_that_was_delegated_to_it
     nm.kill().unwrap();
     nm.wait().unwrap();
 }
-
-const NOBODY: u32 = 65_534;

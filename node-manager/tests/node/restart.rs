@@ -59,7 +59,8 @@ async fn of_a_container_whose_first_record_was_torn_nothing_is_left() {
     node.run();
     let session = rm.join().await;
     assert_eq!(session.hello.containers, []);
-    assert_eq!(fs::read_dir(node.root.path().join("containers")).unwrap().count(), 0);
+    let containers = node.root.path().join("containers");
+    until("their removal", || fs::read_dir(&containers).unwrap().count() == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,12 +140,12 @@ async fn a_master_that_moves_is_told_to_its_containers() {
     session.start(&shell(1, 1, "sleep 1000"));
     session.running(id(1)).await;
     let app = shell(1, 1, "").app;
-    let file = node.work(id(1)).join("am-address");
+    let file = node.given(id(1)).join("am-address");
     for (attempt, address) in [(2, "127.0.0.1:5"), (1, "127.0.0.1:4")] {
         session.send(ToNode::AmAddress { app: app.clone(), attempt, address: address.into() });
     }
     session.start(&shell(2, 2, "sleep 1000"));
     session.running(id(2)).await;
     assert_eq!(fs::read_to_string(file).unwrap(), "2 127.0.0.1:5\n");
-    assert_eq!(fs::read_to_string(node.work(id(2)).join("am-address")).unwrap(), "2 127.0.0.1:5\n");
+    assert_eq!(fs::read_to_string(node.given(id(2)).join("am-address")).unwrap(), "2 127.0.0.1:5\n");
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -26,6 +27,8 @@ pub type NodeIncoming = Incoming<NodeHello, NodeWelcome, (CommandStamp, ToNode),
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const EPOCH: u64 = 1_763_800_000_000;
+/// A user without rights.
+pub const NOBODY: u32 = 65_534;
 
 /// A resource manager that does what the test says.
 pub struct FakeRm {
@@ -280,6 +283,9 @@ pub struct Node {
     pub root: tempfile::TempDir,
     pub parent: String,
     args: Vec<String>,
+    program: PathBuf,
+    /// Whom nm runs as, if not as the test.
+    uid: Option<u32>,
     /// What nm's environment has besides the test's own.
     pub env: Vec<(&'static str, String)>,
     /// At which point of its work nm kills itself, if at any.
@@ -321,6 +327,8 @@ impl Node {
         install_shim();
         // Not in /tmp, which a sandbox hides.
         let root = tempfile::Builder::new().prefix("samza-nm-").tempdir_in(base).unwrap();
+        // Others must get through to what is theirs, as in /var/lib.
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o711)).unwrap();
         let parent = format!("samza-test-{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::SeqCst));
         let mut args: Vec<String> = ["--rm", &rm.addr, "--root", root.path().to_str().unwrap()]
             .into_iter()
@@ -333,7 +341,23 @@ impl Node {
                 args.extend([option.to_owned(), value.to_owned()]);
             }
         }
-        Node { root, parent, args, env: Vec::new(), crash_at: None, nm: None }
+        let program = env!("CARGO_BIN_EXE_nm").into();
+        Node { root, parent, args, program, uid: None, env: Vec::new(), crash_at: None, nm: None }
+    }
+
+    /// One of an nm that is not root, with programs that it may run.
+    pub fn without_root(rm: &FakeRm, uid: u32) -> Node {
+        let mut node = Node::new(rm, &["--unlimited"]);
+        let root = node.root.path();
+        std::os::unix::fs::chown(root, Some(uid), Some(uid)).unwrap();
+        let programs = Path::new(env!("CARGO_BIN_EXE_nm"));
+        for name in ["nm", "nm-shim"] {
+            let (from, to) = (programs.with_file_name(name), root.join(name));
+            fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop)).unwrap();
+        }
+        (node.program, node.uid) = (root.join("nm"), Some(uid));
+        node.run();
+        node
     }
 
     /// Starts `nm` (again).
@@ -344,7 +368,7 @@ impl Node {
     /// Starts `nm` by a command that runs its arguments.
     pub fn run_inside(&mut self, command: &[&str]) {
         assert!(self.nm.is_none());
-        let words = [command, &[env!("CARGO_BIN_EXE_nm")]].concat();
+        let words = [command, &[self.program.to_str().unwrap()]].concat();
         let mut command = Command::new(words[0]);
         command
             .args(&words[1..])
@@ -354,6 +378,9 @@ impl Node {
             .process_group(0);
         if let Some(point) = &self.crash_at {
             command.env("SAMZA_NM_TEST_CRASH_AT", point);
+        }
+        if let Some(uid) = self.uid {
+            command.uid(uid).gid(uid);
         }
         self.nm = Some(command.spawn().unwrap());
     }
@@ -383,6 +410,16 @@ impl Node {
 
     pub fn work(&self, id: ContainerId) -> PathBuf {
         self.root.path().join("containers").join(id.to_string()).join("work")
+    }
+
+    /// What a container was told.
+    pub fn given(&self, id: ContainerId) -> PathBuf {
+        self.root.path().join("containers").join(id.to_string()).join("given")
+    }
+
+    /// What a container wrote into its job's folder of state.
+    pub fn in_state(&self, name: &str) -> String {
+        fs::read_to_string(self.root.path().join("state/job-1").join(name)).unwrap_or_default()
     }
 
     /// The process of a container's shim.

@@ -1,7 +1,5 @@
 //! Orders to start that come too late, twice, or to another life of the node: they run nothing.
 
-use std::fs;
-
 use rustix::process::Signal;
 use types::{CommandStamp, ContainerState, ExitCause, StartContainer};
 
@@ -9,12 +7,12 @@ use crate::stage::{self, FakeRm, Node, Session, id, shell, until};
 
 /// A container that notes that it ran, and runs on.
 fn noting(seq: u64, slot: u32) -> StartContainer {
-    shell(seq, slot, &format!("echo {seq} >> ../../../runs; exec sleep 1000"))
+    shell(seq, slot, &format!("echo {seq} >> $SAMZA_STATE_DIR/runs; exec sleep 1000"))
 }
 
 /// What ran on a node, in order.
 fn runs(node: &Node) -> String {
-    fs::read_to_string(node.root.path().join("runs")).unwrap_or_default()
+    node.in_state("runs")
 }
 
 /// Sends container 1 under `stamp` and then container 2 as it should be: once that runs, the first was dealt with.
@@ -96,7 +94,7 @@ async fn a_start_that_waited_while_nm_slept_through_its_lease_runs_nothing() {
 async fn a_start_whose_artefact_is_on_its_way_when_the_lease_ends_runs_nothing() {
     let mut rm = FakeRm::start().await;
     let node = Node::start(&rm, &[]);
-    let artefact = rm.upload("job.sh", b"#!/bin/sh\necho $1 >> ../../../runs\nexec sleep 1000\n");
+    let artefact = rm.upload("job.sh", b"#!/bin/sh\necho $1 >> $SAMZA_STATE_DIR/runs\nexec sleep 1000\n");
     let start = |seq: u64| {
         let mut start = shell(seq, seq as u32, "");
         start.artefacts = vec![artefact.clone()];

@@ -16,6 +16,8 @@ use nm_shim::{Order, User};
 
 use self::sandbox::Prepared;
 
+/// How willingly the kernel kills a process when the machine is out of memory.
+const SCORE: &std::ffi::CStr = c"/proc/self/oom_score_adj";
 /// For so long a program may be busy. One that was just written is, while a process that nm forks at that moment has the
 /// open file, which it closes when it becomes a program itself.
 const BUSY: Duration = Duration::from_secs(2);
@@ -30,7 +32,8 @@ pub(crate) fn spawn(order: &Order, output: [OwnedFd; 2]) -> io::Result<u32> {
         .map(|path| OpenOptions::new().write(true).open(path))
         .collect::<io::Result<Vec<File>>>()?;
     let join_fds: Vec<RawFd> = join.iter().map(AsRawFd::as_raw_fd).collect();
-    let (user, sandbox) = (order.user, Prepared::new(&order.sandbox)?);
+    let is_spared = is_spared();
+    let (user, groups, sandbox) = (order.user, order.groups.clone(), Prepared::new(&order.sandbox)?);
     let (program, args) = order
         .argv
         .split_first()
@@ -45,7 +48,7 @@ pub(crate) fn spawn(order: &Order, output: [OwnedFd; 2]) -> io::Result<u32> {
         .stdout(stdout)
         .stderr(stderr);
     // SAFETY: the shim has one thread, and the closure makes only system calls on memory prepared before the fork.
-    unsafe { command.pre_exec(move || in_child(&join_fds, user, &sandbox)) };
+    unsafe { command.pre_exec(move || in_child(&join_fds, is_spared, user, &groups, &sandbox)) };
     let start = Instant::now();
     loop {
         match command.spawn() {
@@ -58,17 +61,31 @@ pub(crate) fn spawn(order: &Order, output: [OwnedFd; 2]) -> io::Result<u32> {
 }
 
 /// Runs in the child between fork and exec.
-fn in_child(join: &[RawFd], user: Option<User>, sandbox: &Prepared) -> io::Result<()> {
+fn in_child(
+    join: &[RawFd],
+    is_spared: bool,
+    user: Option<User>,
+    groups: &[u32],
+    sandbox: &Prepared,
+) -> io::Result<()> {
     for fd in join {
         // SAFETY: writes one byte of a static string to a descriptor that the parent keeps open across the fork.
         check(unsafe { libc::write(*fd, c"0".as_ptr().cast(), 1) } as libc::c_int)?;
+    }
+    if is_spared {
+        // SAFETY: plain system calls on static strings. Who is another user may not write this file any more.
+        unsafe {
+            let file = check(libc::open(SCORE.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC))?;
+            check(libc::write(file, c"0".as_ptr().cast(), 1) as libc::c_int)?;
+            check(libc::close(file))?;
+        }
     }
     sandbox.enter()?;
     // SAFETY: plain system calls; `none` is initialised by sigemptyset before it is read.
     unsafe {
         check(libc::setsid())?;
         if let Some(user) = user {
-            check(libc::setgroups(0, std::ptr::null()))?;
+            check(libc::setgroups(groups.len(), groups.as_ptr()))?;
             check(libc::setgid(user.gid))?;
             check(libc::setuid(user.uid))?;
         }
@@ -79,6 +96,12 @@ fn in_child(join: &[RawFd], user: Option<User>, sandbox: &Prepared) -> io::Resul
         check(libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()))?;
     }
     sandbox.seal()
+}
+
+/// Whether the kernel spares this process, and so what it starts, when the machine is out of memory.
+fn is_spared() -> bool {
+    let score = std::fs::read_to_string("/proc/self/oom_score_adj");
+    score.ok().and_then(|score| score.trim().parse::<i32>().ok()).is_some_and(|score| score < 0)
 }
 
 /// Blocks the signals that would end the shim, and returns a file that is readable when a child ended.
