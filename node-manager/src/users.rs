@@ -155,11 +155,11 @@ fn find(text: &str) -> Result<(User, Vec<u32>)> {
     {
         return Ok((User { uid, gid }, Vec::new()));
     }
-    let read = |file: &str| std::fs::read_to_string(file).with_context(|| file.to_owned());
-    let user = in_passwd(&read("/etc/passwd")?, text);
+    let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
+    let user = in_passwd(&read("/etc/passwd"), text);
     let user =
         user.with_context(|| format!("--user `{text}` is neither in /etc/passwd nor of the form UID:GID"))?;
-    let groups = in_group(&read("/etc/group").unwrap_or_default(), text, user.gid);
+    let groups = in_group(&read("/etc/group"), text, user.gid);
     Ok((user, groups))
 }
 

@@ -163,9 +163,10 @@ async fn an_artefact_in_s3_is_fetched_with_the_nodes_credentials_and_one_on_its_
     let ExitCause::LaunchFailed { reason } = session.exit(id(2)).await else { panic!("it ran") };
     assert!(reason.contains("s3://jobs/missing.sh") && !reason.contains("the-nodes-secret"), "{reason}");
     // Of a bucket that nobody named it is asked without credentials.
-    web.put("/others/job.sh", &content, content.len());
-    session.start(&running(4, artefact("s3://others/job.sh", &content)));
-    session.exit(id(4)).await;
+    let open = program(11, 0);
+    web.put("/others/job.sh", &open, open.len());
+    session.start(&running(4, artefact("s3://others/job.sh", &open)));
+    assert_eq!(session.exit(id(4)).await, ExitCause::Failed { code: 11 });
     let asked = web.asked();
     let of_others: Vec<_> = asked.iter().filter(|asked| asked.contains("/others/")).collect();
     assert!(

@@ -62,7 +62,8 @@ async fn when_those_who_run_exceed_the_bound_alone_nm_says_so_and_the_way_out() 
     assert_eq!(session.exit(id(3)).await, ExitCause::Success);
     let told = || fs::read_to_string(&said).unwrap().matches("larger --logs-total").count();
     until("the word of it", || told() > 0).await;
-    assert_eq!((stdout(&node, 1), stdout(&node, 2), stdout(&node, 3)), (Some(SAID), Some(SAID), None));
+    until("the end of who is over", || stdout(&node, 3).is_none()).await;
+    assert_eq!((stdout(&node, 1), stdout(&node, 2)), (Some(SAID), Some(SAID)));
     // It is said when it begins, not again and again.
     talk(&session, 4, "exit 0");
     assert_eq!(session.exit(id(4)).await, ExitCause::Success);
