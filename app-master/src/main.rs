@@ -51,6 +51,8 @@ struct Arguments {}
 fn main() -> anyhow::Result<()> {
     let Arguments {} = Arguments::parse();
     daemon::init_logs("app-master");
+    // With fewer, the connection that is one too many tells it.
+    let _ = daemon::raise_open_files();
     let settings = Settings::from_env()?;
     // Two threads: it decides little and must stay small.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

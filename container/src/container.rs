@@ -24,7 +24,7 @@ const LAST_COMMITS: Duration = Duration::from_secs(10);
 
 /// Runs the container; returns the exit code.
 pub(crate) fn run<T: StreamTask, F: Fn() -> T + Send + Sync>(factory: &F) -> i32 {
-    files::raise_limit();
+    let _ = daemon::raise_open_files();
     let ended = if local::is_wanted() { local::run(factory) } else { in_cluster(factory) };
     match ended {
         Ok(0) => {
@@ -101,7 +101,7 @@ pub(crate) fn disk_memory(job: &JobSpec, budget: &Budget, tasks: usize) -> Resul
         return Ok(None);
     }
     budget.has_room_for(tasks, job.stores.len()).map_err(End::Failed)?;
-    let tables = files::tables_of_each(tasks, files::raise_limit()).map_err(End::Failed)?;
+    let tables = files::tables_of_each(tasks, daemon::raise_open_files()).map_err(End::Failed)?;
     Ok(Some(DiskMemory::new(budget.blocks, budget.memtables).keeping_open(tables)))
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nm_core::{Command, Core, Event};
 use nm_shim::files::Pid;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use types::{
     CommandStamp, ContainerId, ContainerUsage, FromNode, JobId, NodeHello, NodeWelcome, StateEntry,
@@ -25,6 +25,8 @@ use crate::watch::End;
 const USAGE_EVERY: Duration = Duration::from_secs(1);
 /// How often local state is looked at while something runs.
 const STATE_EVERY: Duration = Duration::from_secs(10);
+/// Between two looks at local state, ms: many containers end together.
+const STATE_APART_MS: u64 = 500;
 /// How often old logs and state are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 /// How soon after a container came or went all logs are held to their bound, ms; many come and go together.
@@ -64,7 +66,7 @@ pub(crate) struct Driver {
     /// The fixed facts of a Hello.
     pub(crate) hello: NodeHello,
     pub(crate) inbox: mpsc::UnboundedSender<Inbox>,
-    pub(crate) known: watch::Sender<Arc<Known>>,
+    pub(crate) known: Arc<Known>,
     pub(crate) session: Option<(Arc<Notify>, ToResourceManager)>,
     pub(crate) shims: HashMap<ContainerId, Pid>,
     /// Downloads and preparations under way: removal waits for them.
@@ -75,6 +77,10 @@ pub(crate) struct Driver {
     pub(crate) tell_usage: bool,
     pub(crate) state_sent: Vec<StateEntry>,
     pub(crate) state_scan: bool,
+    /// When local state is looked at next, if something ended or may have changed.
+    pub(crate) state_at: Option<Timestamp>,
+    /// When it was looked at last.
+    pub(crate) state_looked: Timestamp,
     pub(crate) logs: Arc<Bound>,
     /// When all logs are held to their bound next, if a container came or went.
     pub(crate) logs_at: Option<Timestamp>,
@@ -100,9 +106,10 @@ impl Driver {
                 },
                 () = until(deadline) => self.core.handle_deadline(now(), &mut out),
                 _ = usage.tick() => self.tick_usage(),
-                _ = state.tick() => self.scan_state(false),
+                _ = state.tick() => self.state_may_change(false),
                 _ = sweep.tick() => self.sweep(),
                 () = until(self.logs_at) => self.hold_logs(),
+                () = until(self.state_at) => self.look_at_state(),
             }
             self.carry_out(out);
             debug_check(&self.core);
@@ -159,7 +166,7 @@ impl Driver {
             Inbox::Ended(id, end) => {
                 self.shims.remove(&id);
                 self.core.ended(now, id, end.outcome, &end.evidence, end.ended_unix_ms, out);
-                self.scan_state(true);
+                self.state_may_change(true);
             }
             Inbox::State(found) => self.state_found(found),
             Inbox::Usage { meter, usage } => {
@@ -172,11 +179,12 @@ impl Driver {
     }
 
     fn carry_out(&mut self, commands: Vec<Command>) {
-        let changes = |command: &Command| matches!(command, Command::Persist { .. } | Command::Remove { .. });
-        if commands.iter().any(changes) {
-            // Before anything is made of it: who finds a container's folder finds it known.
-            self.publish();
-            self.logs_at.get_or_insert_with(|| now().plus(LOGS_AFTER_MS));
+        for command in &commands {
+            if let Command::Persist { id, .. } | Command::Remove { id } = command {
+                // Before anything is made of it: who finds a container's folder finds it known.
+                self.known.set(*id, self.core.is_over(*id));
+                self.logs_at.get_or_insert_with(|| now().plus(LOGS_AFTER_MS));
+            }
         }
         for command in commands {
             self.carry_out_one(command);
@@ -233,24 +241,13 @@ impl Driver {
     }
 
     pub(crate) fn publish(&self) {
-        let over = self
-            .core
-            .view()
-            .containers
-            .into_iter()
-            .map(|container| (container.id, container.phase.is_over()))
-            .collect();
-        self.known.send_replace(Arc::new(Known { over }));
+        for container in self.core.view().containers {
+            self.known.set(container.id, Some(container.phase.is_over()));
+        }
     }
 
     fn running(&self) -> Vec<ContainerId> {
-        self.core
-            .view()
-            .containers
-            .into_iter()
-            .filter(|container| container.phase.may_have_process())
-            .map(|container| container.id)
-            .collect()
+        self.core.with_processes().collect()
     }
 
     fn jobs(&self) -> Vec<JobId> {
@@ -274,12 +271,23 @@ impl Driver {
         });
     }
 
-    /// Looks at local state in the background: while something runs, or because something ended.
-    fn scan_state(&mut self, ended: bool) {
-        if self.state_scan || (!ended && self.running().is_empty()) {
+    /// Local state is looked at soon: while something runs, or because something ended.
+    fn state_may_change(&mut self, ended: bool) {
+        if ended || self.core.with_processes().next().is_some() {
+            let at = self.state_looked.plus(STATE_APART_MS).max(now());
+            self.state_at.get_or_insert(at);
+        }
+    }
+
+    /// Looks at local state in the background.
+    fn look_at_state(&mut self) {
+        self.state_at = None;
+        if self.state_scan {
+            // What ended since that one began may not be in it.
+            self.state_at = Some(now().plus(STATE_APART_MS));
             return;
         }
-        self.state_scan = true;
+        (self.state_scan, self.state_looked) = (true, now());
         let (root, inbox) = (self.root.clone(), self.inbox.clone());
         tokio::task::spawn_blocking(move || {
             // The driver is gone only at shutdown.
@@ -296,7 +304,7 @@ impl Driver {
     }
 
     fn sweep(&self) {
-        let (root, known, jobs) = (self.root.clone(), self.known.subscribe(), self.jobs());
+        let (root, known, jobs) = (self.root.clone(), self.known.clone(), self.jobs());
         let (logs, localizer) = (self.logs.clone(), self.hands.localizer.clone());
         tokio::task::spawn_blocking(move || {
             let ages = Ages::look(&root);
@@ -316,7 +324,7 @@ impl Driver {
 
     fn hold_logs(&mut self) {
         self.logs_at = None;
-        let (root, known, logs) = (self.root.clone(), self.known.subscribe(), self.logs.clone());
+        let (root, known, logs) = (self.root.clone(), self.known.clone(), self.logs.clone());
         tokio::task::spawn_blocking(move || {
             if let Err(error) = logs.hold(&root, &known) {
                 tracing::warn!(%error, "logs cannot be held to --logs-total");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nm_shim::Folder;
 use proto::pb;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use types::ContainerId;
@@ -21,7 +21,7 @@ const CHUNKS_AHEAD: usize = 8;
 /// Serves containers' output.
 pub(crate) struct Logs {
     pub(crate) root: Arc<Root>,
-    pub(crate) known: watch::Receiver<Arc<Known>>,
+    pub(crate) known: Arc<Known>,
     pub(crate) shutdown: daemon::Shutdown,
 }
 
@@ -92,7 +92,7 @@ struct Reader {
     stream: &'static str,
     id: ContainerId,
     follow: bool,
-    known: watch::Receiver<Arc<Known>>,
+    known: Arc<Known>,
     shutdown: daemon::Shutdown,
 }
 
@@ -108,7 +108,7 @@ impl Reader {
     async fn run(&self, mut offset: u64, tx: &Sender) -> Result<(), Status> {
         loop {
             // Asked before reading, so that the last lines of a container that just ended are not missed.
-            let over = self.known.borrow().over.get(&self.id).copied().unwrap_or(true);
+            let over = self.known.is_over(self.id).unwrap_or(true);
             let (dir, stream) = (self.dir.clone(), self.stream);
             let (from, data) = read(move || logs::read_at(&dir, stream, offset)).await?;
             if data.is_empty() {

@@ -22,6 +22,8 @@ use crate::watch::{self, Left, Shim};
 /// How long a restarted node manager waits, all together, for what its earlier life left to say more or to die. What takes
 /// longer is followed while it has joined: one that hangs in the kernel keeps no others waiting.
 const RECOVERY: Duration = Duration::from_secs(1);
+/// How long a container's folders may take, with all archives that are unpacked into them.
+const PREPARE: Duration = Duration::from_secs(600);
 /// How long a kill is repeated before it is told that it does not help.
 const KILL: Duration = Duration::from_secs(4);
 /// The same for what is left after a shim's end.
@@ -87,7 +89,14 @@ impl Hands {
             drop(in_use);
             prepared
         });
-        prepared.await?
+        // A disk that hangs cannot be waited for; what it does later is removed with the container.
+        let prepared = tokio::time::timeout(PREPARE, prepared).await;
+        prepared.unwrap_or_else(|_| {
+            Ok(Err(anyhow::anyhow!(
+                "its folders were not there after {} s: does a disk hang?",
+                PREPARE.as_secs()
+            )))
+        })?
     }
 
     pub(crate) fn launch(&self, start: StartContainer, master: Option<Master>) {

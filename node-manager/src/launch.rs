@@ -144,9 +144,11 @@ impl Launcher {
 
     /// Replaces the file that tells a container where its master is.
     pub(crate) fn write_master(&self, root: &Root, id: ContainerId, master: &Master) -> io::Result<()> {
-        let given = root.containers.folder(id.to_string().as_str())?.make(GIVEN, 0o711)?;
+        let dir = root.containers.folder(id.to_string().as_str())?;
+        // One that a former version started looks for it in its own folder.
+        let told = dir.folder(GIVEN).or_else(|_| dir.folder(WORK))?;
         let text = format!("{} {}\n", master.attempt, master.address);
-        given.replace(AM_ADDRESS, text.as_bytes(), Replace { mode: 0o444, user: None, durable: false })
+        told.replace(AM_ADDRESS, text.as_bytes(), Replace { mode: 0o444, user: None, durable: false })
     }
 
     /// Makes the cgroup and runs shim and process. An error means that nothing of it is left.

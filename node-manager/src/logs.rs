@@ -5,23 +5,34 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::sync::Arc;
+use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use nm_shim::folder::{Folder, modified};
 use rustix::fs::FileType;
-use tokio::sync::watch;
 use types::ContainerId;
 
 use crate::age::Ages;
 use crate::root::Root;
 
-/// What the log service needs to know of containers.
+/// What the log service needs to know of containers: whether each is over.
 #[derive(Debug, Default)]
-pub(crate) struct Known {
-    /// Whether each is over.
-    pub(crate) over: HashMap<ContainerId, bool>,
+pub(crate) struct Known(RwLock<HashMap<ContainerId, bool>>);
+
+impl Known {
+    /// None: it is not known, so it is over.
+    pub(crate) fn is_over(&self, id: ContainerId) -> Option<bool> {
+        self.0.read().expect("no one panics while holding it").get(&id).copied()
+    }
+
+    pub(crate) fn set(&self, id: ContainerId, over: Option<bool>) {
+        let mut known = self.0.write().expect("no one panics while holding it");
+        match over {
+            Some(over) => known.insert(id, over),
+            None => known.remove(&id),
+        };
+    }
 }
 
 /// How much is read at once.
@@ -184,10 +195,10 @@ fn remove(root: &Root, log: &Log) -> io::Result<()> {
 }
 
 /// Removes old logs of containers that are not known any more.
-pub(crate) fn sweep(root: &Root, known: &watch::Receiver<Arc<Known>>, ages: &Ages) -> io::Result<()> {
+pub(crate) fn sweep(root: &Root, known: &Known, ages: &Ages) -> io::Result<()> {
     // Containers are asked for after their folders were seen: one that was made meanwhile is known.
-    let (logs, known) = (all(root)?, known.borrow().clone());
-    let mut old = logs.iter().filter(|log| !known.over.contains_key(&log.id) && ages.is_old(log.newest));
+    let logs = all(root)?;
+    let mut old = logs.iter().filter(|log| known.is_over(log.id).is_none() && ages.is_old(log.newest));
     old.try_for_each(|log| remove(root, log))
 }
 
@@ -205,10 +216,10 @@ impl Bound {
 
     /// Removes logs of containers that are over, the oldest end first, until all together are within the bound. Those
     /// of the others stay: they are bounded each.
-    pub(crate) fn hold(&self, root: &Root, known: &watch::Receiver<Arc<Known>>) -> io::Result<()> {
-        let (logs, known) = (all(root)?, known.borrow().clone());
+    pub(crate) fn hold(&self, root: &Root, known: &Known) -> io::Result<()> {
+        let logs = all(root)?;
         let mut total: u64 = logs.iter().map(|log| log.bytes).sum();
-        let is_over = |log: &&Log| known.over.get(&log.id).copied().unwrap_or(true);
+        let is_over = |log: &&Log| known.is_over(log.id).unwrap_or(true);
         for log in logs.iter().filter(is_over) {
             if total <= self.bytes {
                 break;

@@ -35,7 +35,7 @@ use clap::Parser;
 use nm_core::{Core, Event};
 use proto::Token;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch as sync_watch};
+use tokio::sync::mpsc;
 use types::{NodeHello, NodeId, Resource};
 
 use crate::args::Args;
@@ -50,6 +50,10 @@ use crate::sources::Sources;
 use crate::unpack::Bounds;
 use crate::users::Users;
 
+/// Files and connections that nm has open for each container.
+const FILES_EACH: u64 = 4;
+/// Those for hundreds of containers.
+const FILES: u64 = 4_096;
 /// How long the first look at local state may keep nm from joining.
 const SCAN: Duration = Duration::from_secs(1);
 
@@ -62,6 +66,13 @@ async fn main() -> Result<()> {
     daemon::init_logs("nm");
     // Whatever nm's own was: containers go through folders of ours, and begin with the usual one.
     rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);
+    let files = daemon::raise_open_files();
+    if files < FILES {
+        tracing::warn!(
+            files,
+            "few files may be open: each container needs {FILES_EACH}; raise the hard limit (LimitNOFILE)"
+        );
+    }
     cgroup::be_spared();
     let token = args.token_file.as_deref().map(Token::load).transpose()?;
     daemon::require_token_unless_loopback(args.listen, token.as_ref())?;
@@ -153,7 +164,7 @@ async fn serve(
             Vec::new()
         }
     };
-    let (known, known_rx) = sync_watch::channel(Arc::new(Known::default()));
+    let known = Arc::new(Known::default());
     let driver = Driver {
         core,
         root: root.clone(),
@@ -161,7 +172,7 @@ async fn serve(
         hands,
         hello,
         inbox: inbox.clone(),
-        known,
+        known: known.clone(),
         session: None,
         shims: HashMap::new(),
         preparing: HashMap::new(),
@@ -169,11 +180,13 @@ async fn serve(
         tell_usage: false,
         state_sent,
         state_scan: false,
+        state_at: None,
+        state_looked: driver::now(),
         logs: Arc::new(logs::Bound::new(args.logs_total)),
         logs_at: None,
     };
     driver.publish();
-    let logs = grpc::Logs { root, known: known_rx, shutdown: shutdown.clone() };
+    let logs = grpc::Logs { root, known, shutdown: shutdown.clone() };
     let routes = tonic::service::Routes::new(proto::node_log_service(logs));
     let serving = tokio::spawn(daemon::serve_grpc(listener, routes, token.clone(), shutdown.clone()));
     let telling = inbox.clone();

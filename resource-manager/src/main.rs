@@ -93,6 +93,8 @@ fn parse_duration(text: &str) -> Option<Duration> {
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     daemon::init_logs("resource-manager");
+    // With fewer, the connection that is one too many tells it.
+    let _ = daemon::raise_open_files();
     let shutdown = Shutdown::on_signals();
     serve(args, shutdown).await
 }

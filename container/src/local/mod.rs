@@ -31,7 +31,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use task_api::metrics::MetricsRegistry;
 use task_api::system::{Isolation, SystemAdmin, SystemError, TopicPartition};
 use task_core::record::{self, OwnerRecord, Record};
@@ -88,7 +87,6 @@ pub(crate) fn run<T: StreamTask, F: Fn() -> T + Send + Sync>(factory: &F) -> Res
     let parsed =
         job_file::parse(&text, &arguments.job.to_string_lossy()).map_err(|e| failed(e.to_string()))?;
     let setup = arguments.apply(parsed.spec, &folder, &here).map_err(failed)?;
-    allow_many_files();
     let state = match &arguments.state {
         Some(state) => here.join(state),
         None => folder.join(".samza").join(setup.job.job.to_string()),
@@ -98,13 +96,6 @@ pub(crate) fn run<T: StreamTask, F: Fn() -> T + Send + Sync>(factory: &F) -> Res
         Home::forget(&state, &folder)?;
     }
     Local::open(setup, state, &folder, &arguments)?.run(factory)
-}
-
-/// Each partition is an open file, and so are RocksDB's: as many as the system lets this user have.
-fn allow_many_files() {
-    let limits = getrlimit(Resource::Nofile);
-    // With fewer, opening the one too many tells it.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits });
 }
 
 /// Only what is on files can start over: checkpoints and changelogs on Kafka outlive any state folder.

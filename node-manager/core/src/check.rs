@@ -39,6 +39,9 @@ pub enum Violation {
     /// Something waits to run although the lease ended.
     #[error("{0} waits to run although the lease ended")]
     WaitsWithoutLease(ContainerId),
+    /// What finds containers disagrees with them.
+    #[error("what finds containers by slot, application or deadline is not what they are")]
+    Lost,
     /// A session without a lease.
     #[error("a session is open although the lease ended")]
     SessionWithoutLease,
@@ -50,8 +53,11 @@ impl Core {
         if self.session.is_some() && !matches!(self.lease, Lease::Until(_)) {
             return Err(Violation::SessionWithoutLease);
         }
+        if !self.containers.is_sound() {
+            return Err(Violation::Lost);
+        }
         let mut in_slot: BTreeMap<String, ContainerId> = BTreeMap::new();
-        for (id, container) in &self.containers {
+        for (id, container) in self.containers.iter() {
             let inconsistent = |what| Err(Violation::Inconsistent { id: *id, phase: container.phase, what });
             if container.launches > 1 {
                 return Err(Violation::LaunchedAgain(*id, container.launches));

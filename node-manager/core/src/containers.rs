@@ -5,6 +5,7 @@ use types::{
     Timestamp,
 };
 
+use crate::all::slot;
 use crate::{
     Command, Core, Denied, Evidence, Found, Input, Master, Outcome, Phase, Process, Record, RecordedExit,
     RecordedStop, Recovered, cause_of, step,
@@ -35,8 +36,8 @@ pub(crate) struct Container {
     /// Version of the newest record known durable.
     pub(crate) durable: u64,
     pub(crate) localized: bool,
-    /// When a predecessor that still lives makes the launch fail.
-    pub(crate) wait_until: Timestamp,
+    /// When a predecessor that still lives makes the launch fail; none once that was looked at.
+    pub(crate) wait_until: Option<Timestamp>,
     pub(crate) stop: Option<StopOrder>,
     pub(crate) process: Option<Process>,
     pub(crate) exit: Option<RecordedExit>,
@@ -56,7 +57,7 @@ impl Container {
             version: 0,
             durable: 0,
             localized: false,
-            wait_until: now.plus(PREDECESSOR_MS),
+            wait_until: Some(now.plus(PREDECESSOR_MS)),
             stop: None,
             process: None,
             exit: None,
@@ -96,15 +97,13 @@ impl Container {
         self.start.on_lease_loss == OnLeaseLoss::Stop && !self.phase.is_over()
     }
 
-    /// Whether both can be the same logical container: two of them never run at once on this node.
-    pub(crate) fn same_slot(&self, other: &StartContainer) -> bool {
-        self.start.job == other.job
-            && match (self.start.role, other.role) {
-                (Role::AppMaster { .. }, Role::AppMaster { .. }) => true,
-                (Role::Worker { request: a }, Role::Worker { request: b }) => a.slot == b.slot,
-                (Role::AppMaster { .. }, Role::Worker { .. })
-                | (Role::Worker { .. }, Role::AppMaster { .. }) => false,
-            }
+    /// When something is due: a kill, or an end to the patience with a predecessor.
+    pub(crate) fn due(&self) -> Option<Timestamp> {
+        match self.phase {
+            Phase::Stopping => self.stop.as_ref().and_then(|stop| stop.kill_at),
+            Phase::Localizing => self.wait_until,
+            Phase::Starting | Phase::Running | Phase::Ending | Phase::Exited => None,
+        }
     }
 
     fn persist(&mut self, out: &mut Vec<Command>) {
@@ -187,7 +186,6 @@ impl Core {
     /// Takes over what an earlier life of the node manager left. Call once, before anything else.
     pub fn recover(&mut self, now: Timestamp, left: Vec<Recovered>, out: &mut Vec<Command>) {
         for Recovered { record, found } in left {
-            let id = record.start.id;
             let same_boot = record.boot_id == self.incarnation.boot_id;
             let mut container = Container::new(now, record.start, record.boot_id);
             (container.version, container.durable) = (1, 1);
@@ -221,7 +219,7 @@ impl Core {
                     container.finish(Input::Gone, cause, ended_unix_ms, out);
                 }
             }
-            self.containers.insert(id, container);
+            self.containers.insert(container);
         }
     }
 
@@ -229,21 +227,21 @@ impl Core {
     /// its slot never runs.
     pub(crate) fn start(&mut self, now: Timestamp, start: StartContainer, out: &mut Vec<Command>) {
         let id = start.id;
-        if let Some(known) = self.containers.get_mut(&id) {
-            known.told = None;
-            self.tell(id, out);
-            return;
+        if self.containers.edit(id).map(|mut known| known.told = None).is_some() {
+            return self.tell(id, out);
         }
         if let (Role::Worker { request }, Some(address)) = (start.role, &start.am_address) {
             let master = Master { attempt: request.attempt, address: address.clone() };
             self.learn_master(&start.app, master, out);
         }
-        let newer = self.containers.values().find(|other| other.same_slot(&start) && other.start.id > id);
-        let superseded = newer.map(|other| format!("superseded by {}", other.start.id));
-        for older in
-            self.containers.values_mut().filter(|other| other.same_slot(&start) && other.start.id < id)
-        {
-            older.order_stop(now, 0, ExitCause::Fenced, out);
+        let known: Vec<ContainerId> = self.containers.of_slot(&slot(&start)).map(|c| c.start.id).collect();
+        let superseded = known.last().filter(|newest| **newest > id);
+        let superseded = superseded.map(|newest| format!("superseded by {newest}"));
+        for older in known.into_iter().filter(|known| *known < id) {
+            if let Some(mut older) = self.containers.edit(older) {
+                older.order_stop(now, 0, ExitCause::Fenced, out);
+            }
+            self.tell(older, out);
         }
         let mut container = Container::new(now, start, self.incarnation.boot_id.clone());
         match superseded {
@@ -253,8 +251,7 @@ impl Core {
                 out.push(Command::Localize { id });
             }
         }
-        self.containers.insert(id, container);
-        self.tell_all(out);
+        self.containers.insert(container);
     }
 
     pub(crate) fn stop(
@@ -265,27 +262,26 @@ impl Core {
         cause: ExitCause,
         out: &mut Vec<Command>,
     ) {
-        match self.containers.get_mut(&id) {
-            None => Core::tell_unknown(id, cause, out),
-            Some(container) => {
-                if container.phase.is_over() {
-                    container.told = None;
-                }
-                container.order_stop(now, grace_ms, cause, out);
-                self.tell(id, out);
-                self.launch_who_can(now, out);
-            }
+        let Some(mut container) = self.containers.edit(id) else {
+            return Core::tell_unknown(id, cause, out);
+        };
+        if container.phase.is_over() {
+            container.told = None;
         }
+        container.order_stop(now, grace_ms, cause, out);
+        drop(container);
+        self.tell(id, out);
+        self.launch_successors(now, id, out);
     }
 
     pub(crate) fn forget(&mut self, id: ContainerId, out: &mut Vec<Command>) -> Result<(), Denied> {
-        let Some(container) = self.containers.get(&id) else { return Ok(()) };
+        let Some(container) = self.containers.get(id) else { return Ok(()) };
         if container.phase != Phase::Exited {
             return Err(Denied::NotExited(id));
         }
         let app = container.start.app.clone();
-        self.containers.remove(&id);
-        if !self.containers.values().any(|other| other.start.app == app) {
+        self.containers.remove(id);
+        if !self.containers.has_app(&app) {
             self.masters.remove(&app);
         }
         out.push(Command::Remove { id });
@@ -321,11 +317,12 @@ impl Core {
     /// A record is durable.
     pub fn persisted(&mut self, now: Timestamp, id: ContainerId, version: u64, out: &mut Vec<Command>) {
         self.expire(now, out);
-        let Some(container) = self.containers.get_mut(&id) else { return };
+        let Some(mut container) = self.containers.edit(id) else { return };
         container.durable = container.durable.max(version);
         if container.phase == Phase::Ending && container.durable >= container.version {
             container.step(Input::ExitRecorded);
         }
+        drop(container);
         self.try_launch(now, id, out);
         self.tell(id, out);
     }
@@ -341,13 +338,18 @@ impl Core {
         out: &mut Vec<Command>,
     ) {
         self.expire(now, out);
-        let Some(container) = self.containers.get_mut(&id) else { return };
+        let Some(mut container) = self.containers.edit(id) else { return };
         match container.phase {
             Phase::Localizing if container.durable == 0 => {
                 let reason = format!("its record cannot be written: {reason}");
                 container.finish(Input::Failed, ExitCause::LaunchFailed { reason }, None, out);
+                drop(container);
+                self.launch_successors(now, id, out);
             }
-            Phase::Ending if version >= container.version => self.persisted(now, id, version, out),
+            Phase::Ending if version >= container.version => {
+                drop(container);
+                self.persisted(now, id, version, out);
+            }
             Phase::Localizing
             | Phase::Starting
             | Phase::Running
@@ -366,7 +368,7 @@ impl Core {
         out: &mut Vec<Command>,
     ) {
         self.expire(now, out);
-        let Some(container) = self.containers.get_mut(&id) else { return };
+        let Some(mut container) = self.containers.edit(id) else { return };
         if container.phase != Phase::Localizing {
             return;
         }
@@ -374,13 +376,16 @@ impl Core {
             Ok(()) => container.localized = true,
             Err(reason) => container.finish(Input::Failed, ExitCause::LaunchFailed { reason }, None, out),
         }
-        self.launch_who_can(now, out);
+        drop(container);
+        self.try_launch(now, id, out);
+        self.tell(id, out);
+        self.launch_successors(now, id, out);
     }
 
     /// Its process runs.
     pub fn launched(&mut self, now: Timestamp, id: ContainerId, process: Process, out: &mut Vec<Command>) {
         self.expire(now, out);
-        let Some(container) = self.containers.get_mut(&id) else { return };
+        let Some(mut container) = self.containers.edit(id) else { return };
         if container.phase != Phase::Starting {
             return;
         }
@@ -397,21 +402,23 @@ impl Core {
         {
             out.push(Command::WriteMaster { id, master: master.clone() });
         }
+        drop(container);
         self.tell(id, out);
     }
 
     /// It could not be started, and nothing of it is left.
     pub fn launch_failed(&mut self, now: Timestamp, id: ContainerId, reason: String, out: &mut Vec<Command>) {
         self.expire(now, out);
-        let Some(container) = self.containers.get_mut(&id) else { return };
+        let Some(mut container) = self.containers.edit(id) else { return };
         if container.phase != Phase::Starting {
             return;
         }
         let cause =
             container.stop.as_ref().map_or(ExitCause::LaunchFailed { reason }, |stop| stop.cause.clone());
         container.finish(Input::Failed, cause, None, out);
+        drop(container);
         self.tell(id, out);
-        self.launch_who_can(now, out);
+        self.launch_successors(now, id, out);
     }
 
     /// Its process is over and nothing of it is left in its cgroup.
@@ -425,27 +432,29 @@ impl Core {
         out: &mut Vec<Command>,
     ) {
         self.expire(now, out);
-        let Some(container) = self.containers.get_mut(&id) else { return };
+        let Some(mut container) = self.containers.edit(id) else { return };
         if !container.phase.may_have_process() {
             return;
         }
         let cause = cause_of(outcome, evidence, container.stop.as_ref().map(|stop| &stop.cause));
         container.finish(Input::Gone, cause, ended_unix_ms, out);
+        drop(container);
         self.tell(id, out);
-        self.launch_who_can(now, out);
+        self.launch_successors(now, id, out);
     }
 
     /// The kernel killed a process of it at its memory limit. What is left of it cannot be trusted: kill the rest.
     /// The cgroup's evidence names the exit.
     pub fn memory_exhausted(&mut self, now: Timestamp, id: ContainerId, out: &mut Vec<Command>) {
         self.expire(now, out);
-        if self.containers.get(&id).is_some_and(|container| container.phase == Phase::Running) {
+        if self.containers.get(id).is_some_and(|container| container.phase == Phase::Running) {
             out.push(Command::Kill { id });
         }
     }
 
     pub(crate) fn give_up_after_lease(&mut self, now: Timestamp, out: &mut Vec<Command>) {
-        for container in self.containers.values_mut() {
+        for id in self.containers.ids() {
+            let Some(mut container) = self.containers.edit(id) else { continue };
             match container.phase {
                 Phase::Localizing => {
                     container.finish(Input::LeaseEnded, ExitCause::LeaseExpired, None, out);
@@ -461,29 +470,29 @@ impl Core {
         }
     }
 
-    /// The older ones of its slot that may still have a process or get one.
+    /// The older one of its slot that may still have a process or get one.
     fn predecessor(&self, container: &Container) -> Option<ContainerId> {
-        self.containers
-            .range(..container.start.id)
-            .find(|(_, older)| older.same_slot(&container.start) && !older.phase.is_over())
-            .map(|(id, _)| *id)
+        let older = self.containers.of_slot(&slot(&container.start));
+        let mut older = older.take_while(|older| older.start.id < container.start.id);
+        older.find(|older| !older.phase.is_over()).map(|older| older.start.id)
     }
 
-    fn launch_who_can(&mut self, now: Timestamp, out: &mut Vec<Command>) {
-        let waiting: Vec<ContainerId> = self
-            .containers
-            .iter()
-            .filter(|(_, container)| container.phase == Phase::Localizing)
-            .map(|(id, _)| *id)
+    /// Launches the one that waited for `id` alone.
+    fn launch_successors(&mut self, now: Timestamp, id: ContainerId, out: &mut Vec<Command>) {
+        let Some(container) = self.containers.get(id) else { return };
+        let of_slot = self.containers.of_slot(&slot(&container.start));
+        let newer: Vec<ContainerId> = of_slot
+            .filter(|other| other.start.id > id && other.phase == Phase::Localizing)
+            .map(|other| other.start.id)
             .collect();
-        for id in waiting {
+        for id in newer {
             self.try_launch(now, id, out);
             self.tell(id, out);
         }
     }
 
     fn try_launch(&mut self, now: Timestamp, id: ContainerId, out: &mut Vec<Command>) {
-        let Some(container) = self.containers.get(&id) else { return };
+        let Some(container) = self.containers.get(id) else { return };
         let ready = container.phase == Phase::Localizing && container.durable > 0 && container.localized;
         if !ready || !self.lease.holds(now) || self.predecessor(container).is_some() {
             return;
@@ -495,46 +504,37 @@ impl Core {
             Role::AppMaster { .. } => None,
             Role::Worker { .. } => self.masters.get(&container.start.app).cloned(),
         };
-        let container = self.containers.get_mut(&id).expect("looked up above");
+        let mut container = self.containers.edit(id).expect("looked up above");
         container.step(Input::Ready);
         container.launches += 1;
         container.launched_with = master.clone();
         out.push(Command::Launch { id, master });
     }
 
-    /// Deadlines of single containers: kills, and predecessors that still live.
-    pub(crate) fn container_deadlines(&self) -> impl Iterator<Item = Timestamp> + '_ {
-        self.containers.values().filter_map(|container| match container.phase {
-            Phase::Stopping => container.stop.as_ref().and_then(|stop| stop.kill_at),
-            Phase::Localizing => self.predecessor(container).map(|_| container.wait_until),
-            Phase::Starting | Phase::Running | Phase::Ending | Phase::Exited => None,
-        })
-    }
-
+    /// Kills that are due, and predecessors that do not die.
     pub(crate) fn container_deadlines_passed(&mut self, now: Timestamp, out: &mut Vec<Command>) {
-        let overdue: Vec<(ContainerId, ContainerId)> = self
-            .containers
-            .values()
-            .filter(|container| container.phase == Phase::Localizing && container.wait_until <= now)
-            .filter_map(|container| Some((container.start.id, self.predecessor(container)?)))
-            .collect();
-        for (id, predecessor) in overdue {
-            let container = self.containers.get_mut(&id).expect("taken from the map");
-            let reason = format!("predecessor {predecessor} did not die");
-            container.finish(Input::Failed, ExitCause::LaunchFailed { reason }, None, out);
-        }
-        for (id, container) in &mut self.containers {
-            if container.phase != Phase::Stopping {
-                continue;
+        for id in self.containers.due_by(now) {
+            let predecessor = self.containers.get(id).and_then(|container| self.predecessor(container));
+            let Some(mut container) = self.containers.edit(id) else { continue };
+            match container.phase {
+                Phase::Localizing => {
+                    container.wait_until = None;
+                    if let Some(predecessor) = predecessor {
+                        let reason = format!("predecessor {predecessor} did not die");
+                        container.finish(Input::Failed, ExitCause::LaunchFailed { reason }, None, out);
+                        drop(container);
+                        self.launch_successors(now, id, out);
+                    }
+                }
+                Phase::Stopping => {
+                    if let Some(stop) = &mut container.stop {
+                        stop.kill_at = Some(now.plus(KILL_AGAIN_MS));
+                        stop.grace_ms = 0;
+                        out.push(Command::Kill { id });
+                    }
+                }
+                Phase::Starting | Phase::Running | Phase::Ending | Phase::Exited => {}
             }
-            if let Some(stop) = &mut container.stop
-                && stop.kill_at.is_some_and(|at| at <= now)
-            {
-                stop.kill_at = Some(now.plus(KILL_AGAIN_MS));
-                stop.grace_ms = 0;
-                out.push(Command::Kill { id: *id });
-            }
         }
-        self.launch_who_can(now, out);
     }
 }

@@ -7,6 +7,7 @@ use types::{
     NodeBeat, NodeIncarnation, NodeWelcome, Resource, Role, StartContainer, Timestamp, ToNode,
 };
 
+use crate::all::Containers;
 use crate::containers::Container;
 use crate::{Command, ContainerView, Denied, Event, HelloFacts, Lease, Master, View};
 
@@ -28,7 +29,7 @@ pub struct Core {
     pub(crate) session: Option<Session>,
     pub(crate) lease: Lease,
     pub(crate) unhealthy: Option<String>,
-    pub(crate) containers: BTreeMap<ContainerId, Container>,
+    pub(crate) containers: Containers,
     pub(crate) masters: BTreeMap<AppId, Master>,
 }
 
@@ -42,15 +43,16 @@ impl Core {
             session: None,
             lease: Lease::None,
             unhealthy: None,
-            containers: BTreeMap::new(),
+            containers: Containers::default(),
             masters: BTreeMap::new(),
         }
     }
 
     /// What to say in a Hello that is sent now. Every state in it counts as told.
     pub fn hello(&mut self, now: Timestamp) -> HelloFacts {
-        let mut containers = Vec::with_capacity(self.containers.len());
-        for container in self.containers.values_mut() {
+        let mut containers = Vec::new();
+        for id in self.containers.ids() {
+            let Some(mut container) = self.containers.edit(id) else { continue };
             let report = container.report();
             container.told = Some(report.state.clone());
             containers.push(report);
@@ -193,7 +195,7 @@ impl Core {
             Lease::None | Lease::Lapsed => None,
         };
         let beat = self.session.map(|session| session.next_beat);
-        lease.into_iter().chain(beat).chain(self.container_deadlines()).min()
+        lease.into_iter().chain(beat).chain(self.containers.next_due()).min()
     }
 
     /// Lease end, beats, kills after grace, predecessors that do not die.
@@ -207,8 +209,7 @@ impl Core {
 
     /// Tells the resource manager what it has not been told in this session.
     pub(crate) fn tell_all(&mut self, out: &mut Vec<Command>) {
-        let ids: Vec<ContainerId> = self.containers.keys().copied().collect();
-        for id in ids {
+        for id in self.containers.ids() {
             self.tell(id, out);
         }
     }
@@ -218,7 +219,7 @@ impl Core {
         if self.session.is_none() {
             return;
         }
-        if let Some(container) = self.containers.get_mut(&id)
+        if let Some(mut container) = self.containers.edit(id)
             && container.durable > 0
         {
             let report = container.report();
@@ -247,7 +248,19 @@ impl Core {
     /// What was ordered about a container that is known.
     #[must_use]
     pub fn order(&self, id: ContainerId) -> Option<&StartContainer> {
-        self.containers.get(&id).map(|container| &container.start)
+        self.containers.get(id).map(|container| &container.start)
+    }
+
+    /// Whether a container is over; none if it is not known.
+    #[must_use]
+    pub fn is_over(&self, id: ContainerId) -> Option<bool> {
+        self.containers.get(id).map(|container| container.phase.is_over())
+    }
+
+    /// Those that may have processes.
+    pub fn with_processes(&self) -> impl Iterator<Item = ContainerId> {
+        let with = self.containers.values().filter(|container| container.phase.may_have_process());
+        with.map(|container| container.start.id)
     }
 
     /// The core as plain data.

@@ -4,7 +4,8 @@
 //! [`Core`] owns every container of the node. Verbs take the time as a parameter and push [`Command`]s; the
 //! driver runs them and brings back what came of them as further verbs ([`Event`] lists them all). Files:
 //! `lifecycle` (the leaf state machine and its table), `lease` (lease arithmetic), `exit` (what an exit is
-//! called), `core` (sessions, stamps, beats), `containers` (the verbs on containers), `check` (invariants).
+//! called), `core` (sessions, stamps, beats), `all` (containers and what finds them), `containers` (the verbs on
+//! them), `check` (invariants).
 //!
 //! What holds, whatever arrives in whatever order:
 //! - An id is launched at most once, and only after its record is durable.
@@ -12,6 +13,7 @@
 //!   is over.
 //! - An exit is reported only after it is durable, and then it never changes.
 
+mod all;
 mod check;
 mod containers;
 mod core;

@@ -4,6 +4,7 @@
 mod auth;
 mod clock;
 mod files;
+mod limits;
 mod logs;
 mod serve;
 mod shutdown;
@@ -11,6 +12,7 @@ mod shutdown;
 pub use auth::require_token_unless_loopback;
 pub use clock::{boottime_ms, unix_ms};
 pub use files::write_atomically;
+pub use limits::raise_open_files;
 pub use logs::init_logs;
 pub use serve::{serve_grpc, serve_http};
 pub use shutdown::Shutdown;
