@@ -94,7 +94,9 @@ pub(crate) struct Args {
     /// Processes and threads that a container may have: far above what a job needs, far below what hurts the machine
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u64).range(1..=4_194_304))]
     pub(crate) container_pids: u64,
-    /// What containers may not see or do, separated by commas; all but the first need root
+    /// What containers may not see or do, separated by commas; private-tmp, read-only-root and no-capabilities need root
+    /// [default: no-new-privileges, seccomp, and of an nm that is root no-capabilities and private-tmp; none with
+    /// --allow-root]
     #[arg(long, value_name = "WALLS", value_enum, value_delimiter = ',')]
     pub(crate) sandbox: Vec<Wall>,
     /// How much of each container's standard output is kept, and as much of its standard error; the oldest goes first

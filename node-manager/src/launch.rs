@@ -39,14 +39,38 @@ const SHIM_DIES: Duration = Duration::from_secs(5);
 /// One thing that containers may not see or do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Wall {
+    /// Nothing is taken away
+    None,
     /// No program they run gives them more rights than they have
     NoNewPrivileges,
     /// None of root's capabilities, even as root
     NoCapabilities,
-    /// A /tmp of their own, which goes with the container
+    /// None of the system calls that change the machine or look into it
+    Seccomp,
+    /// A /tmp and a /dev/shm of their own, which go with the container
     PrivateTmp,
     /// Nothing but their work, their job's state, /dev and a private /tmp can be written to; needs Linux 5.12
     ReadOnlyRoot,
+}
+
+impl Wall {
+    /// What is taken away unless told: all that a job that keeps to its own does not miss.
+    pub(crate) fn usual(root: &Path, users: &Users) -> Vec<Wall> {
+        if !rustix::process::geteuid().is_root() {
+            return vec![Wall::NoNewPrivileges, Wall::Seccomp];
+        }
+        if !users.are_others() {
+            // Who lets containers be root wants them to be able to do something with it.
+            return Vec::new();
+        }
+        let mut walls = vec![Wall::NoNewPrivileges, Wall::NoCapabilities, Wall::Seccomp];
+        if root.starts_with("/tmp") {
+            tracing::warn!("--root is in /tmp, so containers share /tmp and /dev/shm with each other");
+        } else {
+            walls.push(Wall::PrivateTmp);
+        }
+        walls
+    }
 }
 
 /// What is the same for every container of this node.
@@ -274,6 +298,8 @@ impl Launcher {
         Sandbox {
             no_new_privileges: has(Wall::NoNewPrivileges),
             no_capabilities: has(Wall::NoCapabilities),
+            seccomp: has(Wall::Seccomp),
+            shm_bytes: start.resource.memory_bytes,
             private_tmp: has(Wall::PrivateTmp).then(|| root.container(start.id).join(TMP)),
             writable: has(Wall::ReadOnlyRoot).then(|| vec![root.work(start.id), root.state(&start.job)]),
         }

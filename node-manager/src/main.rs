@@ -42,7 +42,7 @@ use crate::args::Args;
 use crate::cgroup::Cgroups;
 use crate::driver::{Driver, Inbox};
 use crate::hands::Hands;
-use crate::launch::Launcher;
+use crate::launch::{Launcher, Wall};
 use crate::localize::Localizer;
 use crate::logs::Known;
 use crate::root::Root;
@@ -81,8 +81,13 @@ async fn main() -> Result<()> {
     let total = total(&args)?;
     let users = Users::choose(args.user.as_deref(), args.allow_root, args.uids)?;
     let root = Arc::new(Root::open(args.root.as_deref().context("--root")?)?);
+    let walls = if args.sandbox.is_empty() { Wall::usual(root.path(), &users) } else { args.sandbox.clone() };
     ensure!(
-        !(args.sandbox.contains(&launch::Wall::PrivateTmp) && root.path().starts_with("/tmp")),
+        !(walls.contains(&Wall::None) && walls.len() > 1),
+        "--sandbox none takes nothing away: it goes with nothing else"
+    );
+    ensure!(
+        !(walls.contains(&Wall::PrivateTmp) && root.path().starts_with("/tmp")),
         "--sandbox private-tmp hides what is in /tmp from containers: put --root {} elsewhere",
         root.path().display()
     );
@@ -117,7 +122,7 @@ async fn main() -> Result<()> {
         shim: shim()?,
         users,
         bounds: Bounds::of(args.cache_size),
-        walls: args.sandbox.clone(),
+        walls,
         pids: args.container_pids,
         log_bytes: args.log_size,
         rm: args.rm.clone(),

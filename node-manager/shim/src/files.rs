@@ -63,8 +63,13 @@ pub struct Sandbox {
     pub no_new_privileges: bool,
     /// None of root's capabilities, even as root.
     pub no_capabilities: bool,
-    /// The folder that it sees as `/tmp`.
+    /// The folder that it sees as `/tmp`. It then has a `/dev/shm` of its own too, and no part in others' queues,
+    /// semaphores and shared memory.
     pub private_tmp: Option<PathBuf>,
+    /// How much that `/dev/shm` holds, bytes: memory, which counts as the container's.
+    pub shm_bytes: u64,
+    /// None of the system calls that change or look into the machine.
+    pub seccomp: bool,
     /// The only folders that it may write to, that in which it works first, besides `/dev` and a private `/tmp`; none: whatever its user may.
     pub writable: Option<Vec<PathBuf>>,
 }

@@ -7,6 +7,7 @@
 //! the container behind.
 
 mod output;
+mod seccomp;
 mod sys;
 mod watch;
 

@@ -75,7 +75,8 @@ async fn a_container_whose_cgroup_was_removed_under_it_is_killed_nevertheless() 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_container_made_hard_to_remove_is_removed() {
     let mut rm = FakeRm::start().await;
-    let node = Node::start(&rm, &[]);
+    // Only root makes what even root cannot change.
+    let node = Node::start(&rm, &["--allow-root"]);
     let mut session = rm.join().await;
     let script = "mkdir -p closed/inner; touch closed/inner/file fixed; chattr +i fixed 2>/dev/null; \
                   chattr +i closed/inner 2>/dev/null; chmod 000 closed; exit 4";

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nm_shim::files::Sandbox;
+use seccompiler::BpfProgram;
 
 /// Where devices are: always writable, or programs miss `/dev/shm`.
 const DEVICES: &std::ffi::CStr = c"/dev";
@@ -17,6 +18,9 @@ pub(crate) struct Prepared {
     no_new_privileges: bool,
     no_capabilities: bool,
     private_tmp: Option<CString>,
+    /// How the `/dev/shm` of its own is mounted, where there is one.
+    shm: Option<CString>,
+    filters: Option<[BpfProgram; 2]>,
     /// None: everything may be written that the user may write.
     writable: Option<Vec<CString>>,
 }
@@ -29,6 +33,11 @@ impl Prepared {
             no_new_privileges: sandbox.no_new_privileges,
             no_capabilities: sandbox.no_capabilities,
             private_tmp: sandbox.private_tmp.as_deref().map(text).transpose()?,
+            shm: Path::new("/dev/shm")
+                .is_dir()
+                .then(|| CString::new(format!("size={},mode=1777", sandbox.shm_bytes)))
+                .transpose()?,
+            filters: sandbox.seccomp.then(crate::seccomp::filters).transpose()?,
             writable: writable.map(|all| all.iter().map(|path| text(path)).collect()).transpose()?,
         })
     }
@@ -42,7 +51,11 @@ impl Prepared {
                 mount(None, c"/", libc::MS_REC | libc::MS_PRIVATE)?;
             }
             if let Some(folder) = &self.private_tmp {
+                check(libc::unshare(libc::CLONE_NEWIPC))?;
                 mount(Some(folder), c"/tmp", libc::MS_BIND)?;
+                if let Some(how) = &self.shm {
+                    mount_tmpfs(c"/dev/shm", how)?;
+                }
             }
             if let Some(writable) = &self.writable {
                 // Each a mount of its own, which can then be told from the rest.
@@ -76,6 +89,10 @@ impl Prepared {
             // SAFETY: a plain system call.
             check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
         }
+        // Last: they refuse what was done until now.
+        for filter in self.filters.iter().flatten() {
+            seccompiler::apply_filter(filter).map_err(|_| io::Error::last_os_error())?;
+        }
         Ok(())
     }
 }
@@ -86,6 +103,16 @@ unsafe fn mount(from: Option<&CString>, to: &std::ffi::CStr, flags: libc::c_ulon
     let from = from.map_or(std::ptr::null(), |from| from.as_ptr());
     // SAFETY: null or terminated strings; no data.
     check(unsafe { libc::mount(from, to.as_ptr(), std::ptr::null(), flags, std::ptr::null()) })
+}
+
+/// # Safety
+/// As that of [`mount`].
+unsafe fn mount_tmpfs(to: &std::ffi::CStr, how: &CString) -> io::Result<()> {
+    let flags = libc::MS_NOSUID | libc::MS_NODEV;
+    // SAFETY: terminated strings, of which the last is what this file system reads as text.
+    check(unsafe {
+        libc::mount(c"tmpfs".as_ptr(), to.as_ptr(), c"tmpfs".as_ptr(), flags, how.as_ptr().cast())
+    })
 }
 
 /// As `mount_attr` of Linux 5.12.
