@@ -155,9 +155,11 @@ impl Jobs {
         self.write(name, &now)
     }
 
-    /// Notes that the state of these is in use.
+    /// Notes that the state of these is in use, of those that have any.
     pub(crate) fn used(&self, jobs: &[JobId]) {
-        jobs.iter().for_each(|job| self.touch(&safe(&job.to_string())));
+        let names = jobs.iter().map(|job| safe(&job.to_string()));
+        let known: BTreeSet<String> = names.filter(|name| self.lock().contains_key(name)).collect();
+        known.iter().for_each(|name| self.touch(name));
     }
 
     fn touch(&self, name: &str) {
