@@ -159,6 +159,7 @@ pub(crate) fn origins(args: &Args) -> Origins {
         hosts: if hosts.is_empty() { vec![PUBLIC.to_owned()] } else { hosts },
         buckets: args.artefact_buckets.clone(),
         folders: args.artefact_folders.clone(),
+        proxies: crate::origins::proxies(),
     }
 }
 

@@ -7,6 +7,8 @@ use serde::Serialize;
 
 use crate::args::{Args, Output};
 use crate::cgroup::{self, Held};
+use crate::root::Root;
+use crate::users::Users;
 
 /// Everything that is found out.
 #[derive(Debug, Serialize)]
@@ -32,7 +34,7 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<()> {
     let (groups, holds) = cgroup::detect(args.cgroup_parent.as_deref(), &name, 1_000, args.unlimited)?;
     let cgroups = groups.describe();
     groups.dissolve()?;
-    let findings = findings(args, cgroups, holds);
+    let findings = findings(args, cgroups, holds)?;
     match output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
         Output::Table => print!("{}", table(&findings)),
@@ -40,27 +42,31 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<()> {
     Ok(())
 }
 
-fn findings(args: &Args, cgroups: String, holds: Vec<Held>) -> Findings {
+fn findings(args: &Args, cgroups: String, holds: Vec<Held>) -> Result<Findings> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let root = rustix::process::geteuid().is_root();
-    let user = args.user.clone().unwrap_or_else(|| if root { "root" } else { "nm's own" }.to_owned());
+    let users = Users::choose(args.user.as_deref(), args.allow_root, args.uids)?;
     let pressure = std::path::Path::new("/proc/pressure/memory");
     let pressure = pressure.exists().then(|| "/proc/pressure".to_owned());
     let mut advice = Vec::new();
-    if root && args.user.is_none() {
-        advice.push("containers run as root; `nm --user NAME` takes a user that may do less".to_owned());
+    if root && !users.are_others() {
+        advice.push("containers run as root: each job can do to this machine whatever it wants".to_owned());
+    }
+    if let Some(path) = args.root.as_ref().filter(|path| path.is_dir()) {
+        let tried = Root::open(path).and_then(|root| crate::reach::check(root.path(), &users));
+        advice.extend(tried.err().map(|error| format!("{error:#}")));
     }
     for missing in holds.iter().filter(|held| held.by.is_none()) {
         advice.push(format!("{}: this kernel or its mounts have nothing that does it", missing.what));
     }
-    Findings {
+    Ok(Findings {
         kernel: read("/proc/sys/kernel/osrelease"),
         cgroups,
         holds,
-        user,
+        user: users.to_string(),
         pressure: Held { what: "pressure", by: pressure },
         advice,
-    }
+    })
 }
 
 fn table(findings: &Findings) -> String {

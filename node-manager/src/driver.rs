@@ -7,7 +7,6 @@ use std::time::Duration;
 use nm_core::{Command, Core, Event};
 use nm_shim::files::Pid;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::task::JoinHandle;
 use types::{
     CommandStamp, ContainerId, ContainerUsage, FromNode, JobId, NodeHello, NodeWelcome, StateEntry,
     Timestamp, ToNode,
@@ -15,7 +14,7 @@ use types::{
 
 use crate::age::Ages;
 use crate::cgroup::Cgroups;
-use crate::hands::Hands;
+use crate::hands::{Hands, Preparing};
 use crate::logs::{Bound, Known};
 use crate::root::Root;
 use crate::usage::Meter;
@@ -70,7 +69,7 @@ pub(crate) struct Driver {
     pub(crate) session: Option<(Arc<Notify>, ToResourceManager)>,
     pub(crate) shims: HashMap<ContainerId, Pid>,
     /// Downloads and preparations under way: removal waits for them.
-    pub(crate) preparing: HashMap<ContainerId, JoinHandle<()>>,
+    pub(crate) preparing: HashMap<ContainerId, Preparing>,
     /// None while a reading is under way.
     pub(crate) meter: Option<Box<Meter>>,
     /// A session has begun that knows of no usage yet.
@@ -180,9 +179,10 @@ impl Driver {
 
     fn carry_out(&mut self, commands: Vec<Command>) {
         for command in &commands {
-            if let Command::Persist { id, .. } | Command::Remove { id } = command {
+            if let Command::Persist { id, .. } | Command::Launch { id, .. } | Command::Remove { id } = command
+            {
                 // Before anything is made of it: who finds a container's folder finds it known.
-                self.known.set(*id, self.core.is_over(*id));
+                self.known.set(*id, self.core.where_is(*id));
                 self.logs_at.get_or_insert_with(|| now().plus(LOGS_AFTER_MS));
             }
         }
@@ -242,7 +242,7 @@ impl Driver {
 
     pub(crate) fn publish(&self) {
         for container in self.core.view().containers {
-            self.known.set(container.id, Some(container.phase.is_over()));
+            self.known.set(container.id, Some((&container.job, container.phase)));
         }
     }
 
@@ -308,10 +308,10 @@ impl Driver {
         let (logs, localizer) = (self.logs.clone(), self.hands.localizer.clone());
         tokio::task::spawn_blocking(move || {
             let ages = Ages::look(&root);
+            crate::state::sweep(&root, &jobs, &ages);
             let results = [
                 crate::logs::sweep(&root, &known, &ages),
                 logs.hold(&root, &known),
-                crate::state::sweep(&root, &jobs, &ages),
                 root.clear(),
                 root.sweep_damaged(&ages),
             ];

@@ -1,13 +1,14 @@
 //! The core's commands that take time, each in the background; what came of them goes to the driver.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use nm_core::{Command, Event, Found, Master, Record, Recovered};
 use nm_shim::files::{self, Pid};
 use nm_shim::{ExitFile, ProcessFile};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use types::{ContainerId, JobId, NodeIncarnation, StartContainer};
 
@@ -30,6 +31,29 @@ const KILL: Duration = Duration::from_secs(4);
 const CONCLUDE: Duration = Duration::from_secs(5);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 
+/// Containers of one job whose folders are made at once: one whose archives take long keeps no other job waiting.
+const PREPARED_AT_ONCE: usize = 8;
+
+/// A download or preparation under way.
+pub(crate) struct Preparing {
+    task: JoinHandle<()>,
+    /// Nothing is written into the container's folder any more.
+    ended: oneshot::Receiver<()>,
+}
+
+/// Whose turn it is to make a container's folders, by job.
+#[derive(Default)]
+pub(crate) struct Turns(Mutex<HashMap<JobId, Arc<Semaphore>>>);
+
+impl Turns {
+    fn of(&self, job: &JobId) -> Arc<Semaphore> {
+        let mut turns = self.0.lock().expect("no one panics while holding it");
+        // Of jobs that have none under way nothing needs to be known.
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        turns.entry(job.clone()).or_insert_with(|| Arc::new(Semaphore::new(PREPARED_AT_ONCE))).clone()
+    }
+}
+
 /// Does what the core commands.
 #[derive(Clone)]
 pub(crate) struct Hands {
@@ -38,6 +62,7 @@ pub(crate) struct Hands {
     pub(crate) launcher: Arc<Launcher>,
     pub(crate) localizer: Arc<Localizer>,
     pub(crate) inbox: mpsc::UnboundedSender<Inbox>,
+    pub(crate) turns: Arc<Turns>,
 }
 
 impl Hands {
@@ -67,23 +92,28 @@ impl Hands {
         });
     }
 
-    pub(crate) fn localize(&self, start: StartContainer) -> JoinHandle<()> {
+    pub(crate) fn localize(&self, start: StartContainer) -> Preparing {
         let hands = self.clone();
-        tokio::spawn(async move {
+        let (ending, ended) = oneshot::channel();
+        let task = tokio::spawn(async move {
             let id = start.id;
-            let result = hands.fetch_and_prepare(start).await.map_err(|error| format!("{error:#}"));
+            let result = hands.fetch_and_prepare(start, ending).await.map_err(|error| format!("{error:#}"));
             hands.tell(Inbox::Core(Event::Localized { id, result }));
-        })
+        });
+        Preparing { task, ended }
     }
 
-    async fn fetch_and_prepare(&self, start: StartContainer) -> Result<()> {
+    async fn fetch_and_prepare(&self, start: StartContainer, ending: oneshot::Sender<()>) -> Result<()> {
         let mut in_use = Vec::new();
         for artefact in &start.artefacts {
             in_use.push(self.localizer.fetch(&self.root, artefact).await?);
         }
         points::at("localized");
+        let turn = self.turns.of(&start.job).acquire_owned().await?;
         let hands = self.clone();
         let prepared = tokio::task::spawn_blocking(move || {
+            // Dropped at its end, whoever still waits for it.
+            let _both = (turn, ending);
             let prepared = hands.launcher.prepare(&hands.root, &start);
             // Given to the container by now.
             drop(in_use);
@@ -176,13 +206,13 @@ impl Hands {
         });
     }
 
-    pub(crate) fn remove(&self, id: ContainerId, preparing: Option<JoinHandle<()>>) {
+    pub(crate) fn remove(&self, id: ContainerId, preparing: Option<Preparing>) {
         let (hands, last) = (self.clone(), self.root.last_turn(id));
         tokio::spawn(async move {
             if let Some(preparing) = preparing {
-                preparing.abort();
-                // Its blocking part cannot be aborted and does not take long; its end shows in the join.
-                let _ = preparing.await;
+                preparing.task.abort();
+                // What writes into its folder cannot be aborted; it says when it has ended, or was never begun.
+                let _ = preparing.ended.await;
             }
             let removed = tokio::task::spawn_blocking(move || hands.root.remove_container(&last, id)).await;
             if let Ok(Err(error)) = removed {
@@ -226,12 +256,17 @@ impl Hands {
 
     fn find(&self, id: ContainerId, until: Instant) -> Result<Found> {
         let dir = self.root.container(id);
-        let Left::Shim(pid, mut process) = watch::look(&dir)? else { return Ok(Found::NeverStarted) };
+        let left = watch::look(&dir).unwrap_or_else(|error| {
+            // Nothing claimed it, or what did cannot be read: then nobody knows of a process, and its group is swept.
+            tracing::warn!(container = %id, %error, "what is left of it cannot be looked at; it is given up");
+            Left::NeverStarted
+        });
+        let Left::Shim(pid, mut process) = left else { return Ok(Found::NeverStarted) };
         let shim = Shim::hold(pid, None)?;
         let has_exit = || files::read::<ExitFile>(&dir, files::EXIT).is_ok_and(|exit| exit.is_some());
         while process.is_none() && !has_exit() && pid.exists() && Instant::now() < until {
             std::thread::sleep(BETWEEN_LOOKS);
-            process = files::read::<ProcessFile>(&dir, files::PROCESS)?;
+            process = files::read::<ProcessFile>(&dir, files::PROCESS).ok().flatten();
         }
         if let (Some(process), Some(shim)) = (process, shim) {
             tracing::info!(container = %id, pid = process.process.pid, "taken over");

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
 
@@ -39,6 +40,8 @@ pub(crate) struct Jobs {
     known: Mutex<BTreeMap<String, Fact>>,
     /// Held by who takes or forgets one: two never take one user, and none takes what is on its way out.
     changing: Mutex<()>,
+    /// The user that was given last.
+    last: AtomicU32,
     /// Those of whose state it was said that there is too much to look at.
     said: Mutex<BTreeSet<JobId>>,
 }
@@ -63,8 +66,14 @@ impl Jobs {
                 Err(error) => set_aside(&folder, name, &error.to_string()),
             }
         }
-        let jobs =
-            Jobs { folder, known: Mutex::new(known), changing: Mutex::default(), said: Mutex::default() };
+        let last = AtomicU32::new(known.values().filter_map(|fact| fact.uid).max().unwrap_or(0));
+        let jobs = Jobs {
+            folder,
+            known: Mutex::new(known),
+            changing: Mutex::default(),
+            last,
+            said: Mutex::default(),
+        };
         jobs.adopt(state)?;
         Ok(jobs)
     }
@@ -104,11 +113,18 @@ impl Jobs {
         Ok(())
     }
 
-    /// Notes that a job's state is used from now on, and tells whom the job runs as; none: as nm itself.
+    /// Notes that a job's state is used from now on, and tells whom the job runs as; none: as nm itself. A new user is
+    /// none of `owners`, who have left something.
     ///
     /// # Errors
     /// Another job has the same folder, no user is left, or the disk is full.
-    pub(crate) fn take(&self, _alone: &Alone<'_>, job: &JobId, users: &Users) -> Result<Option<User>> {
+    pub(crate) fn take(
+        &self,
+        _alone: &Alone<'_>,
+        job: &JobId,
+        users: &Users,
+        owners: impl FnOnce() -> io::Result<BTreeSet<u32>>,
+    ) -> Result<Option<User>> {
         let name = safe(&job.to_string());
         let fact = self.lock().get(&name).cloned();
         if let Some(other) = fact.as_ref().filter(|fact| fact.job != *job) {
@@ -120,10 +136,15 @@ impl Jobs {
             Users::PerJob(range) => match fact.as_ref().and_then(|fact| fact.uid) {
                 Some(uid) if range.has(uid) => Some(uid),
                 Some(_) | None => {
-                    let taken: BTreeSet<u32> = self.lock().values().filter_map(|fact| fact.uid).collect();
-                    let free = range.free(|uid| taken.contains(&uid));
+                    let mut taken = owners().context("whose files there are")?;
+                    taken.extend(self.lock().values().filter_map(|fact| fact.uid));
+                    // One that was given back is the last to be given again.
+                    let after = self.last.load(Ordering::Relaxed);
+                    let free = range.free(after, |uid| taken.contains(&uid));
                     let none = || format!("all users of --uids {range} are taken by jobs with state here");
-                    Some(free.with_context(none)?)
+                    let uid = free.with_context(none)?;
+                    self.last.store(uid, Ordering::Relaxed);
+                    Some(uid)
                 }
             },
         };

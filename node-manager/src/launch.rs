@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nm_core::Master;
 use nm_shim::files::Sandbox;
 use nm_shim::folder::{Folder, Replace};
@@ -16,6 +17,7 @@ use types::{ContainerId, JobId, OnLeaseLoss, Role, StartContainer};
 
 use crate::cgroup::{Cgroups, Limits};
 use crate::localize::{copy, open};
+use crate::logs::Known;
 use crate::points;
 use crate::root::{GIVEN, Root, WORK, safe};
 use crate::unpack::{Bounds, packed, unpack};
@@ -77,6 +79,7 @@ impl Wall {
 pub(crate) struct Launcher {
     pub(crate) shim: PathBuf,
     pub(crate) users: Users,
+    pub(crate) known: Arc<Known>,
     /// What an archive may hold, and for how long it may be unpacked.
     pub(crate) bounds: Bounds,
     /// What containers may not see or do.
@@ -131,12 +134,16 @@ impl Launcher {
     /// Makes the folder of a job's state, and notes its use.
     fn use_state(&self, root: &Root, job: &JobId) -> Result<Option<User>> {
         let alone = root.jobs.alone();
-        let user = root.jobs.take(&alone, job, &self.users)?;
+        let user = root.jobs.take(&alone, job, &self.users, || root.owners())?;
         let name = safe(&job.to_string());
         let mut state = root.state.make(name.as_str(), 0o700)?;
         if let Some(user) = user
             && state.own_stat()?.st_uid != user.uid
         {
+            ensure!(
+                !self.known.is_running(job),
+                "containers of the job that a former nm started run here as another user: they must end first"
+            );
             if state.entries()?.next().is_some() {
                 tracing::warn!(%job, "its state here is of another user's and goes; it is restored from its changelogs");
                 root.put_away_state(job)?;
@@ -155,12 +162,13 @@ impl Launcher {
         given.replace(JOB, &serde_json::to_vec(&*start.spec)?, private).context(JOB)?;
         given.replace(TOKEN, start.token.as_bytes(), private).context(TOKEN)?;
         if !start.secrets.0.is_empty() {
-            let secrets = given.make(SECRETS, 0o500).context(SECRETS)?;
+            let secrets = given.make(SECRETS, 0o700).context(SECRETS)?;
             for (name, text) in &start.secrets.0 {
                 secrets
                     .replace(name, text.as_bytes(), private)
                     .with_context(|| format!("secret `{name}`"))?;
             }
+            secrets.set_mode(0o500)?;
             own(&secrets, user)?;
         }
         Ok(())
@@ -280,7 +288,6 @@ impl Launcher {
             ("SAMZA_NODE_HOST", self.node_host.clone()),
             ("SAMZA_RACK", self.rack.clone()),
             ("SAMZA_WORK_DIR", text(work.clone())),
-            ("SAMZA_LOG_DIR", text(root.logs(&start.app, start.id))),
             ("SAMZA_STATE_DIR", text(root.state(&start.job))),
             ("SAMZA_MEMORY_BYTES", start.resource.memory_bytes.to_string()),
             ("SAMZA_CPU_MILLIS", start.resource.cpu_millis.to_string()),
@@ -296,7 +303,8 @@ impl Launcher {
     fn sandbox(&self, root: &Root, start: &StartContainer) -> Sandbox {
         let has = |wall| self.walls.contains(&wall);
         Sandbox {
-            no_new_privileges: has(Wall::NoNewPrivileges),
+            // Who gets a user that was another's gains nothing by what that one left elsewhere.
+            no_new_privileges: has(Wall::NoNewPrivileges) || matches!(self.users, Users::PerJob(_)),
             no_capabilities: has(Wall::NoCapabilities),
             seccomp: has(Wall::Seccomp),
             shm_bytes: start.resource.memory_bytes,

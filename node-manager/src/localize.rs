@@ -5,6 +5,7 @@ use std::fs::{File, FileTimes};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -33,10 +34,14 @@ pub(crate) struct Localizer {
     sources: Sources,
     /// How much the cache may hold beyond what containers use, and the most that one artefact may have, bytes.
     bound: u64,
-    slots: std::sync::Mutex<HashMap<Digest, Slot>>,
+    /// By content and where it comes from: a source that is slow keeps nobody waiting who names another.
+    slots: std::sync::Mutex<HashMap<Key, Slot>>,
     /// Held by the one who sweeps.
     sweeping: std::sync::Mutex<()>,
 }
+
+/// An artefact's content, and where it is fetched from.
+type Key = (Digest, Option<String>);
 
 /// What a cached file looked like when its content was last checked; none if it is not there. Locked by one who fetches,
 /// shared by those who use it.
@@ -53,15 +58,27 @@ impl Localizer {
         Localizer { sources, bound, slots: Default::default(), sweeping: Default::default() }
     }
 
-    fn slot(&self, digest: &Digest) -> Slot {
+    fn slot(&self, artefact: &Artefact) -> Slot {
         let mut slots = self.slots.lock().expect("no one panics while holding it");
-        slots.entry(digest.clone()).or_default().clone()
+        slots.entry((artefact.digest.clone(), artefact.from.clone())).or_default().clone()
+    }
+
+    /// Removes a file unless someone fetches it, or is about to use it.
+    fn remove_unused(&self, root: &Root, digest: &Digest) -> io::Result<bool> {
+        let slots = self.slots.lock().expect("no one panics while holding it");
+        let of_digest = slots.iter().filter(|((of, _), _)| of == digest).map(|(_, slot)| slot);
+        let Ok(mut all) = of_digest.map(|slot| slot.try_write()).collect::<Result<Vec<_>, _>>() else {
+            return Ok(false);
+        };
+        root.cache.remove_file(digest.0.as_str())?;
+        all.iter_mut().for_each(|seen| **seen = None);
+        Ok(true)
     }
 
     /// Returns when the artefact is in the cache with the right content.
     pub(crate) async fn fetch(self: &Arc<Self>, root: &Arc<Root>, artefact: &Artefact) -> Result<InUse> {
         check_digest(&artefact.digest)?;
-        let slot = self.slot(&artefact.digest);
+        let slot = self.slot(artefact);
         let name = artefact.digest.0.as_str();
         let seen = slot.clone().read_owned().await;
         if seen.is_some() && *seen == look(root, name) {
@@ -85,13 +102,16 @@ impl Localizer {
         Ok(OwnedRwLockWriteGuard::downgrade(seen))
     }
 
-    async fn download(&self, root: &Root, artefact: &Artefact) -> Result<()> {
-        let draft = format!("{}{DRAFT}", artefact.digest);
+    async fn download(&self, root: &Arc<Root>, artefact: &Artefact) -> Result<()> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let draft = format!("{}.{}{DRAFT}", artefact.digest, NEXT.fetch_add(1, Ordering::Relaxed));
         let mut tries = 1;
         loop {
             let Err(error) = self.download_in_time(root, &draft, artefact).await else { break };
             // The error that matters is the download's.
-            let _ = root.cache.remove_file(draft.as_str());
+            let (removing, name) = (root.clone(), draft.clone());
+            // It may be large.
+            let _ = tokio::task::spawn_blocking(move || removing.cache.remove_file(name.as_str())).await;
             if tries == TRIES || is_final(&error) {
                 return Err(error);
             }
@@ -111,7 +131,6 @@ impl Localizer {
 
     async fn download_to(&self, root: &Root, draft: &str, artefact: &Artefact) -> Result<()> {
         let mut content = self.sources.open(artefact).await?;
-        root.cache.remove_file(draft)?;
         // Nobody writes it after this, and nobody but nm could.
         let mut file = tokio::fs::File::from_std(root.cache.create(draft, 0o555)?);
         let (mut hash, mut bytes) = (Sha256::new(), 0);
@@ -159,10 +178,7 @@ impl Localizer {
             if total <= self.bound {
                 break;
             }
-            // One who fetches or is about to use it holds the lock.
-            if let Ok(mut seen) = self.slot(&digest).try_write() {
-                root.cache.remove_file(digest.0.as_str())?;
-                *seen = None;
+            if self.remove_unused(root, &digest)? {
                 total -= bytes;
             }
         }
@@ -185,7 +201,7 @@ fn is_final(error: &anyhow::Error) -> bool {
 pub(crate) fn remove_drafts(root: &Root) -> io::Result<()> {
     for entry in root.cache.entries()? {
         let entry = entry?;
-        let digest = entry.text().and_then(|name| name.strip_suffix(DRAFT));
+        let digest = entry.text().and_then(|name| name.strip_suffix(DRAFT)?.split('.').next());
         if digest.is_some_and(|digest| Digest(digest.to_owned()).is_sha256()) {
             root.cache.remove_file(entry.name.as_c_str())?;
         }

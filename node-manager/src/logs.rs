@@ -9,27 +9,34 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
+use nm_core::Phase;
 use nm_shim::folder::{Folder, modified};
 use rustix::fs::FileType;
-use types::ContainerId;
+use types::{ContainerId, JobId};
 
 use crate::age::Ages;
 use crate::root::Root;
 
-/// What the log service needs to know of containers: whether each is over.
+/// What others than the driver need to know of containers.
 #[derive(Debug, Default)]
-pub(crate) struct Known(RwLock<HashMap<ContainerId, bool>>);
+pub(crate) struct Known(RwLock<HashMap<ContainerId, (JobId, Phase)>>);
 
 impl Known {
     /// None: it is not known, so it is over.
     pub(crate) fn is_over(&self, id: ContainerId) -> Option<bool> {
-        self.0.read().expect("no one panics while holding it").get(&id).copied()
+        self.0.read().expect("no one panics while holding it").get(&id).map(|(_, phase)| phase.is_over())
     }
 
-    pub(crate) fn set(&self, id: ContainerId, over: Option<bool>) {
+    /// Whether a container of the job may have a process.
+    pub(crate) fn is_running(&self, job: &JobId) -> bool {
+        let known = self.0.read().expect("no one panics while holding it");
+        known.values().any(|(of, phase)| of == job && phase.may_have_process())
+    }
+
+    pub(crate) fn set(&self, id: ContainerId, is: Option<(&JobId, Phase)>) {
         let mut known = self.0.write().expect("no one panics while holding it");
-        match over {
-            Some(over) => known.insert(id, over),
+        match is {
+            Some((job, phase)) => known.insert(id, (job.clone(), phase)),
             None => known.remove(&id),
         };
     }

@@ -44,7 +44,6 @@ use crate::driver::{Driver, Inbox};
 use crate::hands::Hands;
 use crate::launch::{Launcher, Wall};
 use crate::localize::Localizer;
-use crate::logs::Known;
 use crate::root::Root;
 use crate::sources::Sources;
 use crate::unpack::Bounds;
@@ -73,7 +72,6 @@ async fn main() -> Result<()> {
             "few files may be open: each container needs {FILES_EACH}; raise the hard limit (LimitNOFILE)"
         );
     }
-    cgroup::be_spared();
     let token = args.token_file.as_deref().map(Token::load).transpose()?;
     daemon::require_token_unless_loopback(args.listen, token.as_ref())?;
     let hosts = hosts(&args)?;
@@ -92,7 +90,8 @@ async fn main() -> Result<()> {
         root.path().display()
     );
     localize::remove_drafts(&root).context("the cache")?;
-    reach::check(root.path(), users.example())?;
+    reach::check(root.path(), &users)?;
+    cgroup::be_spared();
     tracing::info!("containers run as {users}");
     let (cgroups, holds) =
         cgroup::detect(args.cgroup_parent.as_deref(), &node, total.cpu_millis, args.unlimited)?;
@@ -121,6 +120,7 @@ async fn main() -> Result<()> {
     let launcher = Arc::new(Launcher {
         shim: shim()?,
         users,
+        known: Arc::default(),
         bounds: Bounds::of(args.cache_size),
         walls,
         pids: args.container_pids,
@@ -146,11 +146,17 @@ async fn serve(
 ) -> Result<()> {
     let shutdown = daemon::Shutdown::on_signals();
     let (inbox, inbox_rx) = mpsc::unbounded_channel::<Inbox>();
-    let reader = launcher.users.example();
+    let (reader, known) = (launcher.users.example(), launcher.known.clone());
     let sources = Sources::new(args.rm.clone(), token.clone(), args::origins(args), reader);
     let localizer = Arc::new(Localizer::new(sources, args.cache_size));
-    let hands =
-        Hands { root: root.clone(), cgroups: cgroups.clone(), launcher, localizer, inbox: inbox.clone() };
+    let hands = Hands {
+        root: root.clone(),
+        cgroups: cgroups.clone(),
+        launcher,
+        localizer,
+        inbox: inbox.clone(),
+        turns: Arc::default(),
+    };
     let mut core = Core::new(hello.incarnation.clone(), root.top_epoch());
     let recovering = hands.clone();
     let incarnation = hello.incarnation.clone();
@@ -169,7 +175,6 @@ async fn serve(
             Vec::new()
         }
     };
-    let known = Arc::new(Known::default());
     let driver = Driver {
         core,
         root: root.clone(),

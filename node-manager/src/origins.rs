@@ -25,6 +25,19 @@ pub(crate) struct Origins {
     pub(crate) buckets: Vec<String>,
     /// Folders of this node.
     pub(crate) folders: Vec<PathBuf>,
+    /// Hosts of the proxies that nm was told of in its environment.
+    pub(crate) proxies: Vec<String>,
+}
+
+/// The hosts of the proxies of this process's environment.
+pub(crate) fn proxies() -> Vec<String> {
+    let names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
+    let names = names.into_iter().flat_map(|name| [name.to_owned(), name.to_ascii_lowercase()]);
+    let host = |text: String| {
+        let url = if text.contains("://") { text } else { format!("http://{text}") };
+        Some(url.parse::<Url>().ok()?.host()?.to_string())
+    };
+    names.filter_map(|name| std::env::var(name).ok()).filter_map(host).collect()
 }
 
 /// It is not allowed, and how it would be.
@@ -134,7 +147,8 @@ impl Resolve for Names {
             let found = tokio::net::lookup_host((host.as_str(), 0)).await?;
             let found: Vec<SocketAddr> = found.collect();
             let allowed = |address: &&SocketAddr| {
-                origins.names(&host) || origins.check_address(&host, address.ip()).is_ok()
+                let is_proxy = origins.proxies.iter().any(|proxy| proxy.eq_ignore_ascii_case(&host));
+                is_proxy || origins.names(&host) || origins.check_address(&host, address.ip()).is_ok()
             };
             let good: Vec<SocketAddr> = found.iter().filter(allowed).copied().collect();
             match found.first() {

@@ -14,18 +14,19 @@
 //! Containers own `work`, `tmp` and `state/<job>`, and can write nowhere else: what is in those is hostile ground, which
 //! nothing of ours enters by path (see [`Folder`]). What begins with `.gone-` is on its way out.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nm_core::Record;
-use nm_shim::files;
 use nm_shim::folder::{Folder, Replace, modified};
+use nm_shim::{User, files};
 use rustix::fs::{FileType, FlockOperation, fcntl_lock};
 use serde::{Deserialize, Serialize};
 use types::{AppId, ContainerId, Epoch, JobId, NodeIncarnation, Timestamp};
@@ -93,14 +94,17 @@ impl Root {
             Err(error) => bail!("{} is damaged: {error}", path.join(NODE).display()),
         };
         let part = |name: &str, mode: u32| -> Result<Folder> {
-            let folder = root.make(name, mode).with_context(|| path.join(name).display().to_string())?;
+            // A link of the operator's, to another disk, is followed.
+            let at = path.join(name);
+            let made = make_dir(&at, mode).and_then(|()| Folder::open(&at));
+            let folder = made.with_context(|| at.display().to_string())?;
             // One of a former version, or that a former umask made, may let in more or fewer.
             folder.set_mode(mode)?;
             Ok(folder)
         };
-        // Containers go through the first three to what is theirs, and list none.
+        // Containers go through the first two to what is theirs, and list none.
         let (containers, state, cache) =
-            (part("containers", 0o711)?, part("state", 0o711)?, part("cache", 0o711)?);
+            (part("containers", 0o711)?, part("state", 0o711)?, part("cache", 0o700)?);
         let logs = part("logs", 0o755)?;
         let jobs = Jobs::open(&root, &state)?;
         let (node, versions) = (Mutex::new(node), Mutex::default());
@@ -259,33 +263,59 @@ impl Root {
         self.containers.remove_all(gone(&name).as_str())
     }
 
-    /// Whether there is a folder for a job's state.
-    pub(crate) fn has_state(&self, job: &JobId) -> bool {
-        self.state.stat(safe(&job.to_string()).as_str()).is_ok()
-    }
-
-    /// Takes a job's state out of the way of who comes next; it is removed by [`Root::clear`].
-    pub(crate) fn put_away_state(&self, job: &JobId) -> io::Result<()> {
-        let name = safe(&job.to_string());
-        let unique = format!("{name}-{}", daemon::boottime_ms());
-        match self.state.rename(name.as_str(), gone(&unique).as_str()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
+    /// Takes a job's state out of the way of who comes next, and out of everybody's reach: under which name, if there is
+    /// any. It is removed by [`Root::remove_gone_state`].
+    pub(crate) fn put_away_state(&self, job: &JobId) -> io::Result<Option<String>> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let (name, number) = (safe(&job.to_string()), NEXT.fetch_add(1, Ordering::Relaxed));
+        let gone = gone(&format!("{}-{number}", daemon::boottime_ms()));
+        let folder = match self.state.folder(name.as_str()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        if rustix::process::geteuid().is_root() {
+            folder.give(User { uid: 0, gid: 0 })?;
         }
+        folder.set_mode(0o700)?;
+        self.state.rename(name.as_str(), gone.as_str())?;
+        Ok(Some(gone))
     }
 
-    /// Removes what is on its way out, also of earlier lives. It takes as long as that takes.
+    /// Removes what was put away. It takes as long as that takes.
+    pub(crate) fn remove_gone_state(&self, gone: &str) -> io::Result<()> {
+        self.state.remove_all(gone).map_err(|error| self.at(&format!("state/{gone}"), &error))
+    }
+
+    /// Removes what is on its way out, also of earlier lives. It takes as long as that takes, and what cannot be removed
+    /// keeps nothing else.
     pub(crate) fn clear(&self) -> io::Result<()> {
         let mut last = Ok(());
-        for folder in [&self.containers, &self.state] {
+        for (part, folder) in [("containers", &self.containers), ("state", &self.state)] {
             for entry in folder.entries()? {
                 let entry = entry?;
-                if entry.text().is_some_and(|name| name.starts_with(GONE)) {
-                    last = folder.remove_all(entry.name.as_c_str()).and(last);
-                }
+                let Some(name) = entry.text().filter(|name| name.starts_with(GONE)) else { continue };
+                let removed = folder.remove_all(name);
+                last = removed.map_err(|error| self.at(&format!("{part}/{name}"), &error)).and(last);
             }
         }
         last
+    }
+
+    fn at(&self, path: &str, error: &io::Error) -> io::Error {
+        io::Error::new(error.kind(), format!("{}: {error}", self.path.join(path).display()))
+    }
+
+    /// The users that own something that containers left: none of them may become another job's.
+    pub(crate) fn owners(&self) -> io::Result<BTreeSet<u32>> {
+        let mut owners = BTreeSet::new();
+        for entry in self.state.entries()? {
+            owners.extend(self.state.stat(entry?.name.as_c_str()).map(|stat| stat.st_uid));
+        }
+        for entry in self.containers.entries()? {
+            let work = self.containers.folder(entry?.name.as_c_str()).and_then(|dir| dir.stat(WORK));
+            owners.extend(work.map(|stat| stat.st_uid));
+        }
+        Ok(owners)
     }
 
     /// Removes the folders of containers whose records could not be read, after a day.

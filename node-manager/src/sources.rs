@@ -1,7 +1,7 @@
 //! Where artefacts come from: the resource manager's store, the web, S3, this node's own disk. Each is opened as a
 //! stream of its bytes; what they must be is checked by who reads them.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -124,9 +124,18 @@ impl Sources {
 
     /// Read by a process of the container's user, so that the kernel says what that may read.
     async fn file(&self, path: &str) -> Result<Content> {
-        let real = self.origins.file(Path::new(path)).map_err(|refused| Final(refused.to_string()))?;
-        let mut command = tokio::process::Command::new("cat");
-        command.arg("--").arg(real).env_clear().current_dir("/").kill_on_drop(true);
+        let (origins, path) = (self.origins.clone(), PathBuf::from(path));
+        // A disk may hang.
+        let real = tokio::task::spawn_blocking(move || origins.file(&path)).await?;
+        let real = real.map_err(|refused| Final(refused.to_string()))?;
+        // As willingly killed as containers where the machine is out of memory.
+        let mut command = tokio::process::Command::new("sh");
+        command
+            .args(["-c", "echo 0 > /proc/self/oom_score_adj; exec cat -- \"$1\"", "sh"])
+            .arg(real)
+            .env_clear()
+            .current_dir("/")
+            .kill_on_drop(true);
         command.env("PATH", "/usr/bin:/bin").env("LC_ALL", "C");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if let Some(user) = self.reader {

@@ -4,9 +4,11 @@
 //! refused, and with them the launch. Nothing is written through a link, and none of it without a bound: bytes, names,
 //! levels and time.
 
+use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Component, Path};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -19,6 +21,12 @@ use tar::EntryType;
 const LEVELS: usize = 64;
 /// The longest target of a link, bytes.
 const LINK: u64 = 4096;
+/// The most that is read between two files of a tar: their headers, and what an entry without content should not have.
+const BETWEEN: u64 = 1 << 20;
+/// The most that is read of a zip's list of files.
+const DIRECTORY: u64 = 32 << 20;
+/// The largest zip: the memory for its list is bounded by its size alone.
+const ZIP: u64 = 1 << 30;
 
 /// What an archive may hold.
 #[derive(Debug, Clone, Copy)]
@@ -70,6 +78,8 @@ pub(crate) fn unpack(
     bounds: Bounds,
 ) -> Result<()> {
     let mut target = Target { into, user, bounds, begun: Instant::now(), entries: 0, bytes: 0 };
+    let is_zip = packed == Packed::Zip;
+    ensure!(!is_zip || archive.metadata()?.len() <= ZIP, "a zip of more than 1 GiB: pack it as tar.gz");
     let file = BufReader::new(archive);
     match packed {
         Packed::Tar => untar(file, &mut target),
@@ -86,8 +96,12 @@ pub(crate) fn unpack(
 }
 
 fn untar(packed: impl Read, target: &mut Target) -> Result<()> {
+    let (packed, left) = Metered::new(packed, target);
     let mut archive = tar::Archive::new(packed);
-    for entry in archive.entries()? {
+    let mut entries = archive.entries()?;
+    loop {
+        left.set(BETWEEN);
+        let Some(entry) = entries.next() else { return Ok(()) };
         let mut entry = entry?;
         let name = entry.path()?.into_owned();
         let to = |entry: &tar::Entry<_>| -> Result<_> {
@@ -97,6 +111,8 @@ fn untar(packed: impl Read, target: &mut Target) -> Result<()> {
             EntryType::Directory => target.folder(&name)?,
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let mode = entry.header().mode()?;
+                // Its file's bytes are counted where they are written.
+                left.set(u64::MAX);
                 target.file(&name, mode, &mut entry)?;
             }
             EntryType::Symlink => {
@@ -112,11 +128,13 @@ fn untar(packed: impl Read, target: &mut Target) -> Result<()> {
             _ => bail!("`{}` is a device or a pipe, which is refused", name.display()),
         }
     }
-    Ok(())
 }
 
 fn unzip(packed: impl Read + io::Seek, target: &mut Target) -> Result<()> {
+    let (packed, left) = Metered::new(packed, target);
+    left.set(DIRECTORY);
     let mut archive = zip::ZipArchive::new(packed)?;
+    left.set(u64::MAX);
     for at in 0..archive.len() {
         let mut entry = archive.by_index(at)?;
         let name = Path::new(entry.name()).to_owned();
@@ -132,6 +150,44 @@ fn unzip(packed: impl Read + io::Seek, target: &mut Target) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What is read, up to a point and for a time: libraries read lists of files into memory before they tell of one.
+struct Metered<R> {
+    inner: R,
+    left: Rc<Cell<u64>>,
+    begun: Instant,
+    time: Duration,
+}
+
+impl<R> Metered<R> {
+    fn new(inner: R, target: &Target<'_>) -> (Metered<R>, Rc<Cell<u64>>) {
+        let left = Rc::new(Cell::new(u64::MAX));
+        let metered = Metered { inner, left: left.clone(), begun: target.begun, time: target.bounds.time };
+        (metered, left)
+    }
+}
+
+impl<R: Read> Read for Metered<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.begun.elapsed() > self.time {
+            return Err(io::Error::other(format!("unpacking it takes more than {} s", self.time.as_secs())));
+        }
+        let left = self.left.get();
+        if left == 0 {
+            return Err(io::Error::other("its list of files, or what is said of one, is too large"));
+        }
+        let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let read = self.inner.read(&mut buffer[..most])?;
+        self.left.set(left - read as u64);
+        Ok(read)
+    }
+}
+
+impl<R: Seek> Seek for Metered<R> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.inner.seek(to)
+    }
 }
 
 /// Where an archive is unpacked, and how much of it there is so far.
@@ -430,6 +486,24 @@ mod tests {
         assert!(format!("{:#}", target.folder(&levels).unwrap_err()).contains("levels"));
         target.bounds.time = Duration::ZERO;
         assert!(format!("{:#}", target.folder(Path::new("d")).unwrap_err()).contains("takes more than"));
+    }
+
+    #[test]
+    fn what_is_said_of_files_is_bounded_too() {
+        // A name of megabytes, a folder with content, and the same packed small.
+        for kind in [EntryType::GNULongName, EntryType::XHeader, EntryType::Directory, EntryType::Symlink] {
+            let mut bytes = header(kind, 2 << 20, 0o755);
+            bytes.set_path("d").unwrap();
+            bytes.set_link_name("e").unwrap();
+            bytes.set_cksum();
+            let mut tar = bytes.as_bytes().to_vec();
+            tar.resize(tar.len() + (2 << 20), b'x');
+            tar.extend(good());
+            let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            gz.write_all(&tar).unwrap();
+            let told = format!("{:#}", unpacked(Packed::TarGz, &gz.finish().unwrap()).1.unwrap_err());
+            assert!(told.contains("too large"), "{kind:?}: {told}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail, ensure};
 use nm_shim::User;
 
-/// User and group ids for jobs, both ends included.
+/// User and group ids for jobs. The last one is no job's: nm tries things out as it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Range {
     first: u32,
@@ -26,7 +26,7 @@ impl FromStr for Range {
         let number = |text: &str| text.trim().parse::<u32>().with_context(valid);
         let (first, last) = (number(first)?, number(last)?);
         // The highest is no user: system calls take it for none.
-        ensure!(0 < first && first <= last && last < u32::MAX, valid());
+        ensure!(0 < first && first < last && last < u32::MAX, valid());
         Ok(Range { first, last })
     }
 }
@@ -38,13 +38,14 @@ impl fmt::Display for Range {
 }
 
 impl Range {
-    /// The lowest that is free.
-    pub(crate) fn free(self, is_taken: impl Fn(u32) -> bool) -> Option<u32> {
-        (self.first..=self.last).find(|uid| !is_taken(*uid))
+    /// The next after `last` that is free, from the beginning on if there is none.
+    pub(crate) fn free(self, last: u32, is_taken: impl Fn(u32) -> bool) -> Option<u32> {
+        let from = if self.has(last) { last + 1 } else { self.first };
+        (from..self.last).chain(self.first..from).find(|uid| !is_taken(*uid))
     }
 
     pub(crate) fn has(self, uid: u32) -> bool {
-        (self.first..=self.last).contains(&uid)
+        (self.first..self.last).contains(&uid)
     }
 }
 
@@ -204,9 +205,13 @@ mod tests {
     #[test]
     fn a_range_is_two_numbers_that_can_be_users() {
         let range: Range = "10-12".parse().unwrap();
-        assert_eq!(range.free(|uid| uid < 12), Some(12));
-        assert_eq!(range.free(|_| true), None);
-        for bad in ["", "10", "12-10", "0-5", "1-4294967295", "a-b"] {
+        assert_eq!(
+            [0, 10, 11, 12].map(|last| range.free(last, |_| false)),
+            [Some(10), Some(11), Some(10), Some(10)]
+        );
+        assert_eq!(range.free(10, |uid| uid == 11), Some(10));
+        assert_eq!(range.free(0, |_| true), None);
+        for bad in ["", "10", "12-10", "10-10", "0-5", "1-4294967295", "a-b"] {
             let told = bad.parse::<Range>().unwrap_err().to_string();
             assert!(told.contains(RANGE), "{told}");
         }

@@ -122,7 +122,9 @@ pub(crate) fn look(dir: &Path) -> io::Result<Left> {
         return Ok(Left::NeverStarted);
     }
     match files::read::<Claim>(dir, files::CLAIM)? {
-        Some(Claim { shim: Some(pid) }) => Ok(Left::Shim(pid, files::read(dir, files::PROCESS)?)),
+        Some(Claim { shim: Some(pid) }) => {
+            Ok(Left::Shim(pid, files::read(dir, files::PROCESS).ok().flatten()))
+        }
         Some(Claim { shim: None }) | None => Ok(Left::NeverStarted),
     }
 }

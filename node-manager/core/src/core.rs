@@ -9,7 +9,7 @@ use types::{
 
 use crate::all::Containers;
 use crate::containers::Container;
-use crate::{Command, ContainerView, Denied, Event, HelloFacts, Lease, Master, View};
+use crate::{Command, ContainerView, Denied, Event, HelloFacts, Lease, Master, Phase, View};
 
 /// An open session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -251,10 +251,10 @@ impl Core {
         self.containers.get(id).map(|container| &container.start)
     }
 
-    /// Whether a container is over; none if it is not known.
+    /// Of which job a container is, and where in its life; none if it is not known.
     #[must_use]
-    pub fn is_over(&self, id: ContainerId) -> Option<bool> {
-        self.containers.get(id).map(|container| container.phase.is_over())
+    pub fn where_is(&self, id: ContainerId) -> Option<(&JobId, Phase)> {
+        self.containers.get(id).map(|container| (&container.start.job, container.phase))
     }
 
     /// Those that may have processes.

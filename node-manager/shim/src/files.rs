@@ -45,6 +45,7 @@ pub struct Order {
     /// Whom it runs as, if not as the shim.
     pub user: Option<User>,
     /// The other groups that this user is in.
+    #[serde(default)]
     pub groups: Vec<u32>,
     /// What it may not see or do.
     pub sandbox: Sandbox,
@@ -58,6 +59,7 @@ pub struct Order {
 
 /// What a container may not see or do beyond its limits; nothing by default. All but the first need root.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Sandbox {
     /// No program that it runs gives it more rights than it has.
     pub no_new_privileges: bool,
@@ -172,6 +174,10 @@ pub fn start_ticks(pid: u32) -> io::Result<u64> {
 /// Creates the claim in `dir` with `content`, complete or not at all. `Ok(false)` if there is one already.
 pub fn claim(dir: &Path, content: &Claim) -> io::Result<bool> {
     let dir = Folder::open(dir)?;
+    // Looked at first: on a full disk nothing can be made, and there is nothing to be made.
+    if dir.stat(CLAIM).is_ok() {
+        return Ok(false);
+    }
     let draft = format!("{CLAIM}.{}", std::process::id());
     dir.remove_file(draft.as_str())?;
     dir.create(draft.as_str(), 0o600)?.write_all(&serde_json::to_vec(content)?)?;

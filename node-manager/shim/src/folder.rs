@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, IFlags, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat,
@@ -23,6 +23,10 @@ use crate::User;
 const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 /// A folder, and not a link to one.
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// How long a removal may take before it is left for later.
+const REMOVAL: Duration = Duration::from_secs(600);
+/// Levels that are removed where they are, where nothing can be moved.
+const LEVELS: usize = 64;
 /// The least that a file takes on most disks, bytes.
 const BLOCK: u64 = 4096;
 /// How a folder is called on its way out, below that which is removed.
@@ -355,13 +359,14 @@ impl Folder {
         };
         let mut fresh = 0u64;
         // What was brought up shows in the next look.
-        while top.empty_once(&mut fresh)? {}
+        let until = Instant::now() + REMOVAL;
+        while top.empty_once(&mut fresh, until)? {}
         drop(top);
         self.insist(&name, AtFlags::REMOVEDIR)
     }
 
     /// Removes files and empties folders, whose folders come up here. Whether there was anything.
-    fn empty_once(&self, fresh: &mut u64) -> io::Result<bool> {
+    fn empty_once(&self, fresh: &mut u64, until: Instant) -> io::Result<bool> {
         let mut any = false;
         for entry in self.entries()? {
             let entry = entry?;
@@ -377,6 +382,12 @@ impl Folder {
             };
             for inner in below.entries()? {
                 let inner = inner?;
+                if Instant::now() > until {
+                    return Err(odd(
+                        &entry.name,
+                        "is too much, or still written into; its removal goes on later",
+                    ));
+                }
                 if inner.kind == FileType::Directory {
                     self.bring_up(&below, &inner.name, fresh)?;
                 } else {
@@ -403,9 +414,28 @@ impl Folder {
                     below.loosen(name);
                     below.loosen(c".");
                 }
+                // No room for the new name, or it may not leave its folder: then it goes where it is.
+                Err(Errno::XDEV | Errno::NOSPC | Errno::DQUOT | Errno::MLINK) => {
+                    return below.empty_where_it_is(name, LEVELS);
+                }
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    fn empty_where_it_is(&self, name: &CStr, levels: usize) -> io::Result<()> {
+        let folder = self.folder_to_empty(name)?;
+        for entry in folder.entries()? {
+            let entry = entry?;
+            if entry.kind != FileType::Directory {
+                folder.insist(&entry.name, AtFlags::empty())?;
+            } else if levels > 0 {
+                folder.empty_where_it_is(&entry.name, levels - 1)?;
+            } else {
+                return Err(odd(&entry.name, "is deeper than can be removed without room on the disk"));
+            }
+        }
+        self.insist(name, AtFlags::REMOVEDIR)
     }
 
     /// Opens a folder that is to be emptied, whatever its mode and flags.

@@ -16,13 +16,17 @@ use crate::groups::{is_gone, processes_below};
 pub enum KillPlan {
     /// cgroup v1: freeze, so that nothing forks meanwhile; SIGKILL to all; thaw, so that they die.
     V1 {
-        /// The container's group, of the freezer.
+        /// `cgroup.procs` of the container, of the freezer.
+        procs: PathBuf,
+        /// `freezer.state` beside it.
         freezer: PathBuf,
     },
     /// cgroup v2: one write; kernels before 5.14 take SIGKILL to all, again and again.
     V2 {
-        /// The container's group.
-        group: PathBuf,
+        /// `cgroup.procs` of the container.
+        procs: PathBuf,
+        /// `cgroup.kill` beside it; older kernels have none.
+        kill: PathBuf,
     },
     /// Without a cgroup: every descendant of the shim, to which orphans come back.
     Descendants,
@@ -32,8 +36,8 @@ impl KillPlan {
     /// Whether nothing is left of it: in its group and those below, or, without one, or should somebody have removed
     /// it, of what descends from `shim`.
     pub fn is_over(&self, shim: Option<u32>) -> io::Result<bool> {
-        if let KillPlan::V2 { group } = self {
-            match fs::read_to_string(group.join("cgroup.events")) {
+        if let KillPlan::V2 { procs, .. } = self {
+            match fs::read_to_string(procs.with_file_name("cgroup.events")) {
                 Ok(events) => return Ok(events.lines().any(|line| line == "populated 0")),
                 Err(error) if is_gone(&error) => {}
                 Err(error) => return Err(error),
@@ -45,7 +49,9 @@ impl KillPlan {
     /// The processes that are left.
     pub fn processes(&self, shim: Option<u32>) -> io::Result<Vec<u32>> {
         let in_group = match self {
-            KillPlan::V1 { freezer: group } | KillPlan::V2 { group } => processes_below(group)?,
+            KillPlan::V1 { procs, .. } | KillPlan::V2 { procs, .. } => {
+                procs.parent().map_or(Ok(None), processes_below)?
+            }
             KillPlan::Descendants => None,
         };
         Ok(in_group.unwrap_or_else(|| {
@@ -60,16 +66,13 @@ impl KillPlan {
     /// One round of killing. Those killed may take a moment to be gone.
     pub fn kill_once(&self, shim: Option<u32>) -> io::Result<()> {
         match self {
-            KillPlan::V2 { group } if group.join("cgroup.kill").exists() => {
-                ignore_gone(fs::write(group.join("cgroup.kill"), "1"))
-            }
-            KillPlan::V1 { freezer } => {
-                let state = freezer.join("freezer.state");
+            KillPlan::V2 { kill, .. } if kill.exists() => ignore_gone(fs::write(kill, "1")),
+            KillPlan::V1 { freezer, .. } => {
                 // Written again for each round: a thawed group may have forked since.
-                ignore_gone(fs::write(&state, "FROZEN"))?;
-                await_frozen(&state);
+                ignore_gone(fs::write(freezer, "FROZEN"))?;
+                await_frozen(freezer);
                 let killed = self.processes(shim).map(|pids| pids.into_iter().for_each(kill_pid));
-                ignore_gone(fs::write(&state, "THAWED"))?;
+                ignore_gone(fs::write(freezer, "THAWED"))?;
                 killed
             }
             KillPlan::V2 { .. } | KillPlan::Descendants => {
@@ -115,14 +118,17 @@ fn kill_pid(pid: u32) {
     }
 }
 
-/// Appends every descendant of `pid` that is not a zombie.
+/// Appends every descendant of `pid` that is not a zombie. There may be very long lines of them.
 fn descendants(pid: u32, found: &mut Vec<u32>) {
-    let Ok(text) = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")) else { return };
-    for child in text.split_ascii_whitespace().filter_map(|word| word.parse().ok()) {
-        if !is_zombie(child) {
-            found.push(child);
+    let mut left = vec![pid];
+    while let Some(pid) = left.pop() {
+        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")) else { continue };
+        for child in text.split_ascii_whitespace().filter_map(|word| word.parse().ok()) {
+            if !is_zombie(child) {
+                found.push(child);
+            }
+            left.push(child);
         }
-        descendants(child, found);
     }
 }
 

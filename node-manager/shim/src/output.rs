@@ -22,6 +22,8 @@ const SEGMENTS: u64 = 8;
 const SEGMENT_MIN: u64 = 4 << 10;
 /// How much is read at once.
 const CHUNK: usize = 64 << 10;
+/// How often one stream is read at the end: the largest pipe has a mebibyte, and a read may bring little.
+const LAST_READS: usize = 4_096;
 /// How often one stream is read before the shim looks at anything else.
 const READS: usize = 16;
 
@@ -80,11 +82,15 @@ impl Output {
         }
     }
 
-    /// Takes all that is there.
+    /// Takes all that is there. It is no more than a pipe holds, unless somebody else writes who was given its end.
     pub(crate) fn drain(&mut self) {
         self.buffer.resize(CHUNK, 0);
         for stream in &mut self.streams {
-            while stream.pump(&mut self.buffer) {}
+            for _ in 0..LAST_READS {
+                if !stream.pump(&mut self.buffer) {
+                    break;
+                }
+            }
             stream.tell_lost();
         }
     }

@@ -184,7 +184,8 @@ impl Cgroups for V1 {
     }
 
     fn kill_plan(&self, container: &str) -> KillPlan {
-        KillPlan::V1 { freezer: self.freezer.join(container) }
+        let dir = self.freezer.join(container);
+        KillPlan::V1 { procs: dir.join("cgroup.procs"), freezer: dir.join("freezer.state") }
     }
 
     fn cpu_ns(&self, container: &str) -> Option<u64> {

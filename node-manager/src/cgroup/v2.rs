@@ -200,7 +200,8 @@ impl Cgroups for V2 {
     }
 
     fn kill_plan(&self, container: &str) -> KillPlan {
-        KillPlan::V2 { group: self.dir.join(container) }
+        let dir = self.dir.join(container);
+        KillPlan::V2 { procs: dir.join("cgroup.procs"), kill: dir.join("cgroup.kill") }
     }
 
     fn cpu_ns(&self, container: &str) -> Option<u64> {

@@ -114,7 +114,7 @@ async fn survives(rm: &mut FakeRm, node: &mut Node) {
     node.run();
     let mut session = rm.join().await;
     assert!(begun.elapsed() < JOINS, "it joined after {:?}", begun.elapsed());
-    assert!(session.hello.state.iter().any(is_others), "{:?}", session.hello.state);
+    session.until("the other's state", |seen| seen.state.iter().any(is_others)).await;
     for seq in [1, 2] {
         assert_eq!(session.state(id(seq)), Some(ContainerState::Running));
         session.stop(id(seq), 0);
@@ -159,7 +159,7 @@ async fn a_container_can_write_nowhere_but_into_its_own_folders_and_cannot_hold_
     let mut session = rm.join().await;
     let given = "$SAMZA_JOB_FILE $SAMZA_TOKEN_FILE $SAMZA_AM_ADDRESS_FILE";
     let script = format!(
-        "for dir in $SAMZA_LOG_DIR .. ../given ../.. ../../.. ../../../jobs ../../../state ../../../cache; do \
+        "for dir in ../../../logs/application_1_1/* .. ../given ../.. ../../.. ../../../jobs ../../../state ../../../cache; do \
            touch $dir/x 2>/dev/null && echo wrote $dir; ls $dir >/dev/null 2>&1 && echo read $dir; done; \
          for file in {given}; do rm -f $file 2>/dev/null && echo removed $file; done; \
          cat ../record.json ../../../node.json 2>/dev/null && echo read; \
@@ -236,4 +236,98 @@ async fn what_a_container_puts_into_groups_of_its_own_dies_with_it() {
         assert!(!crate::stage::alive(child));
         assert_eq!(node.cgroups(), Vec::<PathBuf>::new());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_state_that_no_task_makes_are_not_told_and_many_take_nothing_from_others() {
+    let mut rm = FakeRm::start().await;
+    let mut node = Node::start(&rm, &[]);
+    let mut session = rm.join().await;
+    let mut other = shell(1, 1, "mkdir $SAMZA_STATE_DIR/P; printf 12345 > $SAMZA_STATE_DIR/P/data");
+    other.job = JobId { name: "other".into(), id: "1".into() };
+    session.start(&other);
+    session.exit(id(1)).await;
+    let script = r#"cd $SAMZA_STATE_DIR; long=$(printf 'd%.0s' $(seq 200)); mkdir $long "$(printf 'a\001b')" fine;
+        seq 25000 | xargs mkdir"#;
+    session.start(&shell(2, 2, script));
+    assert_eq!(session.exit(id(2)).await, ExitCause::Success);
+    // Half of what is told of all.
+    session.until("its share", |seen| seen.state.len() == 20_001).await;
+    session.until("the other's", |seen| seen.state.iter().any(is_others)).await;
+    let names: Vec<String> = session.seen.lock().unwrap().state.iter().map(|e| e.entry.clone()).collect();
+    assert!(names.iter().all(|name| name.len() < 129 && !name.contains('\u{1}')));
+    node.kill();
+    node.run();
+    rm.join().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_writes_into_what_is_being_removed_keeps_nothing_of_others() {
+    let mut rm = FakeRm::start().await;
+    let node = Node::start(&rm, &[]);
+    let mut session = rm.join().await;
+    session.start(&shell(1, 1, "exit 0"));
+    session.exit(id(1)).await;
+    let work = node.work(id(1));
+    let script = format!(
+        "cd {} && touch $SAMZA_STATE_DIR/up && n=0 && while :; do n=$((n + 1)); mkdir -p $n/x 2>/dev/null; done",
+        work.display()
+    );
+    session.start(&shell(2, 2, &script));
+    session.running(id(2)).await;
+    until("its start", || node.root.path().join("state/job-1/up").exists()).await;
+    session.send(ToNode::Forget { container: id(1) });
+    until("the first out of the way", || !work.exists()).await;
+    let mut other = shell(3, 3, "mkdir $SAMZA_STATE_DIR/P");
+    other.job = JobId { name: "other".into(), id: "1".into() };
+    session.start(&other);
+    assert_eq!(session.exit(id(3)).await, ExitCause::Success);
+    session.send(ToNode::Forget { container: id(3) });
+    session.send(ToNode::Purge { job: other.job.clone() });
+    let (jobs, state) = (node.root.path().join("jobs/other-1.json"), node.root.path().join("state/other-1"));
+    until("the other's end", || !jobs.exists() && !state.exists()).await;
+    session.stop(id(2), 0);
+    assert_eq!(session.exit(id(2)).await, ExitCause::KilledByAm);
+}
+
+/// A disk without room: nothing can be made on it, also not by root.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_a_container_filled_keeps_no_nm_from_starting() {
+    let disk = tempfile::tempdir_in("/var/tmp").unwrap();
+    let options = "mode=755,nr_inodes=200,size=64m";
+    let mut mount = std::process::Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", options, "none"]).arg(disk.path());
+    assert!(mount.status().unwrap().success(), "mount needs root");
+    let mut rm = FakeRm::start().await;
+    let mut node = Node::below(disk.path(), &rm, &["--min-free", "1MiB"]);
+    node.run();
+    let mut session = rm.join().await;
+    session.start(&shell(
+        1,
+        1,
+        "n=0; while touch $n 2>/dev/null; do n=$((n + 1)); done; echo full; exec sleep 1000",
+    ));
+    let pid = session.running(id(1)).await.pid.unwrap();
+    until("no room", || fs::read_to_string(stdout(&node, 1)).is_ok_and(|text| text == "full\n")).await;
+    node.kill();
+    node.run();
+    let mut session = rm.join().await;
+    assert_eq!(session.state(id(1)), Some(ContainerState::Running));
+    assert!(crate::stage::alive(pid));
+    session.stop(id(1), 0);
+    assert_eq!(session.exit(id(1)).await, ExitCause::KilledByAm);
+    drop(node);
+    assert!(std::process::Command::new("umount").arg(disk.path()).status().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_root_a_container_has_its_secrets_too() {
+    let mut rm = FakeRm::start().await;
+    let _node = Node::without_root(&rm, NOBODY);
+    let mut session = rm.join().await;
+    let mut start =
+        shell(1, 1, "[ $(cat $SAMZA_SECRETS_DIR/password) = swordfish ] && cat $SAMZA_TOKEN_FILE");
+    start.secrets = types::Secrets([("password".to_owned(), "swordfish".to_owned())].into());
+    session.start(&start);
+    assert_eq!(session.exit(id(1)).await, ExitCause::Success);
 }

@@ -141,11 +141,16 @@ async fn a_master_that_moves_is_told_to_its_containers() {
     session.running(id(1)).await;
     let app = shell(1, 1, "").app;
     let file = node.given(id(1)).join("am-address");
+    // One that a former version started looks for it in its own folder.
+    session.start(&shell(3, 3, "sleep 1000"));
+    session.running(id(3)).await;
+    fs::remove_dir_all(node.given(id(3))).unwrap();
     for (attempt, address) in [(2, "127.0.0.1:5"), (1, "127.0.0.1:4")] {
         session.send(ToNode::AmAddress { app: app.clone(), attempt, address: address.into() });
     }
     session.start(&shell(2, 2, "sleep 1000"));
     session.running(id(2)).await;
     assert_eq!(fs::read_to_string(file).unwrap(), "2 127.0.0.1:5\n");
+    assert_eq!(fs::read_to_string(node.work(id(3)).join("am-address")).unwrap(), "2 127.0.0.1:5\n");
     assert_eq!(fs::read_to_string(node.given(id(2)).join("am-address")).unwrap(), "2 127.0.0.1:5\n");
 }

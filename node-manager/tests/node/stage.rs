@@ -360,6 +360,11 @@ impl Node {
         node
     }
 
+    /// The next nm is started without these.
+    pub fn without(&mut self, args: &[&str]) {
+        self.args.retain(|arg| !args.contains(&arg.as_str()));
+    }
+
     /// Starts `nm` (again).
     pub fn run(&mut self) {
         self.run_inside(&[]);

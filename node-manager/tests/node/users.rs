@@ -55,7 +55,7 @@ async fn jobs_are_users_of_their_own_who_can_do_nothing_to_each_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_jobs_user_outlives_restarts_and_is_given_back_when_its_state_is_gone() {
     let mut rm = FakeRm::start().await;
-    let mut node = Node::start(&rm, &["--uids", "1900000007-1900000008"]);
+    let mut node = Node::start(&rm, &["--uids", "1900000007-1900000009"]);
     let mut session = rm.join().await;
     for (seq, job) in [(1, "a"), (2, "b")] {
         session.start(&of_job(job, seq, "id -u; echo mine > $SAMZA_STATE_DIR/file"));
@@ -64,7 +64,7 @@ async fn a_jobs_user_outlives_restarts_and_is_given_back_when_its_state_is_gone(
     assert_eq!((said(&node, 1).as_str(), said(&node, 2).as_str()), ("1900000007\n", "1900000008\n"));
     session.start(&of_job("c", 3, "id -u"));
     let ExitCause::LaunchFailed { reason } = session.exit(id(3)).await else { panic!("it ran") };
-    assert!(reason.contains("--uids 1900000007-1900000008"), "{reason}");
+    assert!(reason.contains("--uids 1900000007-1900000009"), "{reason}");
     node.kill();
     node.run();
     let mut session = rm.join().await;
@@ -104,6 +104,28 @@ async fn state_of_another_user_is_not_given_to_a_job_and_what_a_former_version_l
     session.start(&shell(3, 1, "[ ! -e $SAMZA_STATE_DIR/file ] && touch $SAMZA_STATE_DIR/file"));
     assert_eq!(session.exit(id(3)).await, ExitCause::Success);
     assert_eq!(fs::metadata(&state).unwrap().uid(), 65_534);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_containers_that_a_former_nm_started_as_another_user_run_their_job_starts_none_here() {
+    let mut rm = FakeRm::start().await;
+    let mut node = Node::start(&rm, &["--allow-root"]);
+    let mut session = rm.join().await;
+    session.start(&shell(1, 1, "echo mine > $SAMZA_STATE_DIR/file; touch up; exec sleep 1000"));
+    session.running(id(1)).await;
+    until("its start", || node.work(id(1)).join("up").exists()).await;
+    node.kill();
+    node.without(&["--allow-root"]);
+    node.run();
+    let mut session = rm.join().await;
+    session.start(&shell(2, 2, "exit 0"));
+    let ExitCause::LaunchFailed { reason } = session.exit(id(2)).await else { panic!("it ran") };
+    assert!(reason.contains("must end first"), "{reason}");
+    assert_eq!(node.in_state("file"), "mine\n");
+    session.stop(id(1), 0);
+    session.exit(id(1)).await;
+    session.start(&shell(3, 2, "[ ! -e $SAMZA_STATE_DIR/file ] && touch $SAMZA_STATE_DIR/file"));
+    assert_eq!(session.exit(id(3)).await, ExitCause::Success);
 }
 
 #[test]
