@@ -22,6 +22,8 @@ use crate::{built, process};
 
 /// For what should take a second or a few; generous, for machines that do other things too.
 pub const SOON: Duration = Duration::from_secs(45);
+/// The folder that every container can write into, below a cluster's.
+const SHARED: &str = "shared";
 
 /// A program of this build.
 ///
@@ -134,6 +136,11 @@ impl Cluster {
         // Containers may run as another user than the test.
         let readable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&folder, readable).expect("our own folder");
+        let shared = folder.join(SHARED);
+        std::fs::create_dir(&shared).expect("our own folder");
+        // Whatever the umask.
+        let writable = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(shared, writable).expect("our own folder");
         let mut sweeper = Command::new("setsid")
             .arg(repository().join("tests/sweep.sh"))
             .stdin(Stdio::piped())
@@ -233,6 +240,12 @@ impl Cluster {
         let found: serde_json::Value = serde_json::from_str(&text).expect("addresses.json is JSON");
         let address = |key: &str| found[key].as_str().expect("addresses.json names both").to_owned();
         (self.grpc, self.web) = (address("grpc"), address("http"));
+    }
+
+    /// A folder that every container can write into.
+    #[must_use]
+    pub fn shared(&self) -> PathBuf {
+        self.folder.join(SHARED)
     }
 
     /// SIGKILLs the resource manager.

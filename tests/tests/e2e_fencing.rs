@@ -37,10 +37,9 @@ fn large(host: &str, rack: &str) -> NodeSettings {
 /// A job whose second container (and only that) stops itself at `phase`.
 fn paused_at(phase: &str, cluster: &Cluster, topics: &Topics, brokers: &Brokers) -> Job {
     let mut job = job(phase, 1, topics, brokers);
-    let runs = cluster.folder().join(&job.name);
-    std::fs::create_dir(&runs).unwrap();
+    let runs = cluster.shared().join(&job.name);
     let script = format!(
-        "n=1; while ! /bin/mkdir {}/$n 2>/dev/null; do n=$((n+1)); done; \
+        "n=1; /bin/mkdir -p {0}; while ! /bin/mkdir {0}/$n 2>/dev/null; do n=$((n+1)); done; \
          if [ $n = 2 ]; then export SAMZA_TEST_PAUSE_AT={phase}; fi; exec ./counter",
         runs.display()
     );

@@ -78,6 +78,7 @@ fn stamping(name: &str, keeps: bool, stamps: &Path, topics: &Topics, brokers: &B
     job.placement = format!("on-lease-loss = \"{on_loss}\"\nwait = \"0s\"\nrack-wait = \"0s\"");
     let folder = stamps.join(&job.name);
     std::fs::create_dir_all(&folder).unwrap();
+    std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     // Nobody writes to the pipe: reading it is a sleep that needs no process of its own.
     let script = format!(
         "exec 9<> <(:); (while read up idle < /proc/uptime; do echo $up; read -t 0.01 -u 9; done) \
@@ -272,7 +273,7 @@ impl World {
             left.retain(|seen| seen.env("SAMZA_CONTAINER_ID") == Some(&id));
             check(left.is_empty(), || format!("{left:?}"))
         });
-        let lives = lives(&self.cluster.folder().join("stamps").join(name));
+        let lives = lives(&self.cluster.shared().join("stamps").join(name));
         let (_, ended) = lives[&old.id];
         let (next, (began, _)) = lives.range(old.id..).nth(1).expect("it has a successor");
         if said(self.cluster.node_root(old.place), &id).contains("fenced: ") {
@@ -310,7 +311,7 @@ impl World {
     fn assert_apart(&self) {
         for Trial { job, .. } in self.trials.iter().filter(|trial| !trial.keeps) {
             let lives: Vec<_> =
-                lives(&self.cluster.folder().join("stamps").join(&job.name)).into_iter().collect();
+                lives(&self.cluster.shared().join("stamps").join(&job.name)).into_iter().collect();
             for pair in lives.windows(2) {
                 let ((old, (_, ended)), (new, (began, _))) = (pair[0], pair[1]);
                 assert!(ended < began, "{}: {old} lived at {ended}, {new} began at {began}", job.name);
@@ -337,7 +338,7 @@ fn run(network: Arc<Network>, cuts: usize, rng: &mut StdRng) {
     let topics = Topics::on(brokers);
     // Two nodes have room for all: those that the first round spares, or nearly. More would leave others without any.
     let cluster = Cluster::with(Settings::nodes_on(&network, "768MiB"));
-    let stamps = cluster.folder().join("stamps");
+    let stamps = cluster.shared().join("stamps");
     let mut trials: Vec<Trial> =
         (0..STOPPING).map(|n| stamping(&format!("stop{n}"), false, &stamps, &topics, brokers)).collect();
     trials.extend(["fed", "idle"].map(|name| stamping(name, true, &stamps, &topics, brokers)));

@@ -17,7 +17,7 @@ fn memory_hog_is_killed_as_out_of_memory_and_others_are_not() {
     let topics = Topics::on(brokers);
     let cluster = Cluster::start(1);
     let mut job = Job { containers: 2, memory: "192MiB".into(), ..Job::counter("hog", brokers) };
-    let hog_now = cluster.folder().join("hog-now");
+    let hog_now = cluster.shared().join("hog-now");
     let settings =
         [("fault", "hog"), ("fault-task", "Partition 0"), ("fault-when", hog_now.to_str().unwrap())];
     job.config.extend(settings.map(|(key, value)| (key.to_owned(), value.to_owned())));

@@ -28,7 +28,7 @@ fn job(name: &str, topics: &Topics, brokers: &Brokers) -> Job {
 
 /// Lets task `Partition 0` exit with 3 at its next message once the returned file exists.
 fn arm(job: &mut Job, cluster: &Cluster) -> PathBuf {
-    let file = cluster.folder().join("exit-now");
+    let file = cluster.shared().join("exit-now");
     let settings = [("fault", "exit"), ("fault-task", "Partition 0"), ("fault-when", file.to_str().unwrap())];
     job.config.extend(settings.map(|(key, value)| (key.to_owned(), value.to_owned())));
     file

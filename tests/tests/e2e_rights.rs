@@ -337,7 +337,9 @@ fn every_mechanism_that_is_built_lets_a_job_in() {
     let secured = Secured::shared();
     let secure = secured.brokers.data.join("secure");
     let file = |name: &str| format!("{{ file = {:?} }}", secure.join(name));
-    let token = secure.join("token");
+    let cluster = Cluster::start(1);
+    // Where the job's user can read it.
+    let token = cluster.shared().join("token");
     // Claims: {"sub":"job","iat":1700000000,"exp":4000000000}, signed by nobody.
     let claims = "eyJzdWIiOiJqb2IiLCJpYXQiOjE3MDAwMDAwMDAsImV4cCI6NDAwMDAwMDAwMH0";
     std::fs::write(&token, format!("eyJhbGciOiJub25lIn0.{claims}.\n")).expect("our own folder");
@@ -354,7 +356,6 @@ fn every_mechanism_that_is_built_lets_a_job_in() {
         with_password("SCRAM-SHA-512"),
         format!("mechanism = \"OAUTHBEARER\"\ntoken-file = {token:?}\nca = {}", file("ca.pem")),
     ];
-    let cluster = Cluster::start(1);
     let job = secured.job("in");
     let (always, missing) = listed();
     secured.grant(&always.iter().chain(&missing).map(|right| right.of(&job)).collect::<Vec<_>>());

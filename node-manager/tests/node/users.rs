@@ -138,7 +138,9 @@ fn root_as_the_user_of_containers_must_be_asked_for_by_name() {
         assert!(!output.status.success());
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    for user in ["root", "0:0"] {
+    // The small machine of the other kind of cgroups has no users with names.
+    let named = fs::read_to_string("/etc/passwd").is_ok().then_some("root");
+    for user in named.into_iter().chain(["0:0"]) {
         let text = told(&["--user", user]);
         assert!(text.contains("--allow-root"), "{text}");
     }
