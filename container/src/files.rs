@@ -33,7 +33,7 @@ mod tests {
 
     #[test]
     fn databases_share_the_files_that_may_be_open_and_too_few_are_refused_by_name() {
-        assert_eq!(tables_of_each(1, (1 << 20)), Ok(MOST_TABLES));
+        assert_eq!(tables_of_each(1, 1 << 20), Ok(MOST_TABLES));
         for (databases, files) in [(1, 1_024), (16, 1_024), (300, 8_192), (300, 5_000), (1_000, 65_536)] {
             let each = tables_of_each(databases, files).unwrap_or_else(|why| panic!("{why}"));
             let all = OURS + databases as u64 * (OF_A_DATABASE + each);

@@ -56,8 +56,25 @@ pub(crate) enum Wall {
 }
 
 impl Wall {
+    /// Those that the command line says, or the usual ones.
+    pub(crate) fn chosen(told: &[Wall], root: &Path, users: &Users) -> Result<Vec<Wall>> {
+        if told.is_empty() {
+            return Ok(Wall::usual(root, users));
+        }
+        ensure!(
+            !told.contains(&Wall::None) || told.len() == 1,
+            "--sandbox none takes nothing away: it goes with nothing else"
+        );
+        ensure!(
+            !(told.contains(&Wall::PrivateTmp) && root.starts_with("/tmp")),
+            "--sandbox private-tmp hides what is in /tmp from containers: put --root {} elsewhere",
+            root.display()
+        );
+        Ok(told.to_vec())
+    }
+
     /// What is taken away unless told: all that a job that keeps to its own does not miss.
-    pub(crate) fn usual(root: &Path, users: &Users) -> Vec<Wall> {
+    fn usual(root: &Path, users: &Users) -> Vec<Wall> {
         if !rustix::process::geteuid().is_root() {
             return vec![Wall::NoNewPrivileges, Wall::Seccomp];
         }

@@ -36,7 +36,7 @@ use nm_core::{Core, Event};
 use proto::Token;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use types::{NodeHello, NodeId, Resource};
+use types::{NodeHello, NodeId, Resource, StateEntry};
 
 use crate::args::Args;
 use crate::cgroup::Cgroups;
@@ -79,16 +79,7 @@ async fn main() -> Result<()> {
     let total = total(&args)?;
     let users = Users::choose(args.user.as_deref(), args.allow_root, args.uids)?;
     let root = Arc::new(Root::open(args.root.as_deref().context("--root")?)?);
-    let walls = if args.sandbox.is_empty() { Wall::usual(root.path(), &users) } else { args.sandbox.clone() };
-    ensure!(
-        !(walls.contains(&Wall::None) && walls.len() > 1),
-        "--sandbox none takes nothing away: it goes with nothing else"
-    );
-    ensure!(
-        !(walls.contains(&Wall::PrivateTmp) && root.path().starts_with("/tmp")),
-        "--sandbox private-tmp hides what is in /tmp from containers: put --root {} elsewhere",
-        root.path().display()
-    );
+    let walls = Wall::chosen(&args.sandbox, root.path(), &users)?;
     localize::remove_drafts(&root).context("the cache")?;
     reach::check(root.path(), &users)?;
     cgroup::be_spared();
@@ -164,17 +155,7 @@ async fn serve(
     let mut out = Vec::new();
     core.recover(driver::now(), left, &mut out);
     hands::carry_out_recovery(&hands, out);
-    let scanning = root.clone();
-    let mut scan = tokio::task::spawn_blocking(move || state::scan(&scanning));
-    let state_sent = match tokio::time::timeout(SCAN, &mut scan).await {
-        Ok(found) => found?,
-        Err(_) => {
-            tracing::warn!("there is much local state to look at; it is told when that is done");
-            let telling = inbox.clone();
-            tokio::spawn(async move { scan.await.map(|found| telling.send(Inbox::State(found))) });
-            Vec::new()
-        }
-    };
+    let state_sent = first_look(&root, &inbox).await?;
     let driver = Driver {
         core,
         root: root.clone(),
@@ -209,6 +190,24 @@ async fn serve(
     serving.await??;
     tracing::info!("ended; containers go on");
     Ok(())
+}
+
+/// The local state; none where there is so much that looking at it takes long: then it is told when that is done.
+async fn first_look(root: &Arc<Root>, inbox: &mpsc::UnboundedSender<Inbox>) -> Result<Vec<StateEntry>> {
+    let scanning = root.clone();
+    let mut scan = tokio::task::spawn_blocking(move || state::scan(&scanning));
+    if let Ok(found) = tokio::time::timeout(SCAN, &mut scan).await {
+        return Ok(found?);
+    }
+    tracing::warn!("there is much local state to look at; it is told when that is done");
+    let telling = inbox.clone();
+    tokio::spawn(async move {
+        if let Ok(found) = scan.await {
+            // The driver is gone only at shutdown.
+            let _ = telling.send(Inbox::State(found));
+        }
+    });
+    Ok(Vec::new())
 }
 
 /// nm-shim lies beside nm.
