@@ -3,6 +3,8 @@
 mod age;
 mod args;
 mod cgroup;
+#[cfg(test)]
+mod damage;
 mod doctor;
 mod driver;
 mod grpc;

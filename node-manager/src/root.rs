@@ -15,9 +15,9 @@
 //! nothing of ours enters by path (see [`Folder`]). What begins with `.gone-` is on its way out.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -36,6 +36,8 @@ use crate::jobs::Jobs;
 use crate::points;
 
 const NODE: &str = "node.json";
+const LEASE: &str = "lease";
+const LOCK: &str = "nm.lock";
 const RECORD: &str = "record.json";
 /// The folder of what a container is told, below its own.
 pub(crate) const GIVEN: &str = "given";
@@ -51,6 +53,7 @@ const RECORD_MOST: u64 = 16 << 20;
 /// The node's folder.
 pub(crate) struct Root {
     path: PathBuf,
+    folder: Folder,
     pub(crate) containers: Folder,
     pub(crate) logs: Folder,
     pub(crate) state: Folder,
@@ -81,8 +84,8 @@ impl Root {
             .create(path)
             .with_context(|| format!("--root {}", path.display()))?;
         let path = path.canonicalize()?;
-        let root = Folder::open(&path)?;
-        let lock = lock(&path)?;
+        let folder = Folder::open(&path)?;
+        let lock = lock(&path, &folder)?;
         let node = match files::read::<NodeFile>(&path, NODE) {
             Ok(Some(node)) => node,
             Ok(None) => {
@@ -97,28 +100,28 @@ impl Root {
             // A link of the operator's, to another disk, is followed.
             let at = path.join(name);
             let made = make_dir(&at, mode).and_then(|()| Folder::open(&at));
-            let folder = made.with_context(|| at.display().to_string())?;
+            let part = made.with_context(|| at.display().to_string())?;
             // One of a former version, or that a former umask made, may let in more or fewer.
-            folder.set_mode(mode)?;
-            Ok(folder)
+            part.set_mode(mode)?;
+            Ok(part)
         };
         // Containers go through the first two to what is theirs, and list none.
         let (containers, state, cache) =
             (part("containers", 0o711)?, part("state", 0o711)?, part("cache", 0o700)?);
         let logs = part("logs", 0o755)?;
-        let jobs = Jobs::open(&root, &state)?;
+        let jobs = Jobs::open(&folder, &state)?;
         let (node, versions) = (Mutex::new(node), Mutex::default());
-        Ok(Root { path, containers, logs, state, cache, jobs, _lock: lock, node, versions })
+        Ok(Root { path, folder, containers, logs, state, cache, jobs, _lock: lock, node, versions })
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
     pub(crate) fn lock_file(&self) -> PathBuf {
-        self.path.join("nm.lock")
+        self.path.join(LOCK)
     }
     pub(crate) fn lease_file(&self) -> PathBuf {
-        self.path.join("lease")
+        self.path.join(LEASE)
     }
     pub(crate) fn container(&self, id: ContainerId) -> PathBuf {
         self.path.join("containers").join(id.to_string())
@@ -160,12 +163,7 @@ impl Root {
 
     /// Overwritten in place: the width is fixed, so a reader sees the old number or the new.
     pub(crate) fn write_lease(&self, end: Timestamp) -> io::Result<()> {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(self.lease_file())?;
+        let file = self.folder.open_to_write(LEASE, 0o600)?;
         std::os::unix::fs::FileExt::write_all_at(&file, format!("{:020}\n", end.0).as_bytes(), 0)
     }
 
@@ -337,10 +335,9 @@ fn gone(name: &str) -> String {
 }
 
 /// Takes the node's lock, waiting a moment for an old node manager to be gone.
-fn lock(path: &Path) -> Result<File> {
+fn lock(path: &Path, folder: &Folder) -> Result<File> {
     // A container that could open it could lock it, and keep every later nm from starting.
-    let path_of_lock = path.join("nm.lock");
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path_of_lock)?;
+    let file = folder.open_to_write(LOCK, 0o600).with_context(|| path.join(LOCK).display().to_string())?;
     file.set_permissions(fs::Permissions::from_mode(0o600))?;
     for _ in 0..20 {
         if fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {

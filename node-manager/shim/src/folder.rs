@@ -127,8 +127,20 @@ impl Folder {
     /// # Errors
     /// It is something else than a file, or may not be written.
     pub fn append(&self, name: impl Name, mode: u32) -> io::Result<File> {
+        self.writable(name, mode, OFlags::APPEND)
+    }
+
+    /// Opens a file of this folder to write into it, making it if it is not there.
+    ///
+    /// # Errors
+    /// It is something else than a file, or may not be written.
+    pub fn open_to_write(&self, name: impl Name, mode: u32) -> io::Result<File> {
+        self.writable(name, mode, OFlags::empty())
+    }
+
+    fn writable(&self, name: impl Name, mode: u32, how: OFlags) -> io::Result<File> {
         let name = name.one()?;
-        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW;
+        let flags = how | OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW;
         let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = openat(&self.0, name.as_c_str(), flags, Mode::from_raw_mode(mode))?;
         regular(&fstat(&file)?, &name)?;

@@ -1,10 +1,11 @@
 //! What a shim waits for: its children, what they say, the lease's end, and a node manager that stays away.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
-use nm_shim::{ByShim, Order};
+use nm_shim::{ByShim, Folder, Order};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, read};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process_group, wait};
@@ -15,6 +16,8 @@ use rustix::time::{
 
 use crate::output::Output;
 
+/// More than a lease's end ever has, bytes.
+const LEASE_MOST: u64 = 64;
 /// How often to look whether a node manager lives, ms.
 const NM_CHECK_MS: u64 = 10_000;
 /// Between TERM and kill of a container that nobody manages, ms.
@@ -144,8 +147,13 @@ fn drain(fd: &OwnedFd) {
 }
 
 /// A lease that cannot be read is no lease.
-fn read_lease(file: &std::path::Path) -> u64 {
-    fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+fn read_lease(file: &Path) -> u64 {
+    let read = || {
+        let name = file.file_name()?.to_str()?;
+        let text = Folder::open(file.parent()?).ok()?.read(name, LEASE_MOST).ok()??;
+        std::str::from_utf8(&text).ok()?.trim().parse().ok()
+    };
+    read().unwrap_or(0)
 }
 
 fn boottime_ms() -> u64 {
