@@ -38,8 +38,11 @@ fn large(host: &str, rack: &str) -> NodeSettings {
 fn paused_at(phase: &str, cluster: &Cluster, topics: &Topics, brokers: &Brokers) -> Job {
     let mut job = job(phase, 1, topics, brokers);
     let runs = cluster.shared().join(&job.name);
+    std::fs::create_dir(&runs).unwrap();
+    // The job is another user on each node.
+    std::fs::set_permissions(&runs, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     let script = format!(
-        "n=1; /bin/mkdir -p {0}; while ! /bin/mkdir {0}/$n 2>/dev/null; do n=$((n+1)); done; \
+        "n=1; while ! /bin/mkdir {}/$n 2>/dev/null; do n=$((n+1)); done; \
          if [ $n = 2 ]; then export SAMZA_TEST_PAUSE_AT={phase}; fi; exec ./counter",
         runs.display()
     );
