@@ -22,6 +22,10 @@ const PROCESSES: usize = 50;
 fn main() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
+        // Beside the usual sandbox: what it costs.
+        println!("without a sandbox:");
+        bare_containers().await;
+        println!("as usual:");
         let mut rm = FakeRm::start().await;
         rm.beat_ms = 500;
         let node = Node::start(&rm, &["--memory", "256GiB", "--cpu", "256"]);
@@ -33,6 +37,15 @@ fn main() {
         running(&mut session, &node, idle_kib).await;
     });
     bare();
+}
+
+/// Starts and lives with nothing taken away from containers.
+async fn bare_containers() {
+    let mut rm = FakeRm::start().await;
+    let _node = Node::start(&rm, &["--memory", "256GiB", "--cpu", "256", "--sandbox", "none"]);
+    let mut session = rm.join().await;
+    starts(&mut session).await;
+    lives(&mut session).await;
 }
 
 fn program(seq: u64, command: &[&str]) -> StartContainer {
