@@ -104,9 +104,15 @@ impl Containers {
 
     /// Whether what finds them is what it would be were it made anew.
     pub(crate) fn is_sound(&self) -> bool {
-        let mut anew = Containers::default();
-        self.all.values().cloned().for_each(|container| anew.insert(container));
-        (&anew.due, &anew.slots, &anew.apps) == (&self.due, &self.slots, &self.apps)
+        let of_slots = self.slots.iter().flat_map(|(slot, ids)| ids.iter().map(move |id| (slot, id)));
+        let in_slots = of_slots.filter(|(of, id)| self.all.get(id).is_some_and(|c| slot(&c.start) == **of));
+        let due = self.all.values().filter_map(|container| Some((container.due()?, container.start.id)));
+        let of_app = |app: &AppId| self.all.values().filter(|container| container.start.app == *app).count();
+        in_slots.count() == self.all.len()
+            && self.slots.values().all(|ids| !ids.is_empty())
+            && due.collect::<BTreeSet<_>>() == self.due
+            && self.apps.iter().all(|(app, count)| *count > 0 && *count == of_app(app))
+            && self.apps.values().sum::<usize>() == self.all.len()
     }
 }
 
