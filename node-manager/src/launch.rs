@@ -129,12 +129,12 @@ impl Launcher {
         for artefact in &start.artefacts {
             let name = artefact.name.as_str();
             // A container that runs as nm could have changed the file since it was looked at.
-            let check = (!self.users.are_others()).then_some(&artefact.digest);
+            let check = !self.users.are_others();
             let given = match packed(name) {
                 Some(packed) => open(root, &artefact.digest, check)
                     .and_then(|file| unpack(file, packed, &work, user, self.bounds)),
-                None if check.is_none() => give(root, &artefact.digest.0, &work, name),
-                None => copy(root, &artefact.digest, &work, name),
+                None if check => copy(root, &artefact.digest, &work, name),
+                None => give(root, &artefact.digest.0, &work, name),
             };
             given.with_context(|| format!("artefact `{name}`"))?;
         }

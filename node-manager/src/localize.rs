@@ -220,9 +220,9 @@ fn look(root: &Root, name: &str) -> Option<Look> {
 }
 
 /// Opens a cached file; with `check` only if it has that content still.
-pub(crate) fn open(root: &Root, digest: &Digest, check: Option<&Digest>) -> Result<File> {
+pub(crate) fn open(root: &Root, digest: &Digest, check: bool) -> Result<File> {
     let mut file = root.cache.file(digest.0.as_str())?;
-    if check.is_some() {
+    if check {
         if hash(&mut file, &mut io::sink())? != *digest {
             bail!(spoilt(root, digest));
         }

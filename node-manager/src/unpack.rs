@@ -13,8 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nm_shim::User;
-use nm_shim::folder::Folder;
-use rustix::fs::{Gid, Uid, fchown};
+use nm_shim::folder::{Folder, chown};
 use tar::EntryType;
 
 /// Levels of folders in an archive.
@@ -228,7 +227,7 @@ impl Target<'_> {
             io::Write::write_all(&mut file, &buffer[..read])?;
         }
         if let Some(user) = self.user {
-            fchown(&file, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
+            chown(&file, user)?;
         }
         Ok(())
     }

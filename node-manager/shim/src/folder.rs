@@ -578,13 +578,12 @@ fn is_no_folder(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotADirectory || error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
 }
 
-fn ids(user: User) -> (Option<Uid>, Option<Gid>) {
-    (Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))
-}
-
-fn chown(file: impl AsFd, user: User) -> io::Result<()> {
-    let (uid, gid) = ids(user);
-    Ok(fchown(file, uid, gid)?)
+/// Gives an open file or folder to a user.
+///
+/// # Errors
+/// Only root may.
+pub fn chown(file: impl AsFd, user: User) -> io::Result<()> {
+    Ok(fchown(file, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?)
 }
 
 fn now() -> Timestamps {
