@@ -1,7 +1,7 @@
 //! A container's control group and those that it made below it: what is in all of them, and their removal. A container
 //! may make many, and deep ones: they are walked by handle, one at a time, and never recursively.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::path::Path;
 
@@ -18,7 +18,7 @@ const LIST: u64 = 64 << 20;
 /// It cannot be read.
 pub fn processes_below(group: &Path) -> io::Result<Option<Vec<u32>>> {
     let mut found = Vec::new();
-    let walked = walk(group, &mut |folder| {
+    let mut look = |folder: &Folder| {
         let text = match folder.read("cgroup.procs", LIST) {
             // It went meanwhile; or it is one of threads, whose processes are in the list of the one above.
             Err(error) if is_gone(&error) || is_of_threads(&error) => None,
@@ -27,8 +27,8 @@ pub fn processes_below(group: &Path) -> io::Result<Option<Vec<u32>>> {
         let text = String::from_utf8_lossy(text.as_deref().unwrap_or_default()).into_owned();
         found.extend(text.lines().filter_map(|line| line.trim().parse::<u32>().ok()));
         Ok(())
-    });
-    match walked {
+    };
+    match walk(group, &mut look, &mut |_, _| Ok(())) {
         Err(error) if is_gone(&error) => Ok(None),
         walked => walked.map(|()| Some(found)),
     }
@@ -39,25 +39,9 @@ pub fn processes_below(group: &Path) -> io::Result<Option<Vec<u32>>> {
 /// # Errors
 /// A process is in one of them.
 pub fn remove_below(group: &Path) -> io::Result<()> {
-    let mut at = match Folder::open(group) {
-        Err(error) if is_gone(&error) => return Ok(()),
-        other => other?,
-    };
-    // The way down to where it is, and of each level the groups that are still to be removed.
-    let mut way: Vec<CString> = Vec::new();
-    let mut left = vec![groups(&at)?];
-    while let Some(names) = left.last_mut() {
-        if let Some(name) = names.pop() {
-            at = at.folder(name.as_c_str())?;
-            left.push(groups(&at)?);
-            way.push(name);
-            continue;
-        }
-        left.pop();
-        if let Some(name) = way.pop() {
-            at = at.above()?;
-            at.remove_empty(name.as_c_str())?;
-        }
+    match walk(group, &mut |_| Ok(()), &mut |above, name| above.remove_empty(name)) {
+        Err(error) if is_gone(&error) => {}
+        walked => walked?,
     }
     match std::fs::remove_dir(group) {
         Err(error) if is_gone(&error) => Ok(()),
@@ -65,17 +49,24 @@ pub fn remove_below(group: &Path) -> io::Result<()> {
     }
 }
 
-/// Calls `look` for a group and each below it.
-fn walk(group: &Path, look: &mut dyn FnMut(&Folder) -> io::Result<()>) -> io::Result<()> {
+/// Calls `look` for a group and each below it, and `leave` for each below it with the one above, when those below that
+/// were left.
+fn walk(
+    group: &Path,
+    look: &mut dyn FnMut(&Folder) -> io::Result<()>,
+    leave: &mut dyn FnMut(&Folder, &CStr) -> io::Result<()>,
+) -> io::Result<()> {
     let mut at = Folder::open(group)?;
     look(&at)?;
-    // Of each level those that are still to be walked.
+    // The way down to where it is, and of each level those that are still to be walked.
+    let mut way: Vec<CString> = Vec::new();
     let mut left = vec![groups(&at)?];
     while let Some(names) = left.last_mut() {
         let Some(name) = names.pop() else {
             left.pop();
-            if !left.is_empty() {
+            if let Some(name) = way.pop() {
                 at = at.above()?;
+                leave(&at, &name)?;
             }
             continue;
         };
@@ -85,6 +76,7 @@ fn walk(group: &Path, look: &mut dyn FnMut(&Folder) -> io::Result<()>) -> io::Re
         };
         look(&below)?;
         left.push(groups(&below)?);
+        way.push(name);
         at = below;
     }
     Ok(())
